@@ -1,0 +1,94 @@
+"""What every model of bytes promises here: the contract that training, evaluation and generation rely on."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mambabyte.errors import UserError
+
+VOCABULARY = 256
+State = list[tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class FlopsPerByte:
+    """Floating-point operations per byte, a multiply-add counted as two. Training is three times inference."""
+
+    inference: float
+
+    @property
+    def training(self) -> float:
+        return 3 * self.inference
+
+
+@dataclass
+class ByteLMConfig:
+    """The hyperparameters of a model; its YAML fills it, and checkpoints carry it as plain JSON."""
+
+    model: ClassVar[type[ByteLM]]
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, expected = getattr(self, field.name), hints[field.name]
+            allowed = typing.get_args(expected) or (expected,)
+            if float in allowed and type(value) is int:
+                setattr(self, field.name, float(value))
+            elif type(value) not in allowed:
+                wanted = " or ".join("null" if a is type(None) else a.__name__ for a in allowed)
+                raise UserError(f"model.{field.name} must be of type {wanted}, not {value!r}.")
+
+    def build(self) -> ByteLM:
+        """The model, freshly initialised from PyTorch's global generator."""
+        return self.model(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, read back by `config_from_dict`."""
+        return {"_target_": f"mambabyte.models.{type(self).__name__}", **dataclasses.asdict(self)}
+
+
+class ByteLM(nn.Module):
+    """A causal language model over the 256 bytes; none of them is padding."""
+
+    def __init__(self, config: ByteLMConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, bytes: Tensor, state: State | None = None, document_start: Tensor | None = None) -> Tensor:
+        """Logits (B, L, 256) for bytes (B, L) of any integer type; logits[:, t] predicts byte t + 1 from bytes <= t.
+
+        `state` is what came before, from `prefill` or `step`. With `document_start` (B, L) boolean, a marked byte and
+        those after it see nothing before it.
+        """
+        raise NotImplementedError
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before any byte: tensors whose first dimension is the batch."""
+        raise NotImplementedError
+
+    def prefill(self, bytes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Logits (B, L, 256) and the state after the last byte. Cut anywhere, the logits equal `forward`'s."""
+        raise NotImplementedError
+
+    def step(self, byte: Tensor, state: State) -> tuple[Tensor, State]:
+        """Logits (B, 256) after one more byte (B,), and the new state."""
+        logits, state = self.prefill(byte.unsqueeze(1), state)
+        return logits[:, 0], state
+
+    def flops_per_byte(self, context_length: int) -> FlopsPerByte:
+        """Analytic cost of one byte in a window of `context_length` bytes."""
+        raise NotImplementedError
+
+    def num_parameters(self) -> int:
+        """Parameters, a tied one counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device

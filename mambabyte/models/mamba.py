@@ -1,0 +1,201 @@
+"""MambaByte (arXiv 2401.13660): a stack of Mamba-1 blocks (arXiv 2312.00752, section 3.4) on raw bytes.
+
+    B batch   L length   d model width   D = expand * d inner channels
+    N state size   W convolution width   R rank of the step-size projection
+
+A block adds mixer(norm(x)) to the residual stream x, which stays fp32 under autocast. The mixer projects to x and z
+(B, L, D), convolves x causally, derives from it the step size and the projections B, C of the scan, scans, gates by z
+and projects back. Parameter names are those of mamba_ssm's MambaLMHeadModel, so published weights load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from mambabyte.errors import UserError
+from mambabyte.models.byte_lm import VOCABULARY, ByteLM, ByteLMConfig, FlopsPerByte, State
+from mambabyte.ops import causal_conv1d, selective_scan
+
+
+@dataclass
+class MambaByteConfig(ByteLMConfig):
+    """The paper's models are `norm: layer`, untied; `norm: rms`, tied are Mamba's own choices."""
+
+    d_model: int = 256
+    n_layer: int = 4
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    dt_rank: int | None = None  # ceil(d_model / 16) when null
+    dt_min: float = 1e-3
+    dt_max: float = 1e-1
+    norm: str = "layer"
+    norm_epsilon: float = 1e-5
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("d_model", "n_layer", "d_state", "d_conv", "expand"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} must be at least 1, not {getattr(self, name)}.")
+        if self.norm not in ("layer", "rms"):
+            raise UserError(f"model.norm must be 'layer' or 'rms', not {self.norm!r}.")
+        if not 0 < self.dt_min < self.dt_max:
+            raise UserError(f"model.dt_min and dt_max must satisfy 0 < dt_min < dt_max, not {self.dt_min}, {self.dt_max}.")
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model
+
+    @property
+    def time_step_rank(self) -> int:
+        return self.dt_rank or math.ceil(self.d_model / 16)
+
+    def make_norm(self) -> nn.Module:
+        norm = nn.LayerNorm if self.norm == "layer" else nn.RMSNorm
+        return norm(self.d_model, eps=self.norm_epsilon)
+
+
+class Mixer(nn.Module):
+    """The Mamba block's inside: (B, L, d) -> (B, L, d)."""
+
+    def __init__(self, config: MambaByteConfig) -> None:
+        super().__init__()
+        inner, rank, states = config.d_inner, config.time_step_rank, config.d_state
+        self.rank, self.d_state = rank, states
+        self.in_proj = nn.Linear(config.d_model, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner)  # holds the weights; the op is ours
+        self.x_proj = nn.Linear(inner, rank + 2 * states, bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.empty(inner, states))
+        self.D = nn.Parameter(torch.empty(inner))
+        self.out_proj = nn.Linear(inner, config.d_model, bias=False)
+
+    def forward(
+        self, hidden: Tensor, state: tuple[Tensor, ...] | None, document_start: Tensor | None, keep_state: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        conv_state, scan_state = state or (None, None)
+        x, z = self.in_proj(hidden).chunk(2, dim=-1)
+        convolved = causal_conv1d(
+            x, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv_state, keep_state, document_start
+        )
+        x, conv_state = convolved if keep_state else (convolved, None)
+        step_size, B, C = self.x_proj(x).split([self.rank, self.d_state, self.d_state], dim=-1)
+        scanned = selective_scan(
+            x,
+            linear(step_size, self.dt_proj.weight),  # its bias is added in fp32, inside the scan
+            -torch.exp(self.A_log.float()),
+            B,
+            C,
+            self.D,
+            z,
+            self.dt_proj.bias,
+            delta_softplus=True,
+            initial_state=scan_state,
+            return_final_state=keep_state,
+            document_start=document_start,
+        )
+        y, scan_state = scanned if keep_state else (scanned, None)
+        return self.out_proj(y), (conv_state, scan_state) if keep_state else None
+
+
+class Block(nn.Module):
+    """Pre-norm residual block; the residual stream is fp32."""
+
+    def __init__(self, config: MambaByteConfig) -> None:
+        super().__init__()
+        self.norm = config.make_norm()
+        self.mixer = Mixer(config)
+
+
+class Backbone(nn.Module):
+    def __init__(self, config: MambaByteConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, config.d_model)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm_f = config.make_norm()
+
+
+class MambaByte(ByteLM):
+    """The model of the paper. Its state is, per layer, the last W-1 inputs (B, W-1, D) and the scan's (B, D, N)."""
+
+    config: MambaByteConfig
+
+    def __init__(self, config: MambaByteConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config)
+        self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.backbone.embedding.weight
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Mamba's initialisation (arXiv 2312.00752, section 3.6); linear layers keep PyTorch's default.
+
+        A is S4D-real, -1 .. -N in every channel; the step size's bias is softplus^-1 of log-uniform draws from
+        [dt_min, dt_max]; output projections are scaled by 1 / sqrt(layers), as each adds to the residual stream.
+        """
+        config = self.config
+        nn.init.normal_(self.backbone.embedding.weight, std=0.02)
+        for layer in self.backbone.layers:
+            mixer = layer.mixer
+            mixer.A_log.copy_(torch.arange(1, config.d_state + 1, dtype=torch.float32).log().expand_as(mixer.A_log))
+            mixer.D.fill_(1.0)
+            mixer.A_log._no_weight_decay = mixer.D._no_weight_decay = True
+            nn.init.uniform_(mixer.dt_proj.weight, -(config.time_step_rank**-0.5), config.time_step_rank**-0.5)
+            low, high = math.log(config.dt_min), math.log(config.dt_max)
+            step_size = torch.exp(torch.rand_like(mixer.dt_proj.bias) * (high - low) + low)
+            mixer.dt_proj.bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))
+            mixer.out_proj.weight.div_(math.sqrt(config.n_layer))
+
+    def forward(self, bytes: Tensor, state: State | None = None, document_start: Tensor | None = None) -> Tensor:
+        return self._run(bytes, state, document_start, keep_state=False)[0]
+
+    def prefill(self, bytes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        logits, state = self._run(bytes, state, None, keep_state=True)
+        assert state is not None
+        return logits, state
+
+    def initial_state(self, batch_size: int) -> State:
+        config, weight = self.config, self.lm_head.weight
+        return [
+            (
+                weight.new_zeros(batch_size, config.d_conv - 1, config.d_inner),
+                weight.new_zeros(batch_size, config.d_inner, config.d_state),
+            )
+            for _ in range(config.n_layer)
+        ]
+
+    def _run(
+        self, bytes: Tensor, state: State | None, document_start: Tensor | None, keep_state: bool
+    ) -> tuple[Tensor, State | None]:
+        residual = self.backbone.embedding(bytes.long())
+        residual = residual.to(torch.promote_types(residual.dtype, torch.float32))
+        after: State = []
+        for index, layer in enumerate(self.backbone.layers):
+            before = None if state is None else state[index]
+            update, layer_state = layer.mixer(layer.norm(residual), before, document_start, keep_state)
+            residual = residual + update
+            if layer_state is not None:
+                after.append(layer_state)
+        return self.lm_head(self.backbone.norm_f(residual)), after if keep_state else None
+
+    def flops_per_byte(self, context_length: int) -> FlopsPerByte:
+        """Matrix products and convolution, 7 per state for the scan (dt A, exp, dt u B, a h +, C h +), and the head.
+
+        It does not depend on the context's length: that is what a recurrence is for.
+        """
+        config = self.config
+        d, inner, rank, states = config.d_model, config.d_inner, config.time_step_rank, config.d_state
+        products = 2 * d * inner + inner * (rank + 2 * states) + rank * inner + inner * d + inner * config.d_conv
+        layer = 2 * products + 7 * inner * states
+        return FlopsPerByte(float(config.n_layer * layer + 2 * d * VOCABULARY))
+
+
+MambaByteConfig.model = MambaByte

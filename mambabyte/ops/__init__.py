@@ -1,0 +1,7 @@
+"""The operations that a Mamba block is made of. Letters: B batch, L length, D inner channels, N state size."""
+
+from mambabyte.ops.backends import Backend, backend_for, describe_backends, use_backend
+from mambabyte.ops.causal_conv1d import causal_conv1d
+from mambabyte.ops.selective_scan import selective_scan
+
+__all__ = ["Backend", "backend_for", "causal_conv1d", "describe_backends", "selective_scan", "use_backend"]

@@ -1,0 +1,37 @@
+"""Tensors as the C structures that the kernels read."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+
+class Rows(ctypes.Structure):
+    """A (B, L, width) tensor whose last dimension is contiguous."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("time_stride", ctypes.c_int64)]
+
+
+def rows(tensor: Tensor | None) -> Rows:
+    """Pointer and strides (in elements) of a (B, L, width) tensor; null for None."""
+    if tensor is None:
+        return Rows(None, 0, 0)
+    return Rows(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """Address of a contiguous tensor's data; null for None."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in `dtype` with a contiguous last dimension, copied only where it has to be."""
+    tensor = tensor.to(dtype)
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def kernel_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels read for activations of `dtype`: bf16 as it is, everything else as fp32."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32

@@ -1,0 +1,116 @@
+"""Compiles the C++ kernels at first use and loads them.
+
+The library is kept in a user cache under a key of the sources, the compiler and the processor, so it is built once per
+machine (a few seconds) and never used on another kind of processor. The kernels use no PyTorch headers: tensors cross
+as plain pointers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCES = ("selective_scan.cpp", "causal_conv1d.cpp")
+HEADERS = ("vector.h",)
+# No -ffast-math: it would reassociate the rounding in exp2, and leave the whole process flushing denormals.
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w")
+TUNING = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ())
+
+
+class KernelUnavailable(RuntimeError):
+    """The fused CPU kernels cannot be used here; the message says why in one line."""
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: ``$XDG_CACHE_HOME/mambabyte`` or ``~/.cache/mambabyte``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mambabyte"
+
+
+def find_compiler() -> str | None:
+    """The first C++ compiler of ``$CXX``, c++, g++, clang++ that is on the path."""
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and shutil.which(name):
+            return shutil.which(name)
+    return None
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded kernels, compiled first if this machine has not done so yet.
+
+    Raises:
+        KernelUnavailable: no compiler, or the sources do not compile here.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise KernelUnavailable("no C++ compiler found (install g++ or clang++, or set CXX)")
+    try:
+        path = _cached_path(compiler)
+        if not path.exists():
+            _compile(compiler, path)
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelUnavailable(f"the compiled kernels cannot be stored or loaded ({error})") from error
+    loaded.mambabyte_chunk.restype = ctypes.c_int64
+    loaded.mambabyte_lanes.restype = ctypes.c_int64
+    return loaded
+
+
+def available() -> tuple[bool, str]:
+    """Whether the kernels can be used, and the reason in a few words."""
+    try:
+        library()
+    except KernelUnavailable as error:
+        return False, str(error)
+    return True, "compiled for this processor"
+
+
+def _cached_path(compiler: str) -> Path:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    digest = hashlib.sha256()
+    for name in (*SOURCES, *HEADERS):
+        digest.update((Path(__file__).parent / name).read_bytes())
+    digest.update(repr((FLAGS, TUNING, version, _processor())).encode())
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        folder = Path(tempfile.gettempdir()) / f"mambabyte-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise KernelUnavailable(f"{folder} belongs to somebody else, and {cache_folder()} is not writable")
+    return folder / f"kernels-{digest.hexdigest()[:16]}.so"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+
+
+def _compile(compiler: str, path: Path) -> None:
+    here = Path(__file__).parent
+    message = ""
+    for tuning in TUNING:
+        handle, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
+        os.close(handle)
+        command = [compiler, *FLAGS, *tuning, *(str(here / name) for name in SOURCES), "-o", temporary]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode == 0:
+            os.replace(temporary, path)  # another process may have won the race: either file will do
+            return
+        os.unlink(temporary)
+        message = message or (result.stderr.strip().splitlines() or ["no message"])[0]
+    raise KernelUnavailable(f"{compiler} could not compile the kernels ({message})")

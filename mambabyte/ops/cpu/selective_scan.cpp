@@ -1,0 +1,331 @@
+// The selective scan of Mamba (arXiv 2312.00752, algorithm 2 and section 3.3.2) on a CPU, forward and backward.
+//
+//   dt = softplus(delta + delta_bias)            h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] u[t]
+//   y[t] = <C[t], h[t]> + D u[t]                 out[t] = y[t] * silu(z[t])
+//
+// Channels are the vector lanes; time is walked in chunks of kChunk steps and, inside a chunk, the N states in tiles
+// of kTile that live in registers. The state of shape (B, L, D, N) is never written: the forward pass keeps the state
+// at each chunk's start, and the backward pass recomputes the chunk from it (the paper's recomputation).
+//
+// Work is split over (batch, group of channel blocks); each group writes its own partial sums of the gradients that
+// are reduced over channels (B, C), so results do not depend on the order in which threads run.
+#include "vector.h"
+
+namespace mambabyte {
+namespace {
+
+constexpr int kChunk = 32;
+constexpr int kTile = 8;
+
+// Row t of batch b of a (B, L, width) tensor: data + b * batch_stride + t * time_stride, last dimension contiguous.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t batch_stride, time_stride;
+  T* at(int64_t b, int64_t t) const { return data + b * batch_stride + t * time_stride; }
+};
+
+struct RawRows {
+  void* data;
+  int64_t batch_stride, time_stride;
+  template <class T>
+  Rows<T> as() const { return {static_cast<T*>(data), batch_stride, time_stride}; }
+};
+
+}  // namespace
+
+extern "C" {
+
+struct SelectiveScanArguments {
+  int64_t batch, length, channels, states, groups;
+  int32_t threads, bfloat16, softplus;
+  RawRows u, delta, z, B, C;      // z.data may be null
+  const float* A;                 // (D, N)
+  const float* D;                 // (D) or null
+  const float* delta_bias;        // (D) or null
+  const uint8_t* document_start;  // (B, L) or null
+  RawRows out;
+  // (B, chunks + 1, blocks, N, lanes): the state at each chunk's start and after the last one; [:, 0] is filled by the
+  // caller. With keep_states == 0 only two of them are kept, in turn.
+  float* states_data;
+  int32_t keep_states;
+  // backward only
+  RawRows grad_out, grad_u, grad_delta, grad_z;
+  float* grad_state;       // (B, blocks, N, lanes): in, of the final state; out, of the initial state
+  float* grad_A;           // (B, blocks, N, lanes)
+  float* grad_D;           // (B, D) or null
+  float* grad_delta_bias;  // (B, D) or null
+  float* grad_B;           // (B, groups, L, N)
+  float* grad_C;           // (B, groups, L, N)
+};
+
+int64_t mambabyte_chunk() { return kChunk; }
+int64_t mambabyte_lanes() { return kLanes; }
+}
+
+namespace {
+
+struct Block {  // what one block of 16 channels needs of one chunk
+  Vec u[kChunk], dt[kChunk], dtu[kChunk], y[kChunk];
+};
+
+// Walks `steps` steps of NT states from `h`, adding to y. With Save, decays[t] and states[t] (before step t) are kept.
+template <int NT, bool Save>
+inline void scan_tile(const Block& block, int steps, const float* B, const float* C, int64_t N, const Vec* A_log2e,
+                      const uint8_t* start, Vec* h, Vec* y, Vec* decays, Vec* states) {
+  Vec state[NT], rate[NT];
+  for (int n = 0; n < NT; ++n) state[n] = h[n], rate[n] = A_log2e[n];
+  for (int t = 0; t < steps; ++t) {
+    const Vec dt = block.dt[t], dtu = block.dtu[t];
+    const float keep = start && start[t] ? 0.0f : 1.0f;
+    Vec total = {};
+#pragma GCC unroll 8
+    for (int n = 0; n < NT; ++n) {
+      Vec decay = exp2(dt * rate[n]);
+      if (start) decay *= keep;
+      if (Save) decays[t * NT + n] = decay, states[t * NT + n] = state[n];
+      state[n] = state[n] * decay + dtu * B[t * N + n];
+      total += state[n] * C[t * N + n];
+    }
+    y[t] += total;
+  }
+  for (int n = 0; n < NT; ++n) h[n] = state[n];
+}
+
+struct Gradients {  // of one chunk and one block of channels
+  Vec y[kChunk], dt[kChunk], dtu[kChunk];
+};
+
+template <int NT>
+inline void backward_tile(const Block& block, Gradients& grad, int steps, const float* B, const float* C, int64_t N,
+                          const Vec* A, const Vec* decays, const Vec* states, const Vec* last_state, Vec* carry,
+                          Vec* grad_A, Vec* grad_B, Vec* grad_C) {
+  Vec adjoint[NT], rate_grad[NT];
+  for (int n = 0; n < NT; ++n) adjoint[n] = carry[n], rate_grad[n] = grad_A[n];
+  for (int t = steps - 1; t >= 0; --t) {
+    const Vec gy = grad.y[t], dt = block.dt[t], dtu = block.dtu[t];
+    const Vec* after = t + 1 < steps ? states + (t + 1) * NT : last_state;
+    Vec grad_dt = {}, grad_dtu = {};
+#pragma GCC unroll 8
+    for (int n = 0; n < NT; ++n) {
+      const Vec dh = adjoint[n] + gy * C[t * N + n];
+      grad_C[t * N + n] += gy * after[n];
+      grad_B[t * N + n] += dh * dtu;
+      grad_dtu += dh * B[t * N + n];
+      adjoint[n] = dh * decays[t * NT + n];
+      const Vec exponent = adjoint[n] * states[t * NT + n];  // gradient of dt * A[n]
+      grad_dt += exponent * A[n];
+      rate_grad[n] += exponent * dt;
+    }
+    grad.dt[t] += grad_dt;
+    grad.dtu[t] += grad_dtu;
+  }
+  for (int n = 0; n < NT; ++n) carry[n] = adjoint[n], grad_A[n] = rate_grad[n];
+}
+
+template <class T>
+class SelectiveScan {
+ public:
+  SelectiveScan(const SelectiveScanArguments& a, bool backward)
+      : a_(a), u_(a.u.as<T>()), delta_(a.delta.as<T>()), z_(a.z.as<T>()), out_(a.out.as<T>()), N_(a.states),
+        blocks_((a.channels + kLanes - 1) / kLanes), chunks_((a.length + kChunk - 1) / kChunk), backward_(backward) {}
+
+  // One batch element and one contiguous group of channel blocks.
+  void run(int64_t b, int64_t group) {
+    const int64_t first = blocks_ * group / a_.groups, last = blocks_ * (group + 1) / a_.groups;
+    B_ = new float[kChunk * N_], C_ = new float[kChunk * N_];
+    A_ = new Vec[(last - first) * N_];
+    for (int64_t block = first; block < last; ++block)
+      for (int64_t n = 0; n < N_; ++n) {
+        Vec v = {};
+        for (int i = 0; i < lanes(block); ++i) v[i] = a_.A[(block * kLanes + i) * N_ + n];
+        A_[(block - first) * N_ + n] = v;
+      }
+    rate_ = new Vec[(last - first) * N_];
+    for (int64_t i = 0; i < (last - first) * N_; ++i) rate_[i] = A_[i] * kLog2E;
+    if (backward_)
+      run_backward(b, group, first, last);
+    else
+      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+        load_chunk(b, chunk);
+        for (int64_t block = first; block < last; ++block) forward(b, chunk, block, block - first);
+      }
+    delete[] B_, delete[] C_, delete[] A_, delete[] rate_;
+  }
+
+ private:
+  int lanes(int64_t block) const {
+    const int64_t left = a_.channels - block * kLanes;
+    return left < kLanes ? int(left) : kLanes;
+  }
+  int steps(int64_t chunk) const {
+    const int64_t left = a_.length - chunk * kChunk;
+    return left < kChunk ? int(left) : kChunk;
+  }
+  Vec* state(int64_t b, int64_t chunk, int64_t block) const {
+    const int64_t kept = a_.keep_states ? chunks_ + 1 : 2, slot = a_.keep_states ? chunk : chunk % 2;
+    return reinterpret_cast<Vec*>(a_.states_data) + ((b * kept + slot) * blocks_ + block) * N_;
+  }
+  const uint8_t* start(int64_t b, int64_t chunk) const {
+    if (!a_.document_start) return nullptr;
+    const uint8_t* p = a_.document_start + b * a_.length + chunk * kChunk;
+    for (int t = 0; t < steps(chunk); ++t)
+      if (p[t]) return p;
+    return nullptr;
+  }
+  static Vec optional(const float* p, int64_t block, int lanes) { return p ? load(p + block * kLanes, lanes) : Vec{}; }
+
+  void load_chunk(int64_t b, int64_t chunk) {
+    for (int t = 0; t < steps(chunk); ++t) {
+      const T* B = a_.B.as<T>().at(b, chunk * kChunk + t);
+      const T* C = a_.C.as<T>().at(b, chunk * kChunk + t);
+      for (int64_t n = 0; n < N_; ++n) B_[t * N_ + n] = scalar(B[n]), C_[t * N_ + n] = scalar(C[n]);
+    }
+    start_ = start(b, chunk);
+  }
+
+  void load_block(int64_t b, int64_t chunk, int64_t block, Block& x) const {
+    const int lanes = this->lanes(block);
+    const Vec bias = optional(a_.delta_bias, block, lanes);
+    for (int t = 0; t < steps(chunk); ++t) {
+      const int64_t row = chunk * kChunk + t;
+      const Vec raw = load(delta_.at(b, row) + block * kLanes, lanes) + bias;
+      x.u[t] = load(u_.at(b, row) + block * kLanes, lanes);
+      x.dt[t] = a_.softplus ? softplus(raw) : raw;
+      x.dtu[t] = x.dt[t] * x.u[t];
+      x.y[t] = Vec{};
+    }
+  }
+
+  void forward(int64_t b, int64_t chunk, int64_t block, int64_t local) const {
+    Block x;
+    load_block(b, chunk, block, x);
+    Vec* next = state(b, chunk + 1, block);
+    std::memcpy(next, state(b, chunk, block), N_ * sizeof(Vec));
+    const Vec* rate = rate_ + local * N_;
+    int64_t n = 0;
+    for (; n + kTile <= N_; n += kTile)
+      scan_tile<kTile, false>(x, steps(chunk), B_ + n, C_ + n, N_, rate + n, start_, next + n, x.y, nullptr, nullptr);
+    for (; n < N_; ++n)
+      scan_tile<1, false>(x, steps(chunk), B_ + n, C_ + n, N_, rate + n, start_, next + n, x.y, nullptr, nullptr);
+    const int lanes = this->lanes(block);
+    const Vec D = optional(a_.D, block, lanes);
+    for (int t = 0; t < steps(chunk); ++t) {
+      const int64_t row = chunk * kChunk + t;
+      Vec out = x.y[t] + D * x.u[t];
+      if (z_.data) {
+        const Vec z = load(z_.at(b, row) + block * kLanes, lanes);
+        out *= z * sigmoid(z);
+      }
+      store(out_.at(b, row) + block * kLanes, out, lanes);
+    }
+  }
+
+  template <int NT>
+  void recompute_and_differentiate(Block& x, Gradients& grad, int steps, int64_t n, const Vec* before, const Vec* A,
+                                   const Vec* rate, Vec* carry, Vec* grad_A, Vec* grad_B, Vec* grad_C) const {
+    Vec decays[kChunk * NT], states[kChunk * NT], h[NT];
+    for (int i = 0; i < NT; ++i) h[i] = before[n + i];
+    scan_tile<NT, true>(x, steps, B_ + n, C_ + n, N_, rate + n, start_, h, x.y, decays, states);
+    backward_tile<NT>(x, grad, steps, B_ + n, C_ + n, N_, A + n, decays, states, h, carry + n, grad_A + n, grad_B + n,
+                      grad_C + n);
+  }
+
+  void run_backward(int64_t b, int64_t group, int64_t first, int64_t last) {
+    Vec* grad_B = new Vec[kChunk * N_];
+    Vec* grad_C = new Vec[kChunk * N_];
+    for (int64_t chunk = chunks_ - 1; chunk >= 0; --chunk) {
+      load_chunk(b, chunk);
+      std::memset(static_cast<void*>(grad_B), 0, kChunk * N_ * sizeof(Vec));
+      std::memset(static_cast<void*>(grad_C), 0, kChunk * N_ * sizeof(Vec));
+      for (int64_t block = first; block < last; ++block) backward(b, chunk, block, block - first, grad_B, grad_C);
+      const int64_t offset = ((b * a_.groups + group) * a_.length + chunk * kChunk) * N_;
+      for (int64_t i = 0; i < steps(chunk) * N_; ++i) {
+        a_.grad_B[offset + i] = sum(grad_B[i]);
+        a_.grad_C[offset + i] = sum(grad_C[i]);
+      }
+    }
+    delete[] grad_B, delete[] grad_C;
+  }
+
+  void backward(int64_t b, int64_t chunk, int64_t block, int64_t local, Vec* grad_B, Vec* grad_C) const {
+    const int lanes = this->lanes(block), steps = this->steps(chunk);
+    const int64_t first_channel = block * kLanes;
+    Block x;
+    Gradients grad;
+    load_block(b, chunk, block, x);
+    const Rows<T> grad_out = a_.grad_out.as<T>();
+    for (int t = 0; t < steps; ++t) {
+      const int64_t row = chunk * kChunk + t;
+      grad.y[t] = load(grad_out.at(b, row) + first_channel, lanes);
+      if (z_.data) {
+        const Vec z = load(z_.at(b, row) + first_channel, lanes);
+        grad.y[t] *= z * sigmoid(z);
+      }
+      grad.dt[t] = grad.dtu[t] = Vec{};
+    }
+    const Vec* before = state(b, chunk, block);
+    const Vec *A = A_ + local * N_, *rate = rate_ + local * N_;
+    Vec* carry = reinterpret_cast<Vec*>(a_.grad_state) + (b * blocks_ + block) * N_;
+    Vec* grad_A = reinterpret_cast<Vec*>(a_.grad_A) + (b * blocks_ + block) * N_;
+    int64_t n = 0;
+    for (; n + kTile <= N_; n += kTile)
+      recompute_and_differentiate<kTile>(x, grad, steps, n, before, A, rate, carry, grad_A, grad_B, grad_C);
+    for (; n < N_; ++n)
+      recompute_and_differentiate<1>(x, grad, steps, n, before, A, rate, carry, grad_A, grad_B, grad_C);
+
+    const Vec D = optional(a_.D, block, lanes), bias = optional(a_.delta_bias, block, lanes);
+    Vec grad_D = {}, grad_bias = {};
+    for (int t = 0; t < steps; ++t) {
+      const int64_t row = chunk * kChunk + t;
+      if (z_.data) {
+        const Vec z = load(z_.at(b, row) + first_channel, lanes), gate = sigmoid(z);
+        const Vec out = load(grad_out.at(b, row) + first_channel, lanes);
+        const Vec grad_z = out * (x.y[t] + D * x.u[t]) * gate * (1.0f + z * (1.0f - gate));
+        store(a_.grad_z.as<T>().at(b, row) + first_channel, grad_z, lanes);
+      }
+      Vec grad_delta = grad.dt[t] + grad.dtu[t] * x.u[t];
+      if (a_.softplus) grad_delta *= sigmoid(load(delta_.at(b, row) + first_channel, lanes) + bias);
+      store(a_.grad_delta.as<T>().at(b, row) + first_channel, grad_delta, lanes);
+      store(a_.grad_u.as<T>().at(b, row) + first_channel, grad.y[t] * D + grad.dtu[t] * x.dt[t], lanes);
+      grad_D += grad.y[t] * x.u[t];
+      grad_bias += grad_delta;
+    }
+    const int64_t channel = b * a_.channels + first_channel;
+    if (a_.grad_D) store(a_.grad_D + channel, load(a_.grad_D + channel, lanes) + grad_D, lanes);
+    if (a_.grad_delta_bias)
+      store(a_.grad_delta_bias + channel, load(a_.grad_delta_bias + channel, lanes) + grad_bias, lanes);
+  }
+
+  const SelectiveScanArguments& a_;
+  const Rows<T> u_, delta_, z_, out_;
+  const int64_t N_, blocks_, chunks_;
+  const bool backward_;
+  float *B_ = nullptr, *C_ = nullptr;  // this chunk's, (steps, N)
+  Vec *A_ = nullptr, *rate_ = nullptr;  // A and A log2(e), (blocks of the group, N, lanes)
+  const uint8_t* start_ = nullptr;
+};
+
+template <class T>
+void run_all(const SelectiveScanArguments& a, bool backward) {
+#pragma omp parallel for schedule(static) num_threads(a.threads) if (a.threads > 1)
+  for (int64_t task = 0; task < a.batch * a.groups; ++task) {
+    FlushDenormals guard;
+    SelectiveScan<T>(a, backward).run(task / a.groups, task % a.groups);
+  }
+}
+
+void dispatch(const SelectiveScanArguments& a, bool backward) {
+  if (a.bfloat16)
+    run_all<BFloat16>(a, backward);
+  else
+    run_all<float>(a, backward);
+}
+
+}  // namespace
+}  // namespace mambabyte
+
+extern "C" {
+void mambabyte_selective_scan_forward(const mambabyte::SelectiveScanArguments* a) { mambabyte::dispatch(*a, false); }
+void mambabyte_selective_scan_backward(const mambabyte::SelectiveScanArguments* a) { mambabyte::dispatch(*a, true); }
+}

@@ -1,0 +1,165 @@
+"""The fused CPU scan (`mambabyte/ops/cpu/selective_scan.cpp`) as an autograd function."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambabyte.ops.cpu.arguments import Rows, as_rows, kernel_dtype, pointer, rows
+from mambabyte.ops.cpu.build import library
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "states", "groups")),
+        *((name, ctypes.c_int32) for name in ("threads", "bfloat16", "softplus")),
+        *((name, Rows) for name in ("u", "delta", "z", "B", "C")),
+        *((name, ctypes.c_void_p) for name in ("A", "D", "delta_bias", "document_start")),
+        ("out", Rows),
+        ("states_data", ctypes.c_void_p),
+        ("keep_states", ctypes.c_int32),
+        *((name, Rows) for name in ("grad_out", "grad_u", "grad_delta", "grad_z")),
+        *((name, ctypes.c_void_p) for name in ("grad_state", "grad_A", "grad_D", "grad_delta_bias", "grad_B", "grad_C")),
+    ]
+
+
+def selective_scan_cpu(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    document_start: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """As `mambabyte.ops.selective_scan`; returns the output and the final state."""
+    return _SelectiveScan.apply(
+        u, delta, A, B, C, D, z, delta_bias, initial_state, document_start, delta_softplus, torch.is_grad_enabled()
+    )
+
+
+def _blocks(states: Tensor, lanes: int) -> Tensor:
+    """(B, D, N) states as the kernel lays them out: (B, ceil(D / lanes), N, lanes)."""
+    batch, channels, width = states.shape
+    padded = torch.nn.functional.pad(states.float(), (0, 0, 0, -channels % lanes))
+    return padded.view(batch, -1, lanes, width).transpose(2, 3)
+
+
+def _channels(blocks: Tensor, channels: int) -> Tensor:
+    """The inverse of `_blocks`."""
+    batch, _, width, _ = blocks.shape
+    return blocks.transpose(2, 3).reshape(batch, -1, width)[:, :channels]
+
+
+def _float(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float().contiguous()
+
+
+class _SelectiveScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u, delta, A, B, C, D, z, delta_bias, initial_state, document_start, delta_softplus, grad):
+        dtype = kernel_dtype(u.dtype)
+        inputs = [None if x is None else as_rows(x, dtype) for x in (u, delta, z, B, C)]
+        parameters = [_float(x) for x in (A, D, delta_bias)]
+        start = None if document_start is None else document_start.to(torch.uint8).contiguous()
+        batch, length, channels = u.shape
+        kernels = library()
+        lanes, chunk = kernels.mambabyte_lanes(), kernels.mambabyte_chunk()
+        chunks, blocks = -(-length // chunk), -(-channels // lanes)
+        keep = grad and any(ctx.needs_input_grad)
+        states = torch.empty(batch, chunks + 1 if keep else 2, blocks, A.shape[1], lanes)
+        if initial_state is None:
+            states[:, 0].zero_()
+        else:
+            states[:, 0].copy_(_blocks(initial_state, lanes))
+        out = torch.empty(batch, length, channels, dtype=dtype)
+        arguments = _arguments(inputs, parameters, start, out, states, delta_softplus, keep)
+        kernels.mambabyte_selective_scan_forward(ctypes.byref(arguments))
+        last = states[:, chunks if keep else chunks % 2]
+        if keep:
+            ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, initial_state, start, states)
+            ctx.delta_softplus = delta_softplus
+        return out.to(u.dtype), _channels(last, channels)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor, grad_final_state: Tensor):
+        u, delta, A, B, C, D, z, delta_bias, initial_state, start, states = ctx.saved_tensors
+        dtype = kernel_dtype(u.dtype)
+        inputs = [None if x is None else as_rows(x, dtype) for x in (u, delta, z, B, C)]
+        parameters = [_float(x) for x in (A, D, delta_bias)]
+        batch, length, channels = u.shape
+        blocks, width, lanes = states.shape[2:]
+        kernels = library()
+        grad_out = as_rows(grad_out, dtype)
+        grad_u = torch.empty(batch, length, channels, dtype=dtype)
+        grad_delta = torch.empty_like(grad_u)
+        grad_z = None if z is None else torch.empty_like(grad_u)
+        grad_state = _blocks(grad_final_state, lanes).contiguous()
+        grad_A = torch.zeros(batch, blocks, width, lanes)
+        grad_D = None if D is None else torch.zeros(batch, channels)
+        grad_bias = None if delta_bias is None else torch.zeros(batch, channels)
+        arguments = _arguments(inputs, parameters, start, grad_u, states, ctx.delta_softplus, True)
+        grad_B = torch.empty(batch, arguments.groups, length, width)
+        grad_C = torch.empty_like(grad_B)
+        arguments.grad_out, arguments.grad_u = rows(grad_out), rows(grad_u)
+        arguments.grad_delta, arguments.grad_z = rows(grad_delta), rows(grad_z)
+        for name, tensor in (
+            ("grad_state", grad_state),
+            ("grad_A", grad_A),
+            ("grad_D", grad_D),
+            ("grad_delta_bias", grad_bias),
+            ("grad_B", grad_B),
+            ("grad_C", grad_C),
+        ):
+            setattr(arguments, name, pointer(tensor))
+        kernels.mambabyte_selective_scan_backward(ctypes.byref(arguments))
+        return (
+            grad_u.to(u.dtype),
+            grad_delta.to(delta.dtype),
+            _channels(grad_A, channels).sum(0).to(A.dtype),
+            grad_B.sum(1).to(B.dtype),
+            grad_C.sum(1).to(C.dtype),
+            None if D is None else grad_D.sum(0).to(D.dtype),
+            None if z is None else grad_z.to(z.dtype),
+            None if delta_bias is None else grad_bias.sum(0).to(delta_bias.dtype),
+            None if initial_state is None else _channels(grad_state, channels).to(initial_state.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _arguments(
+    inputs: list[Tensor | None],
+    parameters: list[Tensor | None],
+    document_start: Tensor | None,
+    out: Tensor,
+    states: Tensor,
+    softplus: bool,
+    keep_states: bool,
+) -> _Arguments:
+    u = inputs[0]
+    assert u is not None
+    batch, length, channels = u.shape
+    threads = torch.get_num_threads()
+    arguments = _Arguments(batch=batch, length=length, channels=channels, states=states.shape[3])
+    # One task per (batch, group of channel blocks): as many groups as keep every thread equally busy.
+    arguments.groups = min(threads // math.gcd(batch, threads), states.shape[2])
+    arguments.threads, arguments.bfloat16 = threads, u.dtype == torch.bfloat16
+    arguments.softplus, arguments.keep_states = softplus, keep_states
+    for name, tensor in zip(("u", "delta", "z", "B", "C"), inputs, strict=True):
+        setattr(arguments, name, rows(tensor))
+    for name, tensor in zip(("A", "D", "delta_bias"), parameters, strict=True):
+        setattr(arguments, name, pointer(tensor))
+    arguments.document_start = pointer(document_start)
+    arguments.out, arguments.states_data = rows(out), states.data_ptr()
+    return arguments

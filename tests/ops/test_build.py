@@ -1,0 +1,66 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mambabyte.ops import backend_for, describe_backends
+from mambabyte.ops.cpu import build
+
+
+@pytest.fixture
+def fresh_cache(tmp_path, monkeypatch):
+    """No compiled kernels yet, and none of the process's decisions remembered."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.library.cache_clear()
+    yield tmp_path / "mambabyte"
+    build.library.cache_clear()
+
+
+def test_kernels_are_built_once_and_kept(fresh_cache):
+    build.library()
+    (kept,) = fresh_cache.glob("kernels-*.so")
+    written = kept.stat().st_mtime_ns
+    build.library.cache_clear()
+    build.library()
+    assert kept.stat().st_mtime_ns == written
+    assert list(fresh_cache.iterdir()) == [kept], "no temporary file is left"
+
+
+def test_without_a_compiler_the_reference_serves_and_one_line_says_so(fresh_cache):
+    program = (
+        "import torch; from mambabyte.ops import selective_scan as s, backend_for; t = torch.ones(1, 3, 2);"
+        "[s(t, t, -torch.ones(2, 1), t[..., :1], t[..., :1]) for _ in range(3)]; print(backend_for(t.device))"
+    )
+    environment = {**os.environ, "PATH": "", "XDG_CACHE_HOME": str(fresh_cache)}
+    environment.pop("CXX", None)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "reference", done.stderr
+    assert done.stderr.count("no C++ compiler found") == 1
+
+
+def test_a_compiler_that_fails_is_named(fresh_cache, monkeypatch):
+    monkeypatch.setattr(build, "find_compiler", lambda: "/bin/false")
+    with pytest.raises(build.KernelUnavailable, match="/bin/false could not compile"):
+        build.library()
+    assert not list(fresh_cache.glob("*"))
+
+
+def test_backends_are_described():
+    backends = {(b.op, b.name): b for b in describe_backends()}
+    assert backends["selective_scan", "reference"].available and backends["causal_conv1d", "reference"].available
+    assert backends["selective_scan", "cpu"].reason
+    assert backend_for(torch.device("cpu"), torch.float64) == "reference"
+    assert backend_for(torch.device("meta")) == "reference"
+
+
+def test_sources_compile_for_processors_with_avx2_only(tmp_path):
+    compiler = build.find_compiler()
+    if compiler is None or os.uname().machine != "x86_64":
+        pytest.skip("needs an x86-64 compiler")
+    folder = os.path.dirname(build.__file__)
+    for name in build.SOURCES:
+        command = [compiler, *build.FLAGS, "-march=x86-64-v3", os.path.join(folder, name), "-o", str(tmp_path / "kernels.so")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[:2000]
