@@ -1,0 +1,277 @@
+"""Serves windows to a Lightning trainer so that the optimizer step alone says which windows come next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch.utils.data import DataLoader
+
+from mambabyte.data.batches import Batch, IndexedWindows, Positions, StepLoader, stack_windows
+from mambabyte.data.documents import DocumentSource, source_from_config
+from mambabyte.data.prepared import ByteCorpus, prepare
+from mambabyte.data.streaming import StreamedBatches, StreamingSource
+from mambabyte.data.windows import POLICIES, WindowPolicy, window_policy
+from mambabyte.errors import UserError
+
+
+class ByteDataModule(lightning.LightningDataModule):
+    """Batches of windows for training, and the corpus that validates it.
+
+    A batch holds bytes (b, L) uint8, targets (b, L) int64 (-100 where nothing is scored) and document_start
+    (b, L) bool, b = micro_batch_size windows of L = context_length bytes. Batches never end but for the
+    trainer's max_steps, and start at `trainer.global_step`.
+
+    Local road: windows [s * G, (s + 1) * G) of the seeded order make up optimizer step s, with
+    G = global_batch_size, whatever the number of ranks, workers and micro-batches, so restoring global_step
+    is all it takes to resume.
+
+    Streaming road (streaming=True, with a source that has `stream`): nothing is written but the validation
+    split. Rank r of n reads the documents whose number is r modulo n, in the source's own order. Each batch
+    carries the place behind it as batch["position"]; call `trained(batch["position"])` after every optimizer
+    step, and a checkpoint resumes exactly there with the same number of ranks.
+
+    Raises UserError for settings that are wrong or do not go together.
+    """
+
+    def __init__(
+        self,
+        source: DocumentSource,
+        context_length: int,
+        micro_batch_size: int,
+        global_batch_size: int,
+        windows: str = "random_per_document",
+        seed: int = 0,
+        workers: int = 0,
+        folder: str | Path = "data/prepared",
+        streaming: bool = False,
+        validation_bytes: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_integer("context_length", context_length, 1)
+        _check_integer("trainer.micro_batch_size", micro_batch_size, 1)
+        _check_integer("the number of windows in a global batch", global_batch_size, 1)
+        _check_integer("seed", seed, None)
+        _check_integer("data.workers", workers, 0)
+        if validation_bytes is not None:
+            _check_integer("data.validation_bytes", validation_bytes, 1)
+        if windows not in POLICIES:
+            raise UserError(f"data.windows must be one of {', '.join(POLICIES)}, not {windows!r}.")
+        if not isinstance(streaming, bool):
+            raise UserError(f"data.streaming must be true or false, not {streaming!r}.")
+        if not isinstance(folder, (str, Path)) or not str(folder):
+            raise UserError(f"data.folder must be a path, not {folder!r}.")
+        if streaming:
+            _check_streaming(source, windows, workers)
+        self.source = source
+        self.context_length = context_length
+        self.micro_batch_size = micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.windows = windows
+        self.seed = seed
+        self.workers = workers
+        self.folder = Path(folder)
+        self.streaming = streaming
+        self.validation_bytes = validation_bytes
+        self._position: dict[str, Any] | None = (
+            None  # streaming: this rank's place behind the last trained batch
+        )
+        self._restored: dict[str, Any] | None = None
+
+    @classmethod
+    def from_config(
+        cls,
+        data: Mapping[str, Any],
+        context_length: int,
+        micro_batch_size: int,
+        global_batch_size: int,
+        seed: int,
+    ) -> ByteDataModule:
+        """Build from a config's `data` section; what else stands in conf/data is shorthand for the source."""
+        fields = ("windows", "workers", "folder", "streaming", "validation_bytes")
+        return cls(
+            source_from_config(data.get("source", {})),
+            context_length,
+            micro_batch_size,
+            global_batch_size,
+            seed=seed,
+            **{field: data[field] for field in fields if field in data},
+        )
+
+    def prepare_data(self) -> None:
+        # Lightning calls this in one process of a machine while the others wait.
+        if not self.streaming:
+            prepare(self.source, "train", self.folder)
+
+    def train_corpus(self) -> ByteCorpus:
+        """The prepared training split (local road)."""
+        return self._policy.corpus
+
+    def validation_corpus(self) -> ByteCorpus:
+        """The validation split, prepared locally on either road; its first validation_bytes bytes if set."""
+        return self._validation_corpus
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        trainer = self._trainer
+        per_pass = self.micro_batch_size * trainer.world_size
+        if self.global_batch_size % per_pass:
+            raise UserError(
+                f"a global batch of {self.global_batch_size} windows cannot be shared out as "
+                f"{trainer.world_size} x {self.micro_batch_size} windows at a time (ranks x "
+                f"trainer.micro_batch_size); make it a multiple of {per_pass}."
+            )
+        self._check_restored()
+        accumulation = self.global_batch_size // per_pass
+        num_batches = trainer.max_steps * accumulation if trainer.max_steps >= 0 else None
+        return StepLoader(self._streamed_batches if self.streaming else self._local_batches, num_batches)
+
+    def trained(self, position: dict[str, Any]) -> None:
+        """Streaming road: say that the optimizer has used everything up to this batch's position."""
+        self._position = position
+
+    def data_position(self, step: int) -> dict[str, Any]:
+        """Where a step stands, for the log: epoch (passes over the windows, with its fraction; whole passes
+        when streaming) and bytes (windows seen times context_length, padding included)."""
+        windows = step * self.global_batch_size
+        if self.streaming:
+            epoch: float = self._position["epoch"] if self._position else 0
+        else:
+            epoch = windows / len(self._policy)
+        return {"epoch": epoch, "bytes": windows * self.context_length}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold to resume. Streaming: a collective call; it gathers the positions."""
+        state: dict[str, Any] = {"settings": self._settings}
+        if self.streaming:
+            state["positions"] = _gather(self._position)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict
+
+    @property
+    def _trainer(self) -> lightning.Trainer:
+        if self.trainer is None:
+            raise RuntimeError("the data module serves a trainer: pass it to lightning.Trainer.fit")
+        return self.trainer
+
+    @cached_property
+    def _policy(self) -> WindowPolicy:
+        corpus = prepare(self.source, "train", self.folder)
+        return window_policy(self.windows, corpus, self.context_length, self.seed)
+
+    @cached_property
+    def _validation_corpus(self) -> ByteCorpus:
+        return prepare(self.source, "validation", self.folder, self.validation_bytes)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What the order of the windows depends on; a run that goes on must not change it."""
+        if self.streaming:
+            data = json.dumps(self.source.identity(), sort_keys=True)
+        else:
+            data = self.train_corpus().fingerprint
+        return {
+            "the training data": data,
+            "data.streaming": self.streaming,
+            "data.windows": self.windows,
+            "context_length": self.context_length,
+            "windows in a global batch": self.global_batch_size,
+            "seed": self.seed,
+        }
+
+    def _check_restored(self) -> None:
+        if self._restored is None:
+            if self.streaming and self._trainer.global_step:
+                raise UserError(
+                    "this checkpoint holds no place in the stream, so training cannot go on from it."
+                )
+            return
+        now, then = self._settings, self._restored["settings"]
+        changed = [name for name in now if now[name] != then.get(name)]
+        if changed:
+            raise UserError(
+                f"this run was trained with other settings ({', '.join(changed)}), so its place in the data "
+                "is lost; put them back, or start another run with name=."
+            )
+        if self.streaming:
+            positions = self._restored["positions"]
+            if len(positions) != self._trainer.world_size:
+                raise UserError(
+                    f"this run streamed its data to {len(positions)} processes and cannot go on with "
+                    f"{self._trainer.world_size}; use {len(positions)} again, or data.streaming=false."
+                )
+            self._position = positions[self._trainer.global_rank]
+
+    def _local_batches(self) -> Iterator[Batch]:
+        trainer = self._trainer
+        positions = Positions(
+            trainer.global_step,
+            trainer.max_steps,
+            self.global_batch_size,
+            self.micro_batch_size,
+            trainer.world_size,
+            trainer.global_rank,
+        )
+        yield from DataLoader(
+            IndexedWindows(self._policy),
+            batch_sampler=positions,
+            collate_fn=stack_windows,
+            num_workers=self.workers,
+        )
+
+    def _streamed_batches(self) -> Iterator[Batch]:
+        batches = StreamedBatches(
+            self.source,  # type: ignore[arg-type]
+            self.windows,
+            self.context_length,
+            self.micro_batch_size,
+            self.seed,
+            self._trainer.global_rank,
+            self._trainer.world_size,
+            self._position,
+        )
+        for windows, position in DataLoader(
+            batches, batch_size=None, num_workers=self.workers, collate_fn=_same
+        ):
+            yield {**stack_windows(windows), "position": position}
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def _gather(position: dict[str, Any] | None) -> list[dict[str, Any] | None]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [position]
+    positions: list[dict[str, Any] | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(positions, position)
+    return positions
+
+
+def _check_integer(name: str, value: Any, minimum: int | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or (minimum is not None and value < minimum):
+        least = "" if minimum is None else f" of at least {minimum}"
+        raise UserError(f"{name} must be an integer{least}, not {value!r}.")
+
+
+def _check_streaming(source: DocumentSource, windows: str, workers: int) -> None:
+    if not isinstance(source, StreamingSource):
+        raise UserError(
+            f"data.streaming=true needs a source that can be streamed, such as data=hf; "
+            f"{type(source).__name__} is read from a local copy (data.streaming=false)."
+        )
+    if windows == "packed":
+        raise UserError(
+            "data.windows=packed needs a local copy (data.streaming=false); stream with random_per_document "
+            "or contiguous."
+        )
+    if workers > 1:
+        raise UserError(
+            f"data.streaming=true reads with at most one worker; set data.workers=1, not {workers}."
+        )

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+from itertools import islice
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mambabyte.data import ByteDataModule
+from mambabyte.errors import UserError
+
+CONTEXT = 16
+GLOBAL = 8
+
+
+@pytest.fixture
+def make(memory_source, make_documents, tmp_path):
+    documents = make_documents([50, 3, 200, 17, 90, 31])
+
+    def make(world_size=1, rank=0, step=0, max_steps=5, restored=None, **options):
+        settings = {
+            "source": memory_source(documents),
+            "context_length": CONTEXT,
+            "micro_batch_size": 2,
+            "global_batch_size": GLOBAL,
+            "folder": tmp_path,
+            **options,
+        }
+        module = ByteDataModule(**settings)
+        module.trainer = SimpleNamespace(
+            global_step=step, world_size=world_size, global_rank=rank, max_steps=max_steps
+        )
+        if restored is not None:
+            module.load_state_dict(restored)
+        return module
+
+    return make
+
+
+def rows(batch):
+    return [bytes(row.tolist()) for row in batch["bytes"]]
+
+
+def by_step(make, steps, **options):
+    """The windows of each optimizer step, over all ranks, in no order."""
+    world_size, micro = options.get("world_size", 1), options.get("micro_batch_size", 2)
+    per_step = GLOBAL // (world_size * micro)
+    windows = [[] for _ in range(steps)]
+    for rank in range(world_size):
+        for number, batch in enumerate(make(rank=rank, max_steps=steps, **options).train_dataloader()):
+            windows[number // per_step] += rows(batch)
+    return [sorted(step) for step in windows]
+
+
+def test_batch_has_its_shapes_and_types(make):
+    batch = next(iter(make().train_dataloader()))
+    assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in batch.items()} == {
+        "bytes": ((2, CONTEXT), torch.uint8),
+        "targets": ((2, CONTEXT), torch.int64),
+        "document_start": ((2, CONTEXT), torch.bool),
+    }
+    scored = batch["targets"][:, :-1] >= 0
+    assert torch.equal(batch["targets"][:, :-1][scored], batch["bytes"][:, 1:].long()[scored])
+
+
+@pytest.mark.parametrize("windows", ["random_per_document", "contiguous", "packed"])
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 8), (1, 1), (2, 2), (4, 1)])
+def test_same_windows_whatever_ranks_and_micro_batches(windows, world_size, micro_batch_size, make):
+    assert by_step(
+        make, 6, windows=windows, world_size=world_size, micro_batch_size=micro_batch_size
+    ) == by_step(make, 6, windows=windows)
+
+
+def test_same_batches_whatever_workers(make):
+    alone = [rows(batch) for batch in make().train_dataloader()]
+    assert [rows(batch) for batch in make(workers=2).train_dataloader()] == alone
+
+
+def test_starts_at_the_trainers_step(make):
+    whole = [rows(batch) for batch in make().train_dataloader()]
+    assert len(whole) == 5 * GLOBAL // 2
+    for step in (1, 3, 5):
+        assert [rows(batch) for batch in make(step=step).train_dataloader()] == whole[step * GLOBAL // 2 :]
+
+
+def test_loader_reads_the_step_when_iterated(make):
+    module = make()
+    loader = module.train_dataloader()
+    whole = [rows(batch) for batch in loader]
+    module.trainer.global_step = 2
+    assert [rows(batch) for batch in loader] == whole[2 * GLOBAL // 2 :]
+
+
+def test_length_is_that_of_the_whole_run_or_none(make):
+    assert len(make(step=3).train_dataloader()) == 5 * GLOBAL // 2
+    endless = make(max_steps=-1).train_dataloader()
+    with pytest.raises(TypeError):
+        len(endless)
+    assert sum(1 for _ in islice(endless, 100)) == 100
+
+
+def test_other_seed_gives_other_windows(make):
+    assert by_step(make, 3, seed=1) != by_step(make, 3)
+
+
+def test_global_batch_that_cannot_be_shared_out(make):
+    with pytest.raises(UserError, match="multiple of 6"):
+        make(world_size=2, micro_batch_size=3).train_dataloader()
+
+
+def test_data_position(make):
+    module = make(windows="packed")  # 391 bytes: 25 windows
+    assert module.data_position(0) == {"epoch": 0.0, "bytes": 0}
+    assert module.data_position(25) == {"epoch": 8.0, "bytes": 25 * GLOBAL * CONTEXT}
+
+
+def test_validation_corpus(make):
+    assert make().validation_corpus().num_bytes == 391
+    assert make(validation_bytes=100).validation_corpus().num_bytes == 100
+
+
+def test_prepare_data_makes_what_training_opens(make):
+    module = make()
+    module.prepare_data()
+    list(module.train_dataloader())
+    assert module.source.reads == 1
+
+
+def test_restored_with_the_same_settings(make):
+    state = make().state_dict()
+    assert [rows(batch) for batch in make(restored=state, step=2).train_dataloader()]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"windows": "packed"}, "data.windows"),
+        ({"context_length": 8}, "context_length"),
+        ({"global_batch_size": 16}, "windows in a global batch"),
+    ],
+)
+def test_restored_with_other_settings_is_refused(change, name, make):
+    with pytest.raises(UserError, match=f"\\({name}\\)"):
+        make(restored=make().state_dict(), **change).train_dataloader()
+
+
+def test_restored_with_other_data_is_refused(make, memory_source):
+    with pytest.raises(UserError, match="the training data"):
+        make(restored=make().state_dict(), source=memory_source([bytes(100)])).train_dataloader()
+
+
+@pytest.mark.parametrize("windows", ["random_per_document", "contiguous"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_streaming_resumes_behind_the_last_trained_batch(windows, workers, make):
+    def streamed(**options):
+        return make(streaming=True, windows=windows, **options)
+
+    whole = [rows(batch) for batch in islice(streamed().train_dataloader(), 40)]
+    module = streamed(workers=workers)
+    per_step = GLOBAL // 2
+    *_, last = islice(module.train_dataloader(), 3 * per_step)
+    module.trained(last["position"])
+    state = module.state_dict()
+    resumed = streamed(workers=workers, restored=state, step=3).train_dataloader()
+    assert [rows(batch) for batch in islice(resumed, 20)] == whole[3 * per_step : 3 * per_step + 20]
+
+
+def test_streaming_state_holds_the_position_of_every_rank(make):
+    module = make(streaming=True)
+    module.trained({"epoch": 2})
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert module.state_dict()["positions"] == [{"epoch": 2}]
+    finally:
+        torch.distributed.destroy_process_group()
+    state = {**module.state_dict(), "positions": [{"epoch": 2}, {"epoch": 3}]}
+    second = make(streaming=True, restored=state, world_size=2, rank=1)
+    second.train_dataloader()
+    assert second.data_position(0)["epoch"] == 3
+
+
+def test_streaming_prepares_nothing_but_validation(make, tmp_path):
+    module = make(streaming=True)
+    module.prepare_data()
+    next(iter(module.train_dataloader()))
+    assert not list(tmp_path.iterdir())
+    assert module.validation_corpus().num_bytes == 391
+    assert module.data_position(3) == {"epoch": 0, "bytes": 3 * GLOBAL * CONTEXT}
+
+
+def test_streaming_state_must_fit(make):
+    state = make(streaming=True).state_dict()
+    with pytest.raises(UserError, match="to 1 processes and cannot go on with 2"):
+        make(streaming=True, restored=state, world_size=2).train_dataloader()
+    with pytest.raises(UserError, match="no place in the stream"):
+        make(streaming=True, step=3).train_dataloader()
+    with pytest.raises(UserError, match=r"data.streaming"):
+        make(restored=state).train_dataloader()
+
+
+def test_streaming_needs_what_can_be_streamed(make):
+    class Local:
+        def documents(self, split): ...
+        def identity(self): ...
+
+    with pytest.raises(UserError, match="data=hf"):
+        make(streaming=True, source=Local())
+    with pytest.raises(UserError, match="packed"):
+        make(streaming=True, windows="packed")
+    with pytest.raises(UserError, match="at most one worker"):
+        make(streaming=True, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("context_length", 0),
+        ("context_length", "1024"),
+        ("micro_batch_size", 2.0),
+        ("global_batch_size", None),
+        ("windows", "all"),
+        ("seed", "x"),
+        ("workers", -1),
+        ("workers", True),
+        ("folder", None),
+        ("streaming", "yes"),
+        ("validation_bytes", 0),
+    ],
+)
+def test_ill_typed_settings(field, value, make):
+    with pytest.raises(UserError, match="must be"):
+        make(**{field: value})

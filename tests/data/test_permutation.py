@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from mambabyte.data.permutation import hash64, permuted
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 1000])
+@pytest.mark.parametrize("key", [0, 1, 2**64 - 1])
+def test_permuted_is_a_bijection(size, key):
+    assert sorted(permuted(index, size, key) for index in range(size)) == list(range(size))
+
+
+def test_other_key_gives_other_order():
+    orders = {tuple(permuted(index, 100, key) for index in range(100)) for key in range(50)}
+    assert len(orders) == 50
+
+
+def test_places_are_spread_evenly():
+    # 4,000 keys over 8 places: 500 expected at each, standard deviation 21; five of them allowed.
+    counts = Counter(permuted(3, 8, hash64(0, epoch)) for epoch in range(4000))
+    assert all(abs(counts[place] - 500) < 105 for place in range(8))
+
+
+def test_index_outside_the_range_is_refused():
+    with pytest.raises(IndexError):
+        permuted(5, 5, 0)
+
+
+def test_hash64_depends_on_each_number_and_their_order():
+    assert len({hash64(0, 1), hash64(1, 0), hash64(0, 0), hash64(-1, 0), hash64(0), hash64(0, 1, 0)}) == 6
