@@ -1,0 +1,82 @@
+"""How every benchmark here measures: interleaved repeats, medians, spread, and ratios taken within one run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: the median of the repeats, and the fastest and slowest."""
+
+    median: float
+    fastest: float
+    slowest: float
+
+
+def measure(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
+    """Time each call `repeats` times after one warm-up, taking turns, so that a drifting machine drifts for all."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for round_number in range(repeats):
+        print(f"\rround {round_number + 1}/{repeats}", end="", file=sys.stderr, flush=True)
+        for name, call in calls.items():
+            _synchronize()
+            begin = time.perf_counter()
+            call()
+            _synchronize()
+            seconds[name].append(time.perf_counter() - begin)
+    print("\r" + " " * 30 + "\r", end="", file=sys.stderr)
+    return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def machine() -> str:
+    """The processor (and GPU) and how many threads PyTorch uses, in one line."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        flags = next(line.split(":")[1].split() for line in lines if line.startswith("flags"))
+        name += ", " + ("AVX-512 bf16" if "avx512_bf16" in flags else "AVX-512" if "avx512f" in flags else "no AVX-512")
+    except (OSError, StopIteration):
+        pass
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}{gpu}"
+
+
+def parser(description: str, repeats: int) -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--repeats", type=int, default=repeats, help="timed calls of each")
+    result.add_argument("--json", action="store_true", help="print one JSON object")
+    return result
+
+
+def report(title: str, timings: dict[str, Timing], ratios: dict[str, float], as_json: bool, **setting: object) -> None:
+    """Print a small table, or one JSON object that holds the ratios and the parts they came from."""
+    if as_json:
+        parts = {name: vars(timing) for name, timing in timings.items()}
+        print(json.dumps({"title": title, "machine": machine(), **setting, "ratio": ratios, "seconds": parts}))
+        return
+    print(f"{title}\n{machine()}")
+    print(", ".join(f"{key}={value}" for key, value in setting.items()))
+    for name, timing in timings.items():
+        spread = f"{1e3 * timing.fastest:.1f} to {1e3 * timing.slowest:.1f}"
+        print(f"  {name:34}{1e3 * timing.median:10.1f} ms   ({spread})")
+    for name, ratio in ratios.items():
+        print(f"  {name:34}{ratio:10.2f} x")

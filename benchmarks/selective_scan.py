@@ -1,0 +1,100 @@
+"""The selective scan, forward and forward+backward, beside mambapy's `pscan` and, on a GPU, mamba_ssm's kernel.
+
+    python benchmarks/selective_scan.py [--batch 1 --length 2048 --channels 512 --states 16 --dtype float32]
+
+All sides do the same work: softplus of the step size, scan, skip and gate, from the same tensors. mambapy is installed
+by `pip install -e '.[bench]'`; a peer that is absent is skipped by name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+
+import torch
+from measuring import measure, parser, report
+from torch import Tensor
+from torch.nn.functional import silu, softplus
+
+from mambabyte.ops import backend_for, selective_scan
+
+
+def main() -> None:
+    arguments = parser(__doc__.splitlines()[0], repeats=7)
+    for name, default in (("batch", 1), ("length", 2048), ("channels", 512), ("states", 16)):
+        arguments.add_argument(f"--{name}", type=int, default=default)
+    arguments.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    arguments.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = arguments.parse_args()
+    dtype, device = getattr(torch, options.dtype), torch.device(options.device)
+
+    torch.manual_seed(0)
+    shape = (options.batch, options.length, options.channels)
+    tensors = {
+        "u": torch.randn(shape, dtype=dtype, device=device),
+        "delta": torch.randn(shape, dtype=dtype, device=device),
+        "A": -torch.rand(options.channels, options.states, device=device) * options.states,
+        "B": torch.randn(*shape[:2], options.states, dtype=dtype, device=device),
+        "C": torch.randn(*shape[:2], options.states, dtype=dtype, device=device),
+        "D": torch.ones(options.channels, device=device),
+        "z": torch.randn(shape, dtype=dtype, device=device),
+        "delta_bias": torch.full((options.channels,), -4.0, device=device),
+    }
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    grad = torch.randn(shape, dtype=dtype, device=device)
+
+    scans = {f"mambabyte ({backend_for(device, dtype)})": lambda: selective_scan(**tensors, delta_softplus=True)}
+    scans.update(peers(tensors, options.device))
+    expected = next(iter(scans.values()))()
+    calls: dict[str, Callable[[], object]] = {}
+    for name, scan in scans.items():
+        difference = (scan() - expected).abs().max() / expected.abs().max()
+        assert difference < (1e-4 if dtype == torch.float32 else 2e-2), f"{name} computes something else: {difference}"
+        calls[f"{name} forward"] = torch.no_grad()(scan)
+        calls[f"{name} forward+backward"] = lambda scan=scan: torch.autograd.grad(scan(), list(tensors.values()), grad)
+
+    timings = measure(calls, options.repeats)
+    ours = next(iter(scans))
+    ratios = {
+        f"{name} / ours, {part}": timings[f"{name} {part}"].median / timings[f"{ours} {part}"].median
+        for name in scans
+        if name != ours
+        for part in ("forward", "forward+backward")
+    }
+    setting = {key: getattr(options, key) for key in ("batch", "length", "channels", "states", "dtype", "repeats")}
+    report("selective scan", timings, ratios, options.json, **setting)
+
+
+def peers(tensors: dict[str, Tensor], device: str) -> dict[str, Callable[[], Tensor]]:
+    """The other implementations that are installed and serve this device."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    if importlib.util.find_spec("mambapy"):
+        from mambapy.mamba import MambaBlock, MambaConfig
+
+        block = MambaBlock(MambaConfig(d_model=32, n_layers=1, pscan=True))
+
+        def pscan() -> Tensor:
+            u, delta, A, B, C, D, z, bias = tensors.values()
+            return block.selective_scan(u, softplus(delta + bias), A, B, C, D).to(u.dtype) * silu(z)
+
+        found["mambapy pscan"] = pscan
+    else:
+        print("skipped: mambapy is not installed", file=sys.stderr)
+    if device == "cuda" and importlib.util.find_spec("selective_scan_cuda"):
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+        def mamba_ssm() -> Tensor:
+            u, delta, A, B, C, D, z, bias = tensors.values()
+            u, delta, B, C, z = (t.transpose(1, 2) for t in (u, delta, B, C, z))
+            return selective_scan_fn(u, delta, A, B, C, D, z, bias, delta_softplus=True).transpose(1, 2)
+
+        found["mamba_ssm"] = mamba_ssm
+    elif device == "cuda":
+        print("skipped: mamba_ssm's CUDA extension is not installed", file=sys.stderr)
+    return found
+
+
+if __name__ == "__main__":
+    main()
