@@ -1,4 +1,4 @@
-"""How every benchmark here measures: interleaved repeats, medians, spread, and ratios taken within one run."""
+"""How every benchmark here measures: interleaved repeats, medians, spread, ratios within one run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Timing:
 
 
 def measure(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
-    """Time each call `repeats` times after one warm-up, taking turns, so that a drifting machine drifts for all."""
+    """Time each call `repeats` times after a warm-up, in turns: a drifting machine drifts for all."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -37,7 +37,7 @@ def measure(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, T
             call()
             _synchronize()
             seconds[name].append(time.perf_counter() - begin)
-    print("\r" + " " * 30 + "\r", end="", file=sys.stderr)
+    print("\r" + " " * 30 + "\r", end="", file=sys.stderr, flush=True)
     return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
 
 
@@ -53,7 +53,9 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
         flags = next(line.split(":")[1].split() for line in lines if line.startswith("flags"))
-        name += ", " + ("AVX-512 bf16" if "avx512_bf16" in flags else "AVX-512" if "avx512f" in flags else "no AVX-512")
+        name += ", " + (
+            "AVX-512 bf16" if "avx512_bf16" in flags else "AVX-512" if "avx512f" in flags else "no AVX-512"
+        )
     except (OSError, StopIteration):
         pass
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
@@ -67,11 +69,15 @@ def parser(description: str, repeats: int) -> argparse.ArgumentParser:
     return result
 
 
-def report(title: str, timings: dict[str, Timing], ratios: dict[str, float], as_json: bool, **setting: object) -> None:
+def report(
+    title: str, timings: dict[str, Timing], ratios: dict[str, float], as_json: bool, **setting: object
+) -> None:
     """Print a small table, or one JSON object that holds the ratios and the parts they came from."""
     if as_json:
         parts = {name: vars(timing) for name, timing in timings.items()}
-        print(json.dumps({"title": title, "machine": machine(), **setting, "ratio": ratios, "seconds": parts}))
+        print(
+            json.dumps({"title": title, "machine": machine(), **setting, "ratio": ratios, "seconds": parts})
+        )
         return
     print(f"{title}\n{machine()}")
     print(", ".join(f"{key}={value}" for key, value in setting.items()))

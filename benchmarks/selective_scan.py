@@ -1,9 +1,9 @@
-"""The selective scan, forward and forward+backward, beside mambapy's `pscan` and, on a GPU, mamba_ssm's kernel.
+"""The selective scan, forward and backward, beside mambapy's `pscan` and, on a GPU, mamba_ssm's.
 
     python benchmarks/selective_scan.py [--batch 1 --length 2048 --channels 512 --states 16 --dtype float32]
 
-All sides do the same work: softplus of the step size, scan, skip and gate, from the same tensors. mambapy is installed
-by `pip install -e '.[bench]'`; a peer that is absent is skipped by name.
+All sides do the same work: softplus of the step size, scan, skip and gate, from the same tensors. mambapy is
+installed by `pip install -e '.[bench]'`; a peer that is absent is skipped by name.
 """
 
 from __future__ import annotations
@@ -45,15 +45,21 @@ def main() -> None:
         tensor.requires_grad_()
     grad = torch.randn(shape, dtype=dtype, device=device)
 
-    scans = {f"mambabyte ({backend_for(device, dtype)})": lambda: selective_scan(**tensors, delta_softplus=True)}
+    scans = {
+        f"mambabyte ({backend_for(device, dtype)})": lambda: selective_scan(**tensors, delta_softplus=True)
+    }
     scans.update(peers(tensors, options.device))
     expected = next(iter(scans.values()))()
     calls: dict[str, Callable[[], object]] = {}
     for name, scan in scans.items():
         difference = (scan() - expected).abs().max() / expected.abs().max()
-        assert difference < (1e-4 if dtype == torch.float32 else 2e-2), f"{name} computes something else: {difference}"
+        assert difference < (1e-4 if dtype == torch.float32 else 2e-2), (
+            f"{name} computes something else: {difference}"
+        )
         calls[f"{name} forward"] = torch.no_grad()(scan)
-        calls[f"{name} forward+backward"] = lambda scan=scan: torch.autograd.grad(scan(), list(tensors.values()), grad)
+        calls[f"{name} forward+backward"] = lambda scan=scan: torch.autograd.grad(
+            scan(), list(tensors.values()), grad
+        )
 
     timings = measure(calls, options.repeats)
     ours = next(iter(scans))
@@ -63,7 +69,9 @@ def main() -> None:
         if name != ours
         for part in ("forward", "forward+backward")
     }
-    setting = {key: getattr(options, key) for key in ("batch", "length", "channels", "states", "dtype", "repeats")}
+    setting = {
+        key: getattr(options, key) for key in ("batch", "length", "channels", "states", "dtype", "repeats")
+    }
     report("selective scan", timings, ratios, options.json, **setting)
 
 

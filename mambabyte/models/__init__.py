@@ -1,4 +1,4 @@
-"""The models, all of them `ByteLM`s, and the way back from a checkpoint's plain description to a typed config."""
+"""The models, all of them `ByteLM`s, and the way from a checkpoint's plain description to a config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ByteLM", "ByteLMConfig", "FlopsPerByte", "MambaByte", "MambaByteConf
 
 
 def config_from_dict(description: dict[str, Any]) -> ByteLMConfig:
-    """The typed config that `ByteLMConfig.to_dict` described; it names one of this package's models and nothing else.
+    """The typed config that `ByteLMConfig.to_dict` described: one of this package's, and nothing else.
 
     Raises:
         UserError: another target, an unknown field or a value of the wrong type.
@@ -22,8 +22,12 @@ def config_from_dict(description: dict[str, Any]) -> ByteLMConfig:
     target = str(fields.pop("_target_", ""))
     name = target.removeprefix("mambabyte.models.")
     config = globals().get(name) if name in __all__ else None
-    if not (isinstance(config, type) and issubclass(config, ByteLMConfig) and dataclasses.is_dataclass(config)):
-        raise UserError(f"this checkpoint describes a model {target!r}, which this version of mambabyte does not have.")
+    if not (
+        isinstance(config, type) and issubclass(config, ByteLMConfig) and dataclasses.is_dataclass(config)
+    ):
+        raise UserError(
+            f"this checkpoint describes a model {target!r}, which this version of mambabyte does not have."
+        )
     unknown = fields.keys() - {field.name for field in dataclasses.fields(config)}
     if unknown:
         raise UserError(f"{name} has no field {sorted(unknown)[0]!r}; the checkpoint is of another version.")

@@ -18,7 +18,7 @@ State = list[tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class FlopsPerByte:
-    """Floating-point operations per byte, a multiply-add counted as two. Training is three times inference."""
+    """Floating-point operations per byte, a multiply-add counted as two; training is thrice inference."""
 
     inference: float
 
@@ -60,11 +60,13 @@ class ByteLM(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, bytes: Tensor, state: State | None = None, document_start: Tensor | None = None) -> Tensor:
-        """Logits (B, L, 256) for bytes (B, L) of any integer type; logits[:, t] predicts byte t + 1 from bytes <= t.
+    def forward(
+        self, bytes: Tensor, state: State | None = None, document_start: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, L, 256) for integer bytes (B, L); logits[:, t] predicts byte t + 1 from bytes <= t.
 
-        `state` is what came before, from `prefill` or `step`. With `document_start` (B, L) boolean, a marked byte and
-        those after it see nothing before it.
+        `state` is what came before, from `prefill` or `step`. With `document_start` (B, L) boolean, a marked
+        byte and those after it see nothing before it.
         """
         raise NotImplementedError
 
@@ -73,7 +75,7 @@ class ByteLM(nn.Module):
         raise NotImplementedError
 
     def prefill(self, bytes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Logits (B, L, 256) and the state after the last byte. Cut anywhere, the logits equal `forward`'s."""
+        """Logits (B, L, 256), equal to `forward`'s wherever one cuts, and the state after the last byte."""
         raise NotImplementedError
 
     def step(self, byte: Tensor, state: State) -> tuple[Tensor, State]:

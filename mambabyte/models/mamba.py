@@ -3,9 +3,10 @@
     B batch   L length   d model width   D = expand * d inner channels
     N state size   W convolution width   R rank of the step-size projection
 
-A block adds mixer(norm(x)) to the residual stream x, which stays fp32 under autocast. The mixer projects to x and z
-(B, L, D), convolves x causally, derives from it the step size and the projections B, C of the scan, scans, gates by z
-and projects back. Parameter names are those of mamba_ssm's MambaLMHeadModel, so published weights load as they are.
+A block adds mixer(norm(x)) to the residual stream x, which stays fp32 under autocast. The mixer projects to x
+and z (B, L, D), convolves x causally, derives from it the step size and the projections B, C of the scan,
+scans, gates by z and projects back. Parameter names are those of mamba_ssm's MambaLMHeadModel, so published
+weights load as they are.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class MambaByteConfig(ByteLMConfig):
         if self.norm not in ("layer", "rms"):
             raise UserError(f"model.norm must be 'layer' or 'rms', not {self.norm!r}.")
         if not 0 < self.dt_min < self.dt_max:
-            raise UserError(f"model.dt_min and dt_max must satisfy 0 < dt_min < dt_max, not {self.dt_min}, {self.dt_max}.")
+            raise UserError(
+                f"model.dt_min and dt_max must satisfy 0 < dt_min < dt_max, not {self.dt_min}, {self.dt_max}."
+            )
 
     @property
     def d_inner(self) -> int:
@@ -69,24 +72,45 @@ class Mixer(nn.Module):
         inner, rank, states = config.d_inner, config.time_step_rank, config.d_state
         self.rank, self.d_state = rank, states
         self.in_proj = nn.Linear(config.d_model, 2 * inner, bias=False)
-        self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner)  # holds the weights; the op is ours
+        # Holds the weights only: the op is ours.
+        self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner)
         self.x_proj = nn.Linear(inner, rank + 2 * states, bias=False)
         self.dt_proj = nn.Linear(rank, inner)
         self.A_log = nn.Parameter(torch.empty(inner, states))
         self.D = nn.Parameter(torch.empty(inner))
         self.out_proj = nn.Linear(inner, config.d_model, bias=False)
+        self.initialise(config)
+
+    @torch.no_grad()
+    def initialise(self, config: MambaByteConfig) -> None:
+        """Mamba's initialisation (arXiv 2312.00752, section 3.6); the other linear layers keep PyTorch's.
+
+        A is S4D-real, -1 .. -N in every channel; the step size's bias is softplus^-1 of log-uniform draws
+        from [dt_min, dt_max]; output projections are scaled by 1 / sqrt(layers), as each adds to the residual
+        stream.
+        """
+        self.A_log.copy_(torch.arange(1.0, config.d_state + 1).log().expand_as(self.A_log))
+        self.D.fill_(1.0)
+        for parameter in (self.A_log, self.D):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+        bound = config.time_step_rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        low, high = math.log(config.dt_min), math.log(config.dt_max)
+        step_size = torch.exp(torch.rand_like(self.dt_proj.bias) * (high - low) + low)
+        self.dt_proj.bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))
+        self.out_proj.weight.div_(math.sqrt(config.n_layer))
 
     def forward(
-        self, hidden: Tensor, state: tuple[Tensor, ...] | None, document_start: Tensor | None, keep_state: bool
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        conv_state, scan_state = state or (None, None)
+        self, hidden: Tensor, state: tuple[Tensor, ...] | None, document_start: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        conv_state, scan_state = (None, None) if state is None else state
         x, z = self.in_proj(hidden).chunk(2, dim=-1)
-        convolved = causal_conv1d(
-            x, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv_state, keep_state, document_start
+        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+        x, conv_state = causal_conv1d(
+            x, weight, bias, conv_state, return_final_state=True, document_start=document_start
         )
-        x, conv_state = convolved if keep_state else (convolved, None)
         step_size, B, C = self.x_proj(x).split([self.rank, self.d_state, self.d_state], dim=-1)
-        scanned = selective_scan(
+        y, scan_state = selective_scan(
             x,
             linear(step_size, self.dt_proj.weight),  # its bias is added in fp32, inside the scan
             -torch.exp(self.A_log.float()),
@@ -97,11 +121,10 @@ class Mixer(nn.Module):
             self.dt_proj.bias,
             delta_softplus=True,
             initial_state=scan_state,
-            return_final_state=keep_state,
+            return_final_state=True,
             document_start=document_start,
         )
-        y, scan_state = scanned if keep_state else (scanned, None)
-        return self.out_proj(y), (conv_state, scan_state) if keep_state else None
+        return self.out_proj(y), (conv_state, scan_state)
 
 
 class Block(nn.Module):
@@ -111,6 +134,12 @@ class Block(nn.Module):
         super().__init__()
         self.norm = config.make_norm()
         self.mixer = Mixer(config)
+
+    def forward(
+        self, residual: Tensor, state: tuple[Tensor, ...] | None, document_start: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        update, state = self.mixer(self.norm(residual), state, document_start)
+        return residual + update, state
 
 
 class Backbone(nn.Module):
@@ -122,7 +151,7 @@ class Backbone(nn.Module):
 
 
 class MambaByte(ByteLM):
-    """The model of the paper. Its state is, per layer, the last W-1 inputs (B, W-1, D) and the scan's (B, D, N)."""
+    """The paper's model. A layer's state: the last W-1 inputs (B, W-1, D) and the scan's (B, D, N)."""
 
     config: MambaByteConfig
 
@@ -132,35 +161,15 @@ class MambaByte(ByteLM):
         self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.backbone.embedding.weight
-        self._initialise()
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """Mamba's initialisation (arXiv 2312.00752, section 3.6); linear layers keep PyTorch's default.
-
-        A is S4D-real, -1 .. -N in every channel; the step size's bias is softplus^-1 of log-uniform draws from
-        [dt_min, dt_max]; output projections are scaled by 1 / sqrt(layers), as each adds to the residual stream.
-        """
-        config = self.config
         nn.init.normal_(self.backbone.embedding.weight, std=0.02)
-        for layer in self.backbone.layers:
-            mixer = layer.mixer
-            mixer.A_log.copy_(torch.arange(1, config.d_state + 1, dtype=torch.float32).log().expand_as(mixer.A_log))
-            mixer.D.fill_(1.0)
-            mixer.A_log._no_weight_decay = mixer.D._no_weight_decay = True
-            nn.init.uniform_(mixer.dt_proj.weight, -(config.time_step_rank**-0.5), config.time_step_rank**-0.5)
-            low, high = math.log(config.dt_min), math.log(config.dt_max)
-            step_size = torch.exp(torch.rand_like(mixer.dt_proj.bias) * (high - low) + low)
-            mixer.dt_proj.bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))
-            mixer.out_proj.weight.div_(math.sqrt(config.n_layer))
 
-    def forward(self, bytes: Tensor, state: State | None = None, document_start: Tensor | None = None) -> Tensor:
-        return self._run(bytes, state, document_start, keep_state=False)[0]
+    def forward(
+        self, bytes: Tensor, state: State | None = None, document_start: Tensor | None = None
+    ) -> Tensor:
+        return self._run(bytes, state, document_start)[0]
 
     def prefill(self, bytes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        logits, state = self._run(bytes, state, None, keep_state=True)
-        assert state is not None
-        return logits, state
+        return self._run(bytes, state, None)
 
     def initial_state(self, batch_size: int) -> State:
         config, weight = self.config, self.lm_head.weight
@@ -172,28 +181,26 @@ class MambaByte(ByteLM):
             for _ in range(config.n_layer)
         ]
 
-    def _run(
-        self, bytes: Tensor, state: State | None, document_start: Tensor | None, keep_state: bool
-    ) -> tuple[Tensor, State | None]:
+    def _run(self, bytes: Tensor, state: State | None, document_start: Tensor | None) -> tuple[Tensor, State]:
         residual = self.backbone.embedding(bytes.long())
         residual = residual.to(torch.promote_types(residual.dtype, torch.float32))
         after: State = []
         for index, layer in enumerate(self.backbone.layers):
             before = None if state is None else state[index]
-            update, layer_state = layer.mixer(layer.norm(residual), before, document_start, keep_state)
-            residual = residual + update
-            if layer_state is not None:
-                after.append(layer_state)
-        return self.lm_head(self.backbone.norm_f(residual)), after if keep_state else None
+            residual, layer_state = layer(residual, before, document_start)
+            after.append(layer_state)
+        return self.lm_head(self.backbone.norm_f(residual)), after
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """Matrix products and convolution, 7 per state for the scan (dt A, exp, dt u B, a h +, C h +), and the head.
+        """Matrix products, convolution, 7 per state of the scan (dt A, exp, dt u B, a h +, C h +), the head.
 
         It does not depend on the context's length: that is what a recurrence is for.
         """
         config = self.config
         d, inner, rank, states = config.d_model, config.d_inner, config.time_step_rank, config.d_state
-        products = 2 * d * inner + inner * (rank + 2 * states) + rank * inner + inner * d + inner * config.d_conv
+        products = (
+            2 * d * inner + inner * (rank + 2 * states) + rank * inner + inner * d + inner * config.d_conv
+        )
         layer = 2 * products + 7 * inner * states
         return FlopsPerByte(float(config.n_layer * layer + 2 * d * VOCABULARY))
 

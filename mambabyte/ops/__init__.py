@@ -1,4 +1,4 @@
-"""The operations that a Mamba block is made of. Letters: B batch, L length, D inner channels, N state size."""
+"""The operations of a Mamba block. Letters: B batch, L length, D inner channels, N state size."""
 
 from mambabyte.ops.backends import Backend, backend_for, describe_backends, use_backend
 from mambabyte.ops.causal_conv1d import causal_conv1d

@@ -57,7 +57,7 @@ def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> str
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Within the block every op runs on the named backend ("reference", "cpu"), where the call names none itself."""
+    """Within the block every op runs on the named backend, where the call itself names none."""
     token = _override.set(name)
     try:
         yield
@@ -79,7 +79,9 @@ def choose_backend(op: str, device: torch.device, dtype: torch.dtype, asked: str
     if asked != "cpu":
         raise ValueError(f"{op} has no backend {asked!r}; there are reference and cpu")
     if device.type != "cpu" or dtype not in _KERNEL_DTYPES:
-        raise ValueError(f"{op}'s cpu backend serves fp32, bf16 and fp16 tensors on the CPU, not {dtype} on {device.type}")
+        raise ValueError(
+            f"{op}'s cpu backend serves fp32, bf16 and fp16 tensors on the CPU, not {dtype} on {device.type}"
+        )
     compiled, reason = build.available()
     if not compiled:
         raise ValueError(f"{op}'s cpu backend is not available: {reason}")

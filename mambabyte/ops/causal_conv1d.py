@@ -17,30 +17,38 @@ from mambabyte.ops.cpu.build import library
 def causal_conv1d(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
     document_start: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """silu(bias + sum_j weight[:, W-1-j] x[:, t-j]) for each channel, j = 0 .. W-1 (arXiv 2312.00752, figure 3).
+    """silu(bias + sum_j weight[:, W-1-j] x[:, t-j]), j = 0 .. W-1, per channel (arXiv 2312.00752, figure 3).
 
     Args:
-        x: (B, L, D). weight: (D, W), the last column multiplies the present. bias: (D).
+        x: (B, L, D). weight: (D, W), the last column multiplies the present. bias: (D) or None.
         initial_state: (B, W-1, D), the inputs before the first step, oldest first; zero when None.
         document_start: (B, L) boolean; nothing before a marked step is seen from it on.
         backend: "reference" or "cpu"; by default the fastest one that serves the tensors.
 
     Returns:
-        out (B, L, D) in x's dtype, and with `return_final_state` the last W-1 inputs (B, W-1, D), with gradients. Inputs
-        before the last document's start are zero in it.
+        out (B, L, D) in x's dtype, and with `return_final_state` the last W-1 inputs (B, W-1, D), with
+        gradients. Inputs before the last document's start are zero in it.
 
     Raises:
         ValueError: shapes that do not fit together, or a backend that cannot serve these tensors.
     """
-    if x.dim() != 3 or 0 in x.shape or weight.dim() != 2 or weight.shape[0] != x.shape[2] or bias.shape != x.shape[2:]:
+    bias = x.new_zeros(x.shape[-1]) if bias is None else bias
+    if (
+        x.dim() != 3
+        or 0 in x.shape
+        or weight.dim() != 2
+        or weight.shape[0] != x.shape[2]
+        or bias.shape != x.shape[2:]
+    ):
         raise ValueError(
-            f"x (B, L, D), weight (D, W) and bias (D) do not fit: {tuple(x.shape)}, {tuple(weight.shape)}, {tuple(bias.shape)}"
+            "x (B, L, D), weight (D, W) and bias (D) do not fit: "
+            f"{tuple(x.shape)}, {tuple(weight.shape)}, {tuple(bias.shape)}"
         )
     history = weight.shape[1] - 1
     state_shape = (x.shape[0], history, x.shape[2])
@@ -57,12 +65,14 @@ def causal_conv1d(
 
 
 def _with_history(x: Tensor, initial_state: Tensor | None, history: int) -> Tensor:
-    before = x.new_zeros(x.shape[0], history, x.shape[2]) if initial_state is None else initial_state.to(x.dtype)
+    before = (
+        x.new_zeros(x.shape[0], history, x.shape[2]) if initial_state is None else initial_state.to(x.dtype)
+    )
     return torch.cat([before, x], dim=1)
 
 
 def _age(document_start: Tensor, history: int) -> Tensor:
-    """(B, L): steps since the document began, counted no further than `history`; the past counts as the same document."""
+    """(B, L): steps since the document began, at most `history`; what came before the window is its own."""
     age = torch.full_like(document_start, history, dtype=torch.int64)
     for back in range(history - 1, -1, -1):
         started = torch.zeros_like(document_start)
@@ -71,7 +81,9 @@ def _age(document_start: Tensor, history: int) -> Tensor:
     return age
 
 
-def _last_inputs(x: Tensor, initial_state: Tensor | None, history: int, document_start: Tensor | None) -> Tensor:
+def _last_inputs(
+    x: Tensor, initial_state: Tensor | None, history: int, document_start: Tensor | None
+) -> Tensor:
     inputs = _with_history(x[:, -history:] if history else x[:, :0], initial_state, history)
     last = inputs[:, inputs.shape[1] - history :]
     if document_start is None or history == 0:
@@ -101,13 +113,19 @@ class _Arguments(ctypes.Structure):
         ("x", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("x_batch_stride", "x_time_stride")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "state", "document_start", "out")),
-        *((name, ctypes.c_void_p) for name in ("grad_out", "grad_x", "grad_weight", "grad_bias", "grad_state")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("grad_out", "grad_x", "grad_weight", "grad_bias", "grad_state")
+        ),
     ]
 
 
 class _CausalConv1d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, initial_state, document_start):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None,
+        document_start: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight, bias, initial_state, document_start)
         rows = as_rows(x, kernel_dtype(x.dtype))
         out = torch.empty(x.shape, dtype=rows.dtype)
@@ -116,7 +134,7 @@ class _CausalConv1d(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_out: Tensor):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, initial_state, document_start = ctx.saved_tensors
         rows = as_rows(x, kernel_dtype(x.dtype))
         batch, _, channels = x.shape
@@ -147,12 +165,19 @@ class _CausalConv1d(torch.autograd.Function):
         )
 
 
-def _run(direction: str, x, weight, bias, initial_state, document_start, **tensors: Tensor) -> None:
+def _run(
+    direction: str, x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None,
+    document_start: Tensor | None, **tensors: Tensor,
+) -> None:  # fmt: skip
     batch, length, channels = x.shape
     width = weight.shape[1]
     taps = weight.float().t().flip(0).contiguous()  # (W, D), taps[j] multiplies x[t - j]
     bias = bias.float().contiguous()
-    state = torch.zeros(batch, width - 1, channels) if initial_state is None else initial_state.float().contiguous()
+    state = (
+        torch.zeros(batch, width - 1, channels)
+        if initial_state is None
+        else initial_state.float().contiguous()
+    )
     start = None if document_start is None else document_start.to(torch.uint8).contiguous()
     arguments = _Arguments(
         batch=batch, length=length, channels=channels, width=width,

@@ -109,7 +109,9 @@ def test_backends_agree_with_gradients(model):
     for backend in ("reference", "cpu"):
         model.zero_grad()
         with use_backend(backend):
-            torch.nn.functional.cross_entropy(model(bytes[:, :-1]).flatten(0, 1), bytes[:, 1:].flatten()).backward()
+            torch.nn.functional.cross_entropy(
+                model(bytes[:, :-1]).flatten(0, 1), bytes[:, 1:].flatten()
+            ).backward()
         gradients[backend] = {name: p.grad.clone() for name, p in model.named_parameters()}
     for name, expected in gradients["reference"].items():
         # fp32 in another order through two layers, relative to the parameter's largest gradient
@@ -155,7 +157,10 @@ def test_config_round_trip_and_refusals():
         ({"_target_": "os.system", "command": "true"}, "does not have"),
         ({"_target_": "mambabyte.models.config_from_dict"}, "does not have"),
         ({"_target_": "mambabyte.models.MambaByteConfig", "depth": 3}, "no field 'depth'"),
-        ({"_target_": "mambabyte.models.MambaByteConfig", "d_model": "wide"}, "model.d_model must be of type int"),
+        (
+            {"_target_": "mambabyte.models.MambaByteConfig", "d_model": "wide"},
+            "model.d_model must be of type int",
+        ),
         ({"_target_": "mambabyte.models.MambaByteConfig", "d_model": 0}, "at least 1"),
         ({"_target_": "mambabyte.models.MambaByteConfig", "norm": "batch"}, "'layer' or 'rms'"),
     ]:

@@ -5,7 +5,7 @@ from torch.nn.functional import silu, softplus
 
 
 def naive_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, document_start=None):
-    """arXiv 2312.00752, equations 2 and 4, with softplus, skip and gate; returns the output and the last state."""
+    """arXiv 2312.00752, equations 2 and 4, with softplus, skip and gate; the output and the last state."""
     h, out = initial_state, []
     for t in range(u.shape[1]):
         if document_start is not None:

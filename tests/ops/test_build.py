@@ -49,7 +49,9 @@ def test_a_compiler_that_fails_is_named(fresh_cache, monkeypatch):
 
 def test_backends_are_described():
     backends = {(b.op, b.name): b for b in describe_backends()}
-    assert backends["selective_scan", "reference"].available and backends["causal_conv1d", "reference"].available
+    assert (
+        backends["selective_scan", "reference"].available and backends["causal_conv1d", "reference"].available
+    )
     assert backends["selective_scan", "cpu"].reason
     assert backend_for(torch.device("cpu"), torch.float64) == "reference"
     assert backend_for(torch.device("meta")) == "reference"
@@ -61,6 +63,13 @@ def test_sources_compile_for_processors_with_avx2_only(tmp_path):
         pytest.skip("needs an x86-64 compiler")
     folder = os.path.dirname(build.__file__)
     for name in build.SOURCES:
-        command = [compiler, *build.FLAGS, "-march=x86-64-v3", os.path.join(folder, name), "-o", str(tmp_path / "kernels.so")]
+        command = [
+            compiler,
+            *build.FLAGS,
+            "-march=x86-64-v3",
+            os.path.join(folder, name),
+            "-o",
+            str(tmp_path / "kernels.so"),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[:2000]

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from tests.ops.naive import naive_selective_scan, relative_error
 
 from mambabyte.ops import selective_scan, use_backend
+from tests.ops.naive import naive_selective_scan, relative_error
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
@@ -47,7 +47,11 @@ def naive(leaves, document_start):
 def fused(backend):
     def scan(leaves, document_start):
         return selective_scan(
-            **leaves, delta_softplus=True, return_final_state=True, document_start=document_start, backend=backend
+            **leaves,
+            delta_softplus=True,
+            return_final_state=True,
+            document_start=document_start,
+            backend=backend,
         )
 
     return scan
@@ -58,15 +62,25 @@ def assert_equal(actual, expected, tolerance):
     assert all(error <= tolerance for error in errors.values()), errors
 
 
-# fp32: a few hundred roundings of 6e-8 in a sum. bf16 and fp16: inputs are rounded first, so both sides see the same
-# ones; what is left is rounding outputs and gradients to 8 (11) bits.
+# fp32: a few hundred roundings of 6e-8 in a sum. bf16 and fp16: inputs are rounded first, so both sides see
+# the same ones; what is left is rounding outputs and gradients to 8 (11) bits.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize(
     ("length", "channels", "states"),
-    [(1, 16, 16), (2, 5, 1), (31, 33, 8), (32, 16, 16), (33, 17, 3), (63, 40, 16), (65, 16, 64), (130, 20, 11), (40, 8, 128)],
+    [
+        (1, 16, 16),
+        (2, 5, 1),
+        (31, 33, 8),
+        (32, 16, 16),
+        (33, 17, 3),
+        (63, 40, 16),
+        (65, 16, 64),
+        (130, 20, 11),
+        (40, 8, 128),
+    ],
 )
 def test_values_and_gradients_equal_the_naive_loop(backend, length, channels, states):
     arguments = make_arguments(2, length, channels, states)

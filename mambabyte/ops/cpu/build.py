@@ -1,8 +1,8 @@
 """Compiles the C++ kernels at first use and loads them.
 
-The library is kept in a user cache under a key of the sources, the compiler and the processor, so it is built once per
-machine (a few seconds) and never used on another kind of processor. The kernels use no PyTorch headers: tensors cross
-as plain pointers.
+The library is kept in a user cache under a key of the sources, the compiler and the processor, so it is built
+once per machine (a few seconds) and never used on another kind of processor. The kernels use no PyTorch
+headers: tensors cross as plain pointers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from pathlib import Path
 SOURCES = ("selective_scan.cpp", "causal_conv1d.cpp")
 HEADERS = ("vector.h",)
 # No -ffast-math: it would reassociate the rounding in exp2, and leave the whole process flushing denormals.
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w")
+FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-w",
+)
 TUNING = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ())
 
 
@@ -88,7 +97,9 @@ def _cached_path(compiler: str) -> Path:
         folder = Path(tempfile.gettempdir()) / f"mambabyte-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
-            raise KernelUnavailable(f"{folder} belongs to somebody else, and {cache_folder()} is not writable")
+            raise KernelUnavailable(
+                f"{folder} belongs to somebody else, and {cache_folder()} is not writable"
+            )
     return folder / f"kernels-{digest.hexdigest()[:16]}.so"
 
 

@@ -23,7 +23,10 @@ class _Arguments(ctypes.Structure):
         ("states_data", ctypes.c_void_p),
         ("keep_states", ctypes.c_int32),
         *((name, Rows) for name in ("grad_out", "grad_u", "grad_delta", "grad_z")),
-        *((name, ctypes.c_void_p) for name in ("grad_state", "grad_A", "grad_D", "grad_delta_bias", "grad_B", "grad_C")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("grad_state", "grad_A", "grad_D", "grad_delta_bias", "grad_B", "grad_C")
+        ),
     ]
 
 
@@ -42,7 +45,18 @@ def selective_scan_cpu(
 ) -> tuple[Tensor, Tensor]:
     """As `mambabyte.ops.selective_scan`; returns the output and the final state."""
     return _SelectiveScan.apply(
-        u, delta, A, B, C, D, z, delta_bias, initial_state, document_start, delta_softplus, torch.is_grad_enabled()
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        z,
+        delta_bias,
+        initial_state,
+        document_start,
+        delta_softplus,
+        torch.is_grad_enabled(),
     )
 
 
@@ -65,7 +79,11 @@ def _float(tensor: Tensor | None) -> Tensor | None:
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, u, delta, A, B, C, D, z, delta_bias, initial_state, document_start, delta_softplus, grad):
+    def forward(
+        ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+        z: Tensor | None, delta_bias: Tensor | None, initial_state: Tensor | None, document_start: Tensor | None,
+        delta_softplus: bool, grad: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         dtype = kernel_dtype(u.dtype)
         inputs = [None if x is None else as_rows(x, dtype) for x in (u, delta, z, B, C)]
         parameters = [_float(x) for x in (A, D, delta_bias)]
@@ -91,7 +109,7 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_out: Tensor, grad_final_state: Tensor):
+    def backward(ctx: Any, grad_out: Tensor, grad_final_state: Tensor) -> tuple[Tensor | None, ...]:
         u, delta, A, B, C, D, z, delta_bias, initial_state, start, states = ctx.saved_tensors
         dtype = kernel_dtype(u.dtype)
         inputs = [None if x is None else as_rows(x, dtype) for x in (u, delta, z, B, C)]
@@ -103,7 +121,8 @@ class _SelectiveScan(torch.autograd.Function):
         grad_u = torch.empty(batch, length, channels, dtype=dtype)
         grad_delta = torch.empty_like(grad_u)
         grad_z = None if z is None else torch.empty_like(grad_u)
-        grad_state = _blocks(grad_final_state, lanes).contiguous()
+        # The kernel writes the initial state's gradient over this: it must not be autograd's own tensor.
+        grad_state = _blocks(grad_final_state, lanes).clone(memory_format=torch.contiguous_format)
         grad_A = torch.zeros(batch, blocks, width, lanes)
         grad_D = None if D is None else torch.zeros(batch, channels)
         grad_bias = None if delta_bias is None else torch.zeros(batch, channels)
@@ -128,9 +147,9 @@ class _SelectiveScan(torch.autograd.Function):
             _channels(grad_A, channels).sum(0).to(A.dtype),
             grad_B.sum(1).to(B.dtype),
             grad_C.sum(1).to(C.dtype),
-            None if D is None else grad_D.sum(0).to(D.dtype),
-            None if z is None else grad_z.to(z.dtype),
-            None if delta_bias is None else grad_bias.sum(0).to(delta_bias.dtype),
+            None if grad_D is None else grad_D.sum(0).to(D.dtype),
+            None if grad_z is None else grad_z.to(z.dtype),
+            None if grad_bias is None else grad_bias.sum(0).to(delta_bias.dtype),
             None if initial_state is None else _channels(grad_state, channels).to(initial_state.dtype),
             None,
             None,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
-
-import torch
 from torch import Tensor
 
 from mambabyte.ops.backends import choose_backend
@@ -14,18 +11,6 @@ from mambabyte.ops.selective_scan.reference import selective_scan_reference
 _IMPLEMENTATIONS = {"reference": selective_scan_reference, "cpu": selective_scan_cpu}
 
 
-@overload
-def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., z: Tensor | None = ...,
-    delta_bias: Tensor | None = ..., delta_softplus: bool = ..., initial_state: Tensor | None = ...,
-    *, return_final_state: Literal[True], document_start: Tensor | None = ..., backend: str | None = ...,
-) -> tuple[Tensor, Tensor]: ...  # fmt: skip
-@overload
-def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., z: Tensor | None = ...,
-    delta_bias: Tensor | None = ..., delta_softplus: bool = ..., initial_state: Tensor | None = ...,
-    return_final_state: Literal[False] = ..., document_start: Tensor | None = ..., backend: str | None = ...,
-) -> Tensor: ...  # fmt: skip
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -41,11 +26,11 @@ def selective_scan(
     document_start: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Mamba's selective state-space recurrence (arXiv 2312.00752, section 3.2), fused with softplus, skip and gate.
+    """Mamba's selective recurrence (arXiv 2312.00752, section 3.2), with softplus, skip and gate.
 
-    Letters: B batch, L length, D inner channels, N state size. Arithmetic is fp32 whatever the activations are, fp64
-    when they are fp64. Every floating argument has a gradient, the states included, so that a scan cut anywhere and
-    carried on from its state equals the whole.
+    Letters: B batch, L length, D inner channels, N state size. Arithmetic is fp32 whatever
+    the activations are, fp64 when they are fp64. Every floating argument has a gradient, the states included,
+    so that a scan cut anywhere and carried on from its state equals the whole.
 
     Args:
         u, delta, z: (B, L, D) input, step size before bias and softplus, and gate (or None).
@@ -56,7 +41,8 @@ def selective_scan(
         backend: "reference" or "cpu"; by default the fastest one that serves the tensors' device and dtype.
 
     Returns:
-        out (B, L, D) in u's dtype, and with `return_final_state` the state (B, D, N) after the last step, fp32 (fp64).
+        out (B, L, D) in u's dtype, and with `return_final_state` the state (B, D, N) after the last step,
+        fp32 (fp64).
 
     Raises:
         ValueError: shapes that do not fit together, or a backend that cannot serve these tensors.
@@ -67,12 +53,17 @@ def selective_scan(
     return (out, state) if return_final_state else out
 
 
-def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, document_start) -> None:
+def _check_shapes(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, initial_state: Tensor | None, document_start: Tensor | None,
+) -> None:  # fmt: skip
     if u.dim() != 3 or A.dim() != 2 or 0 in u.shape:
-        raise ValueError(f"u must be a non-empty (B, L, D) and A (D, N), not {tuple(u.shape)} and {tuple(A.shape)}")
+        raise ValueError(
+            f"u must be a non-empty (B, L, D) and A (D, N), not {tuple(u.shape)} and {tuple(A.shape)}"
+        )
     batch, length, channels = u.shape
     states = A.shape[1]
-    expected: list[tuple[str, torch.Tensor | None, tuple[int, ...]]] = [
+    expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
         ("delta", delta, (batch, length, channels)),
         ("A", A, (channels, states)),
         ("B", B, (batch, length, states)),
