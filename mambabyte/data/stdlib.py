@@ -14,7 +14,10 @@ from mambabyte.errors import UserError
 
 # Tests are left out: repetitive, and some distributions ship without them.
 # pydoc_data is one generated file of prose, which would be two thirds of the held-out bytes.
-_SKIPPED_FOLDERS = {"test", "tests", "idle_test", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
+_SKIPPED_FOLDERS = {
+    *("test", "tests", "idle_test", "pydoc_data"),
+    *("site-packages", "dist-packages", "__pycache__"),
+}
 
 
 class StandardLibrarySource:

@@ -21,10 +21,8 @@ def config_from_dict(description: dict[str, Any]) -> ByteLMConfig:
     fields = dict(description)
     target = str(fields.pop("_target_", ""))
     name = target.removeprefix("mambabyte.models.")
-    config = globals().get(name) if name in __all__ else None
-    if not (
-        isinstance(config, type) and issubclass(config, ByteLMConfig) and dataclasses.is_dataclass(config)
-    ):
+    config: Any = globals().get(name) if name in __all__ else None
+    if not (isinstance(config, type) and ByteLMConfig in config.__mro__[1:]):
         raise UserError(
             f"this checkpoint describes a model {target!r}, which this version of mambabyte does not have."
         )

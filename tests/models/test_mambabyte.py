@@ -156,6 +156,7 @@ def test_config_round_trip_and_refusals():
     for description, message in [
         ({"_target_": "os.system", "command": "true"}, "does not have"),
         ({"_target_": "mambabyte.models.config_from_dict"}, "does not have"),
+        ({"_target_": "mambabyte.models.ByteLMConfig"}, "does not have"),
         ({"_target_": "mambabyte.models.MambaByteConfig", "depth": 3}, "no field 'depth'"),
         (
             {"_target_": "mambabyte.models.MambaByteConfig", "d_model": "wide"},

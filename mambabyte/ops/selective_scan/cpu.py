@@ -81,8 +81,8 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-        z: Tensor | None, delta_bias: Tensor | None, initial_state: Tensor | None, document_start: Tensor | None,
-        delta_softplus: bool, grad: bool,
+        z: Tensor | None, delta_bias: Tensor | None, initial_state: Tensor | None,
+        document_start: Tensor | None, delta_softplus: bool, grad: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         dtype = kernel_dtype(u.dtype)
         inputs = [None if x is None else as_rows(x, dtype) for x in (u, delta, z, B, C)]

@@ -1,0 +1,60 @@
+# The short way in. `make help` lists the targets.
+# Variables, given as `make train PYTHON=python3.12`:
+#   PYTHON       the interpreter that makes .venv, and the one `make gpu-check` runs as it is
+#   TORCH_INDEX  the index that torch is installed from, for instance one that holds PyTorch's CPU builds
+#                (on Linux the plain package is the CUDA build, of several GB)
+#   ARGS         more overrides for `make train`, for instance ARGS="seed=1 name=second"
+PYTHON ?= python3
+TORCH_INDEX ?=
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint wheel clean gpu-check
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+train: .venv/installed ## make .venv, install, and train a small model in five minutes
+	$(BIN)/mambabyte train experiment=quickstart $(ARGS)
+
+test: .venv/installed-dev ## install what the tests need, then lint and test
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q
+
+lint: .venv/installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+wheel: .venv/installed-dev ## build dist/mambabyte-*.whl
+	$(BIN)/python -m build --wheel --no-isolation
+
+gpu-check: ## run the GPU tests and the GPU benchmark with $(PYTHON), installing nothing
+	$(PYTHON) -m pytest -q -m gpu
+	PYTHONPATH=. $(PYTHON) benchmarks/selective_scan.py --device cuda
+
+clean: ## remove .venv, builds and caches; runs/ and data/ stay
+	rm -rf .venv dist build .pytest_cache .ruff_cache .mypy_cache
+	find mambabyte tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+.venv/torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || { \
+	  echo 'make: needs Python 3.10 to 3.13, and $(PYTHON) is not; try make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { \
+	  echo 'make: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv' >&2; exit 1; }
+	@$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch || { \
+	  echo 'make: torch could not be installed; see what pip says above, and TORCH_INDEX in the Makefile' >&2; exit 1; }
+	@touch $@
+
+.venv/installed: .venv/torch pyproject.toml
+	@$(PIP) install --quiet -c constraints.txt --editable . || { \
+	  echo 'make: the dependencies could not be installed; see what pip says above' >&2; exit 1; }
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@$(PIP) install --quiet -c constraints.txt --editable '.[dev]' || { \
+	  echo 'make: the development tools could not be installed; see what pip says above' >&2; exit 1; }
+	@touch $@

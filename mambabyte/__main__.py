@@ -1,0 +1,7 @@
+"""``python -m mambabyte``."""
+
+import sys
+
+from mambabyte.cli import main
+
+sys.exit(main())

@@ -1,0 +1,17 @@
+"""Checkpoint files: their names, reading (never unpickling code) and writing (all or nothing)."""
+
+from mambabyte.checkpoints.files import checkpoint_folder, latest_checkpoint, resolve
+from mambabyte.checkpoints.reading import load_model, read, run_config, weights_fingerprint
+from mambabyte.checkpoints.writing import FORMAT, write
+
+__all__ = [
+    "FORMAT",
+    "checkpoint_folder",
+    "latest_checkpoint",
+    "load_model",
+    "read",
+    "resolve",
+    "run_config",
+    "weights_fingerprint",
+    "write",
+]

@@ -1,0 +1,62 @@
+"""Checkpoints are written to a temporary name, flushed to the disk, and only then given their own name."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mambabyte.errors import UserError
+
+FORMAT = 1
+
+
+def write(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint so that ``path`` is at every moment absent, the old file, or the whole new one.
+
+    Raises:
+        UserError: the disk is full or the folder not writable; the temporary file is removed.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.temporary")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            temporary.unlink()
+        # torch's zip writer hides the disk's OSError inside a RuntimeError of its own
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or "the disk did not take it"
+        raise UserError(
+            f"cannot write the checkpoint '{path}' ({reason}): free some space or choose another run_dir=, "
+            "then repeat the command; earlier checkpoints are whole"
+        ) from error
+
+
+def point_last_at(path: Path) -> None:
+    """Make ``last.ckpt`` beside ``path`` a link to it; left out where the file system has no links."""
+    link = path.with_name("last.ckpt")
+    temporary = path.with_name("last.ckpt.temporary")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(path.name)
+        os.replace(temporary, link)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    # the new name itself must survive a power cut
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,242 @@
+"""The command line: splits off the command, turns its flags into overrides and leaves the rest to Hydra.
+
+Nothing here imports torch: a command's own module is imported when its configuration has been composed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mambabyte import __version__
+from mambabyte.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+COMMANDS = {
+    "train": "train a model: mambabyte train experiment=quickstart",
+    "eval": "measure a model: mambabyte eval --bpb --ckpt runs/quickstart",
+    "generate": "continue a prompt: mambabyte generate --ckpt runs/quickstart --prompt 'def '",
+    "doctor": "say what is there to train with, and what to do about what is not",
+}
+TASKS = {
+    "train": "mambabyte.commands.train",
+    "eval": "mambabyte.commands.evaluate",
+    "generate": "mambabyte.commands.generate",
+}
+HYDRA_FLAGS = ("help", "cfg", "resolve", "package", "multirun", "config_dir", "info", "shell_completion")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0; 1, the user's to mend; 75, stopped and resumable; 130."""
+    try:
+        try:
+            return run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except UserError as fault:
+        print(f"mambabyte: {fault}", file=sys.stderr)
+        return fault.exit_code
+    except KeyboardInterrupt:
+        print("mambabyte: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`| head`); what is still buffered must not raise again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def run(argv: list[str]) -> int:
+    if argv and argv[0] in ("-sc", "--shell-completion"):
+        return complete(argv)
+    parser = Parser(
+        prog="mambabyte",
+        usage="mambabyte COMMAND [group=choice ...] [key=value ...] [options]",
+        description="Byte-level language models: train, measure and use them.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
+        + "\n\n`mambabyte COMMAND --help` lists a command's settings and options."
+        + '\nTab completion in bash: eval "$(mambabyte -sc install=bash)"',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mambabyte {__version__}")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    command = parser.parse_args(argv[:1]).command
+    if command is None:
+        parser.print_help(sys.stderr)
+        return 1
+    if command not in COMMANDS:
+        from mambabyte.configuration import suggestion
+
+        raise UserError(f"there is no command '{command}'" + suggestion(command, COMMANDS))
+    if command == "doctor":
+        return doctor(argv[1:])
+    overrides, flags = hydra_arguments(command, argv[1:])
+    with TemporaryDirectory() as scratch:
+        # Hydra notes each sweep in a file. That of `train` belongs to its run_dir; the others leave nothing.
+        if command != "train":
+            overrides.insert(0, f"hydra.sweep.dir={quoted(scratch)}")
+        run_hydra(command, overrides, flags)
+    return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose complaints are ours: one sentence, exit code 1."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def doctor(argv: list[str]) -> int:
+    parser = Parser(prog="mambabyte doctor", description=COMMANDS["doctor"])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    return import_module("mambabyte.commands.doctor").run(as_json=options.json)
+
+
+def hydra_arguments(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
+    """The overrides and the flags that Hydra is to see, whatever order they were typed in."""
+    parser = command_parser(command)
+    options = parser.parse_intermixed_args(argv)
+    if options.help:
+        parser.print_help()
+        print()
+    # The defaults list names the experiment group, so Hydra would not let it be added with a +.
+    overrides = [re.sub(r"^\+experiment=", "experiment=", override) for override in options.overrides]
+    for key in ("ckpt", "prompt"):
+        if getattr(options, key, None) is not None:
+            overrides.append(f"{key}={quoted(getattr(options, key))}")
+    if getattr(options, "json", False):
+        overrides.append("json=true")
+    if getattr(options, "bpb", False):
+        overrides.append("metrics=[bpb]")
+    flags = []
+    for name in HYDRA_FLAGS:
+        value = getattr(options, name)
+        if value:
+            flag = f"--{name.replace('_', '-')}"
+            flags.append(flag if value is True else f"{flag}={value}")
+    return overrides, flags
+
+
+def command_parser(command: str) -> Parser:
+    parser = Parser(
+        prog=f"mambabyte {command}",
+        usage=f"mambabyte {command} [group=choice ...] [key=value ...] [options]",
+        description=COMMANDS[command],
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
+    if command in ("eval", "generate"):
+        parser.add_argument("--ckpt", metavar="PATH", help="a run directory or a checkpoint file (ckpt=PATH)")
+    if command == "eval":
+        parser.add_argument("--bpb", action="store_true", help="measure bits per byte (metrics=[bpb])")
+        parser.add_argument("--json", action="store_true", help="print one JSON object (json=true)")
+    if command == "generate":
+        parser.add_argument("--prompt", metavar="TEXT", help="the text to continue (prompt=TEXT)")
+    parser.add_argument("-h", "--help", action="store_true", help="show this, the groups and the settings")
+    parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"), help="print the configuration")
+    parser.add_argument("--resolve", action="store_true", help="with --cfg, resolve interpolations")
+    parser.add_argument("-p", "--package", metavar="KEY", help="with --cfg, only this part")
+    parser.add_argument("-m", "--multirun", action="store_true", help="sweep: a job for each of seed=0,1,2")
+    parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder of your own YAML")
+    parser.add_argument(
+        "-i", "--info", choices=("config", "defaults", "searchpath"), help="how it is composed"
+    )
+    parser.add_argument("-sc", "--shell-completion", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def quoted(text: str) -> str:
+    """``text`` as a value in Hydra's override grammar, so that every character stands for itself."""
+    # A backslash counts only before a quote or the end, and before OmegaConf's ${.
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
+class _Escaped(BaseException):
+    """Carries a job's exception past Hydra, which would print a line of its own or go on with the sweep."""
+
+
+def run_hydra(command: str, overrides: list[str], flags: list[str]) -> None:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from mambabyte.configuration import check_settings, config_dir, explain
+
+    def job(cfg: DictConfig) -> Any:
+        settings = HydraConfig.get()
+        sweeping = settings.mode == RunMode.MULTIRUN
+        try:
+            arguments = list(settings.overrides.task)
+            if sweeping and command == "train":
+                check_devices(cfg, settings.launcher._target_)
+                arguments.append(own_run_dir(cfg, settings.job.override_dirname))
+            # Lightning starts the other ranks with this program's arguments: those of this job alone.
+            arguments += [flag for flag in flags if flag.startswith("--config-dir=")]
+            sys.argv = [program[0], command, *arguments]
+            check_settings(command, cfg)
+            return import_module(TASKS[command]).run(cfg)
+        except Exception as fault:
+            if sweeping and not isinstance(fault, Interrupted):
+                raise
+            raise _Escaped from fault
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its exceptions and exits, instead of raising them
+    program = sys.argv
+    sys.argv = [program[0], *overrides, *flags]
+    fault: BaseException | None = None
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(job)()
+    except _Escaped as escaped:
+        fault = escaped.__cause__
+    except Exception as raised:
+        fault = raised
+    finally:
+        sys.argv = program
+    if fault is not None:
+        raise explain(fault) or fault
+
+
+def check_devices(cfg: DictConfig, launcher: str) -> None:
+    """Hydra's own launcher runs all jobs in this process, whose second one would join the first's ranks."""
+    devices = cfg.trainer.get("devices", 1)
+    if launcher.endswith(".BasicLauncher") and devices not in (1, "1"):
+        raise UserError(
+            f"-m runs its jobs in one process, which cannot use trainer.devices={devices} twice; "
+            "set trainer.devices=1, or start the jobs one by one"
+        )
+
+
+def own_run_dir(cfg: DictConfig, job: str) -> str:
+    """Gives a job of a sweep a run directory below the sweep's; returns the override that says the same."""
+    if len(job) > 200:  # a file name ends at 255 bytes
+        job = f"{job[:100]}-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
+    if job:
+        cfg.run_dir = f"{cfg.run_dir}/{job.replace('/', '_')}"
+    print(f"mambabyte: job in {cfg.run_dir}", file=sys.stderr)
+    return f"run_dir={quoted(cfg.run_dir)}"
+
+
+def complete(argv: list[str]) -> int:
+    """Answers bash: commands from us, what follows a command from Hydra, which knows of no commands."""
+    typed = os.environ.get("COMP_LINE", "").split(" ")
+    command = next((word for word in typed[1:-1] if word in TASKS), None)
+    if any("query" in word for word in argv) and command is None:
+        print(" ".join(COMMANDS))
+        return 0
+    if command is not None:
+        typed.remove(command)
+        os.environ["COMP_LINE"] = " ".join(typed)
+    run_hydra(command or "train", argv[1:], ["--shell-completion"])
+    return 0

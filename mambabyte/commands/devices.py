@@ -1,0 +1,26 @@
+"""The device a command computes on."""
+
+from typing import TYPE_CHECKING
+
+from mambabyte.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(name: str) -> "torch.device":
+    """``auto`` takes CUDA where there is one, else the CPU; anything else is a device as PyTorch names it.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"there is no device '{name}' here: use device=auto, cpu or cuda") from error
+    return device

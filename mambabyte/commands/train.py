@@ -1,0 +1,116 @@
+"""mambabyte train: one run in its directory. The same command again resumes it, or says it is complete."""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mambabyte.configuration import typed
+from mambabyte.errors import Interrupted
+
+
+def run(cfg: DictConfig) -> None:
+    """Train until ``trainer.max_steps``, then measure and report on stdout.
+
+    Raises:
+        UserError: the configuration, data or run directory will not do; training diverged; the disk is full.
+        Interrupted: stopped by a signal, with a checkpoint of the last step.
+    """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from mambabyte import checkpoints
+    from mambabyte.data import ByteDataModule
+    from mambabyte.models import config_from_dict
+    from mambabyte.training.configuration import TrainerConfig
+    from mambabyte.training.run_directory import check_same_run, hold
+
+    settings = typed(cfg.trainer, TrainerConfig)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config["model"] = config_from_dict(config["model"]).to_dict()
+    data = ByteDataModule.from_config(
+        config["data"],
+        cfg.context_length,
+        settings.micro_batch_size,
+        settings.global_batch_size(cfg.context_length),
+        cfg.seed,
+    )
+    run_dir = Path(cfg.run_dir)
+    main_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    last, step = checkpoints.latest_checkpoint(run_dir), 0
+    if last is not None:
+        saved = checkpoints.read(last)
+        step = saved["global_step"]
+        check_same_run(run_dir, saved["mambabyte"]["config"], config)
+        if main_process:
+            verb = "is complete at" if step >= settings.max_steps else "goes on from"
+            print(f"mambabyte: run '{cfg.name}' {verb} step {step}", file=sys.stderr)
+    if step < settings.max_steps:
+        with hold(run_dir, config) if main_process else nullcontext():
+            step = _fit(cfg, config, settings, data, last, main_process)
+    if main_process:
+        _report(cfg, step, data)
+
+
+def _fit(
+    cfg: DictConfig, config: dict[str, Any], settings: Any, data: Any, last: Path | None, main_process: bool
+) -> int:
+    """Train from the checkpoint ``last`` (None: from the start) and return the step that was reached."""
+    from lightning.pytorch import seed_everything
+
+    from mambabyte.models import config_from_dict
+    from mambabyte.training.configuration import CallbacksConfig, LoggerConfig
+    from mambabyte.training.loggers import build_logger
+    from mambabyte.training.module import ByteLMModule
+    from mambabyte.training.optimizer import AdamWConfig
+    from mambabyte.training.trainer import build_callbacks, build_trainer
+
+    run_dir = Path(cfg.run_dir)
+    optimizer = typed(cfg.optimizer, AdamWConfig)
+    callbacks, interruption = build_callbacks(
+        typed(cfg.callbacks, CallbacksConfig), settings, cfg.context_length, run_dir, data.validation_corpus()
+    )
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    model = config_from_dict(config["model"]).build()
+    module = ByteLMModule(model, optimizer, settings.max_steps, settings.gradient_clip, config)
+    logger_settings = typed(cfg.logger, LoggerConfig)
+    logger = build_logger(logger_settings, run_dir, cfg.name, config) if main_process else None
+    trainer = build_trainer(settings, cfg.context_length, run_dir, callbacks, logger)
+    if main_process:
+        _announce(cfg, model, trainer)
+    trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+    if interruption.stopped:
+        if not main_process:
+            sys.exit(Interrupted.exit_code)
+        raise Interrupted(
+            f"stopped at step {trainer.global_step}, saved in {run_dir}; the same command goes on from there"
+        )
+    return trainer.global_step
+
+
+def _announce(cfg: DictConfig, model: Any, trainer: Any) -> None:
+    from mambabyte.ops import backend_for
+
+    device = trainer.strategy.root_device
+    print(
+        f"mambabyte: run '{cfg.name}' in {cfg.run_dir}: {model.num_parameters():,} parameters, "
+        f"{trainer.world_size} x {device.type}, {cfg.trainer.precision}, {backend_for(device)} scan",
+        file=sys.stderr,
+    )
+
+
+def _report(cfg: DictConfig, step: int, data: Any) -> None:
+    from mambabyte.training.configuration import CallbacksConfig
+    from mambabyte.training.run_directory import explaining_full_disk
+    from mambabyte.training.summary import read_summary, report, summarize
+
+    run_dir = Path(cfg.run_dir)
+    summary = read_summary(run_dir, step)
+    if summary is None:
+        callbacks = typed(cfg.callbacks, CallbacksConfig)
+        with explaining_full_disk(run_dir):
+            summary = summarize(
+                run_dir, cfg.name, step, cfg.context_length, data.validation_corpus(), callbacks
+            )
+    print(report(summary))

@@ -1,0 +1,6 @@
+"""Measuring: bits per byte under a named protocol, and general-purpose compressors on the same bytes."""
+
+from mambabyte.evaluation.bits_per_byte import BitsPerByte, evaluate
+from mambabyte.evaluation.compressors import compressor_bits_per_byte
+
+__all__ = ["BitsPerByte", "compressor_bits_per_byte", "evaluate"]

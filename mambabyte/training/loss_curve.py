@@ -1,0 +1,63 @@
+"""loss_curve.png: what the run learned, beside what compressors know."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def plot_loss_curve(
+    rows: Sequence[Mapping[str, Any]], compressors: Mapping[str, float], final: float, title: str, path: Path
+) -> None:
+    """Draw training (raw, smoothed) and validation bits per byte over bytes seen; the compressors are lines.
+
+    Args:
+        rows: of metrics.csv.
+        final: validation bits per byte at the end.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    seen = np.array([row["bytes"] for row in rows]) / 1e6
+    training = np.array([row["bits_per_byte"] for row in rows])
+    validated = [
+        (row["bytes"] / 1e6, row["validation_bits_per_byte"])
+        for row in rows
+        if row["validation_bits_per_byte"]
+    ]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    if len(rows):
+        axes.plot(seen, training, color="tab:blue", alpha=0.25, linewidth=1)
+        axes.plot(seen, smooth(training), color="tab:blue", label="training")
+        axes.plot(
+            seen[-1], final, "*", color="tab:red", markersize=12, label=f"validation, all ({final:.3f})"
+        )
+    if validated:
+        label = "validation, its first bytes"
+        axes.plot(*zip(*validated, strict=True), "o-", color="tab:orange", markersize=4, label=label)
+    for (name, value), style in zip(compressors.items(), (":", "--", "-."), strict=False):
+        axes.axhline(value, color="gray", linestyle=style, linewidth=1, label=f"{name} ({value:.3f})")
+    lowest = 0.85 * min([final, *compressors.values(), *training])
+    axes.set(xlabel="MB seen", ylabel="bits per byte", title=title)
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(lowest, 8.5)
+    axes.set_yticks([tick for tick in (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8) if tick > lowest])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(alpha=0.2)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential moving average over about a twentieth of the values, corrected for its start."""
+    weight = 1 - 1 / (1 + len(values) / 20)
+    averages, sum_of_values, sum_of_weights = [], 0.0, 0.0
+    for value in values:
+        sum_of_values = weight * sum_of_values + value
+        sum_of_weights = weight * sum_of_weights + 1
+        averages.append(sum_of_values / sum_of_weights)
+    return np.array(averages)

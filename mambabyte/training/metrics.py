@@ -1,0 +1,112 @@
+"""metrics.csv: one row per logged step, the run's record that every plot is made from."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from mambabyte.training.module import ByteLMModule
+from mambabyte.training.progress import ProgressLine
+from mambabyte.training.step_callback import StepCallback, is_due
+
+COLUMNS = (
+    "step",
+    "bytes",
+    "seconds",
+    "bits_per_byte",
+    "validation_bits_per_byte",
+    "learning_rate",
+    "gradient_norm",
+    "bytes_per_second",
+)
+
+
+class Metrics(StepCallback):
+    """Writes a row every ``every`` steps and at validations, and passes it to progress line and logger.
+
+    ``bytes`` counts the bytes of all windows so far, ``seconds`` the time spent on steps in all sittings
+    together; ``bytes_per_second`` and ``bits_per_byte`` are over the steps since the last row.
+    """
+
+    def __init__(self, path: Path, every: int, validate_every: int, bytes_per_step: int) -> None:
+        self._path = path
+        self._every = every
+        self._validate_every = validate_every
+        self._bytes_per_step = bytes_per_step
+        self._seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds + self._since_row()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds = float(state_dict["seconds"])
+
+    _module: ByteLMModule
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        assert isinstance(module, ByteLMModule)
+        self._module = module
+        self._line = ProgressLine(trainer.max_steps, self._bytes_per_step, trainer.global_step)
+        if trainer.is_global_zero:
+            # rows of steps that are about to be taken again would stand there twice
+            keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
+            _write(self._path, keep)
+        self._begin_row(trainer.global_step)
+
+    def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
+        if not (is_due(step, self._every) or is_due(step, self._validate_every) or step == trainer.max_steps):
+            return
+        bits_per_byte = module.take_bits_per_byte()
+        module.check_finite()
+        seconds = self._since_row()
+        self._seconds += seconds
+        row = {
+            "step": step,
+            "bytes": step * self._bytes_per_step,
+            "seconds": self._seconds,
+            "bits_per_byte": bits_per_byte,
+            "validation_bits_per_byte": module.validation_bits_per_byte,
+            "learning_rate": module.learning_rate_at(step - 1),
+            "gradient_norm": float(module.gradient_norm),
+            "bytes_per_second": (step - self._row_step) * self._bytes_per_step / max(seconds, 1e-9),
+        }
+        self._begin_row(step)
+        if trainer.is_global_zero:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, COLUMNS).writerow(row)
+            self._line.show(row, final=step == trainer.max_steps)
+            if trainer.logger is not None:
+                values = {name: value for name, value in row.items() if name != "step" and value is not None}
+                trainer.logger.log_metrics(values, step=step)
+
+    def _begin_row(self, step: int) -> None:
+        self._row_step = step
+        self._row_start = time.perf_counter() - self._module.seconds_beside_training
+
+    def _since_row(self) -> float:
+        return time.perf_counter() - self._module.seconds_beside_training - self._row_start
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.csv, empty cells as None; a row that was cut short is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    return [
+        {
+            name: int(cell) if name in ("step", "bytes") else float(cell) if cell else None
+            for name, cell in row.items()
+        }
+        for row in rows
+    ]
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,85 @@
+"""What a finished run has to show: summary.json, loss_curve.png, and a short report."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mambabyte.checkpoints import load_model
+from mambabyte.data import ByteCorpus
+from mambabyte.evaluation import compressor_bits_per_byte, evaluate
+from mambabyte.evaluation.bits_per_byte import first_documents, progress_line
+from mambabyte.training.configuration import CallbacksConfig
+from mambabyte.training.loss_curve import plot_loss_curve
+from mambabyte.training.metrics import read_metrics
+from mambabyte.training.samples import sample_text
+
+
+def summarize(
+    run_dir: Path, name: str, step: int, context_length: int, corpus: ByteCorpus, callbacks: CallbacksConfig
+) -> dict[str, Any]:
+    """Measure the run's last checkpoint on all validation bytes; write summary.json and loss_curve.png.
+
+    The figure is that of ``mambabyte eval --bpb ckpt=RUN`` with its defaults.
+    """
+    print(f"mambabyte: measuring {corpus.num_bytes:,} validation bytes", file=sys.stderr)
+    model = load_model(run_dir)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result = evaluate(model, corpus, context_length=context_length, device=device, progress=progress_line)
+    compressors = compressor_bits_per_byte(first_documents(corpus))
+    rows = read_metrics(run_dir / "metrics.csv")
+    curve = run_dir / "loss_curve.png"
+    plot_loss_curve(rows, compressors, result.bits_per_byte, name, curve)
+    summary = {
+        "name": name,
+        "step": step,
+        "bytes_seen": rows[-1]["bytes"] if rows else None,
+        "training_seconds": rows[-1]["seconds"] if rows else None,
+        "parameters": model.num_parameters(),
+        "validation": result.to_dict(),
+        "compressors": compressors,
+        "sample": callbacks.sample_prompt
+        + sample_text(model, callbacks.sample_prompt, callbacks.sample_bytes),
+        "run_dir": str(run_dir),
+        "loss_curve": str(curve),
+    }
+    temporary = run_dir / "summary.json.temporary"
+    temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, run_dir / "summary.json")
+    return summary
+
+
+def read_summary(run_dir: Path, step: int) -> dict[str, Any] | None:
+    """The summary of the run at ``step``; None if there is none."""
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return summary if summary.get("step") == step else None
+
+
+def report(summary: Mapping[str, Any]) -> str:
+    """The end of a run in a few lines."""
+    result, protocol = summary["validation"], summary["validation"]["protocol"]
+    rivals = " | ".join(f"{name} {value:.4f}" for name, value in summary["compressors"].items())
+    return "\n".join(
+        (
+            f"validation: {result['bits_per_byte']:.4f} bits per byte (protocol {protocol['name']}, context "
+            f"{protocol['context_length']:,} bytes, {result['bytes']:,} bytes in "
+            f"{result['documents']:,} documents)",
+            f"on the same bytes: {rivals}",
+            "sample:",
+            *(f"  {line}" for line in _printable(summary["sample"]).split("\n")),
+            f"run: {summary['run_dir']} ({summary['parameters']:,} parameters, {summary['step']:,} steps)",
+            f"loss curve: {summary['loss_curve']}",
+        )
+    )
+
+
+def _printable(text: str) -> str:
+    # an untrained model writes control characters too, and a terminal would obey them
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

@@ -1,0 +1,351 @@
+"""What can be typed, what reaches the task, and how mistakes are answered."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import mambabyte
+from mambabyte.errors import Interrupted, UserError
+
+
+@pytest.fixture(autouse=True)
+def _source_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(mambabyte.__file__).parents[1]))
+
+
+def python(code: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, **options)
+
+
+def test_help_is_quick_and_imports_no_torch():
+    timed = (
+        "import sys, time; began = time.process_time()\n"
+        "from mambabyte.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'hydra', 'lightning'} & set(sys.modules)\n"
+        "print(time.process_time() - began, sorted(heavy))"
+    )
+    # The best of three, since another process may be using the caches; 0.3 s is the promise.
+    answers = [python(timed).stdout for _ in range(3)]
+    assert all(command in answers[0] for command in ("train", "eval", "generate", "doctor"))
+    seconds, imported = min((float(last.split(" ")[0]), last.split(" ", 1)[1]) for last in
+                            (answer.splitlines()[-1] for answer in answers))  # fmt: skip
+    assert imported == "[]"
+    assert seconds < 0.3
+
+
+def test_importing_the_package_and_composing_a_configuration_import_no_torch(conf: Path):
+    code = (
+        "import sys, pathlib, mambabyte, mambabyte.configuration as configuration\n"
+        f"configuration.config_dir = lambda: pathlib.Path({str(conf)!r})\n"
+        "from mambabyte.cli import main\n"
+        "code = main(['train', 'experiment=quickstart', '--cfg', 'job', '--resolve'])\n"
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert "run_dir: runs/quickstart" in done.stdout
+
+
+def test_version(cli):
+    assert cli("--version") == 0
+    assert cli.out == f"mambabyte {mambabyte.__version__}\n"
+
+
+def test_no_command_prints_the_help_and_fails(cli):
+    assert cli() == 1
+    assert "commands:" in cli.err
+
+
+def test_a_commands_help_lists_options_groups_and_settings(cli):
+    assert cli("train", "--help") == 0
+    assert "--multirun" in cli.out
+    assert "model: large, small" in cli.out
+    assert "context_length: 1024" in cli.out
+    assert cli.jobs == []
+    assert cli("eval", "-h") == 0
+    assert "--bpb" in cli.out
+    assert "protocol: disjoint" in cli.out
+
+
+@pytest.mark.parametrize("spelling", ["experiment=quickstart", "+experiment=quickstart"])
+def test_both_spellings_of_an_experiment(cli, spelling):
+    assert cli("train", spelling, "context_length=64") == 0
+    (job,) = cli.jobs
+    assert (job["name"], job["seed"], job["run_dir"]) == ("quickstart", 3, "runs/quickstart")
+    assert (job["model"], job["context_length"]) == ({"width": 1024}, 64)
+    assert "experiment" not in job
+    assert "hydra" not in job
+
+
+def test_nothing_is_written_by_the_front(cli):
+    assert cli("train") == 0
+    assert cli("eval", "ckpt=a") == 0
+    assert cli("eval", "-m", "ckpt=a,b") == 0
+    assert [job["ckpt"] for job in cli.jobs] == ["a", "b"]
+    assert list(cli.folder.iterdir()) == []
+    assert cli("train", "-m", "seed=1,2") == 0
+    assert [path.name for path in cli.folder.rglob("*.*")] == ["multirun.yaml"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--bpb", "ckpt=a", "max_bytes=9", "--json"],
+        ["ckpt=a", "--json", "max_bytes=9", "--bpb"],
+        ["--ckpt", "a", "--bpb", "max_bytes=9", "json=true"],
+    ],
+)
+def test_flags_become_overrides_in_any_order(cli, argv):
+    assert cli("eval", *argv) == 0
+    (job,) = cli.jobs
+    assert (job["ckpt"], job["max_bytes"], job["json"], job["metrics"]) == ("a", 9, True, ["bpb"])
+    assert "data" not in job
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain",
+        "",
+        "Call me, Ishmael: {a: [1]}",
+        'it\'s "quoted"',
+        "back\\slash \\' \\\\' end\\",
+        "${seed} \\${x} \\\\${y} $HOME",
+        "null",
+        "a=b\nc\td",
+        "čeština 語 🙂",
+    ],
+)
+def test_every_character_of_a_prompt_stands_for_itself(cli, text):
+    assert cli("generate", "--ckpt", "runs/a=1,b=2", "--prompt", text) == 0
+    assert cli.jobs[0]["prompt"] == text
+    assert cli.jobs[0]["ckpt"] == "runs/a=1,b=2"
+
+
+def test_a_sweep_runs_each_job_in_its_own_run_dir(cli):
+    assert cli("train", "-m", "seed=1,2", "experiment=quickstart", "data.path=/some/where") == 0
+    assert [job["seed"] for job in cli.jobs] == [1, 2]
+    assert [job["run_dir"] for job in cli.jobs] == [
+        f"runs/quickstart/data.path=_some_where,seed={seed}" for seed in (1, 2)
+    ]
+    assert cli("train", "experiment=quickstart,plain", "--multirun") == 0
+    assert [job["run_dir"] for job in cli.jobs] == ["runs/quickstart", "runs/plain"]
+
+
+def test_a_sweep_over_several_devices_is_refused(cli):
+    assert cli("train", "-m", "seed=1,2", "trainer.devices=2") == 1
+    assert cli.err.splitlines()[-1].startswith("mambabyte: -m runs its jobs in one process")
+    assert cli.jobs == []
+    assert cli("train", "trainer.devices=2") == 0
+
+
+def test_a_long_sweep_still_names_a_folder_that_can_be_made(cli):
+    path = "data.path=" + "x" * 300
+    assert cli("train", "-m", "seed=1,2", path) == 0
+    folders = [Path(job["run_dir"]) for job in cli.jobs]
+    assert folders[0] != folders[1]
+    for folder in folders:
+        folder.mkdir(parents=True)
+
+
+def test_the_other_ranks_of_a_job_are_started_with_that_jobs_own_arguments(cli, conf):
+    # Lightning starts them with sys.argv as it is while the task runs.
+    assert cli("train", "+experiment=quickstart", "--config-dir", str(conf)) == 0
+    assert cli.argv == [["mambabyte", "train", "experiment=quickstart", f"--config-dir={conf}"]]
+    assert cli("train", "-m", "seed=1,2") == 0
+    jobs, commands = list(cli.jobs), list(cli.argv)
+    assert sys.argv == ["mambabyte"]
+    for job, command in zip(jobs, commands, strict=True):
+        added_by_lightning = [
+            "hydra.run.dir='.'",
+            "hydra.job.name=train_ddp_process_1",
+            "hydra.output_subdir=null",
+        ]
+        assert cli(*command[1:], *added_by_lightning) == 0
+        assert cli.jobs == [job]
+
+
+def test_a_folder_of_ones_own_yaml(cli, tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "experiment").mkdir(parents=True)
+    (mine / "experiment" / "own.yaml").write_text("# @package _global_\nname: own\nseed: 7\n")
+    assert cli("train", "experiment=own", "--config-dir", str(mine)) == 0
+    assert (cli.jobs[0]["name"], cli.jobs[0]["seed"]) == ("own", 7)
+    (mine / "experiment" / "own.yaml").write_text("name: [own\n")
+    assert "YAML" in cli.complaint("train", "experiment=own", "--config-dir", str(mine))
+
+
+def test_cfg_prints_one_group_and_runs_nothing(cli):
+    assert cli("train", "model=large", "--cfg", "job", "--package", "model", "seed=4") == 0
+    assert cli.out == "# @package model\nwidth: 1024\n"
+    assert cli.jobs == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["trian"], "there is no command 'trian'; did you mean train?"),
+        (["train", "experiment=quikstart"], "there is no experiment 'quikstart'; did you mean quickstart?"),
+        (["train", "+experiment=x"], "there is no experiment 'x'; choose from plain, quickstart"),
+        (["train", "model=smal"], "there is no model 'smal'; did you mean small?"),
+        (["train", "modle=small"], "there is no setting modle; did you mean model?"),
+        (["train", "trainer.max_step=3"], "there is no setting trainer.max_step; did you mean max_steps?"),
+        (["train", "trainr.max_steps=3"], "there is no setting trainr; did you mean trainer?"),
+        (["train", "+model=small"], "model is set already; write it without the +"),
+        (["train", "+seed=1"], "seed is set already; write it without the +"),
+        (["train", "quickstart"], "cannot read 'quickstart'; write key=value"),
+        (["train", "name=[a"], "cannot read 'name=[a'; quote the value"),
+        (["train", "seed=1,2"], "seed=1,2 holds a comma"),
+        (["train", "seed=abc"], "seed must be an integer, not 'abc'"),
+        (["train", "seed=1.5"], "seed must be an integer, not 1.5"),
+        (["train", "name=${nothing}"], "Interpolation key 'nothing' not found"),
+        (["train", "model=null"], "Config group override must be a string"),
+        (["train", "--config-dir", "nowhere"], "nowhere' not found"),
+        (["train", "--cfg", "jobs"], "argument -c/--cfg: invalid choice: 'jobs'"),
+        (["train", "--fast"], "unrecognized arguments: --fast; see mambabyte train --help"),
+        (["train", "--bpb"], "unrecognized arguments: --bpb"),
+        (["eval"], "ckpt is not set; add ckpt=VALUE"),
+        (["eval", "ckpt=a", "protocol=sliding"], "protocol must be one of disjoint, stateful, not 'sliding'"),
+        (["eval", "ckpt=a", "max_bytes=all"], "max_bytes must be an integer or null, not 'all'"),
+        (["generate", "ckpt=a", "temperature=hot"], "temperature must be a number, not 'hot'"),
+        (["doctor", "now"], "unrecognized arguments: now"),
+    ],
+)
+def test_a_mistake_is_answered_with_one_sentence(cli, argv, sentence):
+    assert sentence in cli.complaint(*argv)
+
+
+def test_faults_of_the_task(cli):
+    def behave(cfg):
+        raise {1: UserError("mend it"), 2: Interrupted("saved"), 3: KeyboardInterrupt()}[cfg.seed]
+
+    cli.behave = behave
+    assert cli("train", "seed=1") == 1
+    assert cli.err == "mambabyte: mend it\n"
+    assert cli("train", "seed=2") == 75
+    assert cli.err == "mambabyte: saved\n"
+    assert cli("train", "seed=3") == 130
+    assert cli.err == "mambabyte: stopped\n"
+
+
+def test_an_unexpected_exception_keeps_its_traceback(cli):
+    def behave(cfg):
+        raise RuntimeError("a defect") from ValueError("its cause")
+
+    cli.behave = behave
+    with pytest.raises(RuntimeError, match="a defect") as caught:
+        cli("train")
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert caught.traceback[-1].name == "behave"
+
+
+def test_a_key_that_the_task_misses_is_one_sentence(cli):
+    cli.behave = lambda cfg: cfg.trainer.max_stepz
+    assert cli("train") == 1
+    assert cli.err == "mambabyte: there is no setting trainer.max_stepz; did you mean max_steps?\n"
+
+
+def test_a_sweep_goes_on_after_a_fault_but_not_after_a_signal(cli):
+    def behave(cfg):
+        if cfg.seed == 1:
+            raise UserError("mend it")
+        if cfg.seed == 3:
+            raise Interrupted("saved")
+
+    cli.behave = behave
+    assert cli("train", "-m", "seed=1,2") == 1
+    assert [job["seed"] for job in cli.jobs] == [1, 2]
+    assert cli.err.endswith("mambabyte: mend it\n")
+    assert cli("train", "-m", "seed=3,4") == 75
+    assert [job["seed"] for job in cli.jobs] == [3]
+
+
+TASK = """
+import sys, time, types
+from mambabyte.cli import main
+import mambabyte.configuration, pathlib
+mambabyte.configuration.config_dir = lambda: pathlib.Path({conf!r})
+task = types.ModuleType("task")
+def run(cfg):
+    {body}
+task.run = run
+sys.modules["mambabyte.commands.train"] = task
+sys.exit(main(["train"]))
+"""
+
+
+def test_a_reader_that_leaves_early_is_no_error(conf):
+    code = TASK.format(conf=str(conf), body="[print('x' * 100) for _ in range(100_000)]")
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert writer.stdout and writer.stderr
+    writer.stdout.readline()
+    writer.stdout.close()
+    assert writer.stderr.read() == ""
+    assert writer.wait(timeout=30) == 1
+
+
+def test_help_to_a_reader_that_has_left_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "mambabyte", "--help"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.stderr == b""
+
+
+def test_control_c_leaves_with_130(conf):
+    code = TASK.format(conf=str(conf), body="print('ready', flush=True); time.sleep(30)")
+    task = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert task.stdout and task.stderr
+    assert task.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    task.send_signal(signal.SIGINT)
+    assert task.stderr.read() == "mambabyte: stopped\n"
+    assert task.wait(timeout=30) == 130
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mambabyte tr", "train"),
+        ("mambabyte train experiment=", "experiment=quickstart"),
+        ("mambabyte train +experiment=q", "+experiment=quickstart"),
+        ("mambabyte train model=", "model=large"),
+        ("mambabyte train trainer.max", "trainer.max_steps="),
+        ("mambabyte train seed=1 model=s", "model=small"),
+        ("mambabyte eval prot", "protocol="),
+        ("/usr/bin/mambabyte eval ", "batch_size="),
+    ],
+)
+def test_tab_completion(cli, monkeypatch, line, expected):
+    monkeypatch.setenv("COMP_LINE", line)
+    assert cli("-sc", "query=bash") == 0
+    assert expected in cli.out.split()
+
+
+def test_completion_is_installed_for_the_program(cli):
+    assert cli("-sc", "install=bash") == 0
+    assert re.search(r"complete .* hydra_bash_completion mambabyte$", cli.out)
+
+
+def test_doctor_speaks_json(capsys):
+    from mambabyte.cli import main
+
+    code = main(["doctor", "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ready"] is (code == 0)
+    assert {"python", "torch", "cuda", "disk", "wandb"} <= {finding["name"] for finding in answer["findings"]}

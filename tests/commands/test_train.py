@@ -1,0 +1,343 @@
+"""`mambabyte train` from the composed configuration to the files of the run."""
+
+import csv
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+import yaml
+
+from mambabyte import checkpoints
+from mambabyte.errors import Interrupted, UserError
+from mambabyte.training.module import ByteLMModule
+from mambabyte.training.run_directory import hold
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return checkpoints.read(run_dir)["state_dict"]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def rows(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch):
+    """at_step(7, action) runs the action once, in the middle of the accumulation of optimizer step 8."""
+
+    def install(step: int, action) -> None:
+        original, done = ByteLMModule.training_step, []
+
+        def training_step(self, batch, batch_index):
+            if self.global_step == step and not done:
+                done.append(True)
+                action()
+            return original(self, batch, batch_index)
+
+        monkeypatch.setattr(ByteLMModule, "training_step", training_step)
+
+    return install
+
+
+def send(*signals: int):
+    return lambda: [os.kill(os.getpid(), number) for number in signals]
+
+
+def test_a_run_leaves_its_files_and_learns(finished: Path) -> None:
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [
+        "last.ckpt",
+        "step_00000010.ckpt",
+        "step_00000012.ckpt",
+    ]
+    assert (finished / "checkpoints" / "last.ckpt").resolve().name == "step_00000012.ckpt"
+    assert yaml.safe_load((finished / "config.yaml").read_text())["context_length"] == 32
+    assert (finished / "samples.txt").read_text().count("--- step") == 2
+    assert (finished / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+
+    table = rows(finished)
+    assert [int(row["step"]) for row in table] == [2, 4, 6, 8, 10, 12]
+    assert [int(row["bytes"]) for row in table] == [512, 1024, 1536, 2048, 2560, 3072]
+    assert [bool(row["validation_bits_per_byte"]) for row in table] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert float(table[0]["bits_per_byte"]) > 6
+    assert float(table[-1]["bits_per_byte"]) < 5
+    assert all(float(row["gradient_norm"]) > 0 and float(row["bytes_per_second"]) > 0 for row in table)
+    seconds = [float(row["seconds"]) for row in table]
+    assert seconds == sorted(seconds)
+
+
+def test_summary_holds_the_figures_and_how_they_were_made(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (summary["name"], summary["step"], summary["bytes_seen"]) == ("finished", 12, 3072)
+    assert summary["parameters"] == sum(tensor.numel() for tensor in weights(finished).values())
+    validation = summary["validation"]
+    assert validation["protocol"]["name"] == "disjoint"
+    assert validation["protocol"]["context_length"] == 32
+    assert validation["precision"] == "fp32"
+    assert 2 < validation["bits_per_byte"] < 6
+    assert set(summary["compressors"]) == {"gzip -9", "xz -9e", "zstd -19"}
+    assert summary["sample"]
+    assert Path(summary["loss_curve"]).is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_a_whole_step_and_the_same_command_ends_with_the_same_bits(
+    number: int, start, finished: Path, at_step, tmp_path: Path
+) -> None:
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    at_step(7, send(number))
+    with pytest.raises(Interrupted, match="step 8"):
+        start("stopped")
+    run_dir = tmp_path / "runs" / "stopped"
+    assert checkpoints.read(run_dir)["global_step"] == 8
+    assert not (run_dir / "summary.json").exists()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+
+    start("stopped")
+    assert_same_weights(run_dir, finished)
+    assert [int(row["step"]) for row in rows(run_dir)] == [2, 4, 6, 8, 10, 12]
+    ours, theirs = (
+        json.loads((path / "summary.json").read_text())["validation"] for path in (run_dir, finished)
+    )
+    assert ours["nats"] == theirs["nats"]
+    assert ours["weights_fingerprint"] == theirs["weights_fingerprint"]
+
+
+def test_two_stops_and_another_accumulation_see_the_same_bytes(
+    start, at_step, monkeypatch, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, bytes]] = []  # by which optimizer step, which window
+    original = ByteLMModule.training_step
+
+    def training_step(self, batch, batch_index):
+        seen.extend((self.global_step, row.numpy().tobytes()) for row in batch["bytes"])
+        return original(self, batch, batch_index)
+
+    monkeypatch.setattr(ByteLMModule, "training_step", training_step)
+    run_dir = start("undisturbed")
+    whole = seen.copy()
+    seen.clear()
+    for step, micro_batch_size in ((3, 8), (8, 4)):
+        at_step(step, send(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            start("elastic", f"trainer.micro_batch_size={micro_batch_size}")
+    elastic = start("elastic", "trainer.micro_batch_size=1", "data.workers=1")
+    assert len(seen) == 12 * 8
+    assert seen == whole
+    # the same sums in another order, which Adam turns into differences of this size
+    figures = [json.loads((path / "summary.json").read_text()) for path in (run_dir, elastic)]
+    ours, theirs = (figure["validation"]["bits_per_byte"] for figure in figures)
+    assert ours == pytest.approx(theirs, abs=0.01)
+
+
+def test_a_killed_run_resumes_from_its_checkpoint(start, finished: Path, at_step, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def die() -> None:
+        raise Killed
+
+    at_step(8, die)
+    with pytest.raises(Killed):
+        start("killed")
+    run_dir = tmp_path / "runs" / "killed"
+    assert [int(row["step"]) for row in rows(run_dir)] == [2, 4, 6, 8]
+    half_written = run_dir / "checkpoints" / "step_00000010.ckpt.temporary"
+    half_written.write_bytes(b"half")
+    start("killed")
+    assert not half_written.exists()
+    assert_same_weights(run_dir, finished)
+    assert [int(row["step"]) for row in rows(run_dir)] == [2, 4, 6, 8, 10, 12]  # 6 and 8 were taken twice
+
+
+def test_a_complete_run_says_so_and_reports_again(start, capsys) -> None:
+    run_dir = start("again")
+    first = capsys.readouterr().out
+    before = (run_dir / "checkpoints" / "step_00000012.ckpt").stat().st_mtime_ns
+    start("again")
+    second = capsys.readouterr()
+    assert "is complete at step 12" in second.err
+    assert second.out == first
+    assert (run_dir / "checkpoints" / "step_00000012.ckpt").stat().st_mtime_ns == before
+
+    (run_dir / "summary.json").unlink()
+    start("again")
+    assert capsys.readouterr().out == first
+    start("again", "trainer.max_steps=14")
+    assert checkpoints.read(run_dir)["global_step"] == 14
+
+
+def test_the_report_is_on_stdout_and_progress_on_stderr(start, capsys) -> None:
+    run_dir = start("report")
+    out, err = capsys.readouterr()
+    assert out.startswith("validation: ")
+    for part in (
+        "bits per byte (protocol disjoint, context 32 bytes",
+        "gzip -9",
+        "xz -9e",
+        "zstd -19",
+        "sample:",
+    ):
+        assert part in out
+    assert str(run_dir) in out
+    assert str(run_dir / "loss_curve.png") in out
+    assert "step 12/12 | " in err
+    assert " bpb | " in err
+    assert "eta 0 s" in err
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("model.d_model=16", "model.d_model"),
+        ("context_length=64", "context_length"),
+        ("data.windows=contiguous", "data.windows"),
+        ("trainer.global_batch_bytes=512", "trainer.global_batch_bytes"),
+    ],
+)
+def test_another_configuration_in_the_same_run_directory_is_refused(
+    override: str, key: str, start, at_step, tmp_path: Path
+) -> None:
+    at_step(1, send(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        start("taken")
+    config = (tmp_path / "runs" / "taken" / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=rf"{key} .*name="):
+        start("taken", override)
+    assert (tmp_path / "runs" / "taken" / "config.yaml").read_bytes() == config
+
+
+def test_a_diverging_run_stops_at_the_step_and_keeps_its_checkpoint(
+    start, monkeypatch, tmp_path: Path
+) -> None:
+    original = ByteLMModule.training_step
+
+    def training_step(self, batch, batch_index):
+        loss = original(self, batch, batch_index)
+        # only the gradient is bad, as when it overflows: the loss follows a step later
+        return loss * float("nan") if self.global_step == 6 else loss
+
+    monkeypatch.setattr(ByteLMModule, "training_step", training_step)
+    with pytest.raises(UserError, match="at step 7 "):
+        start("diverged")
+    run_dir = tmp_path / "runs" / "diverged"
+    assert checkpoints.read(run_dir)["global_step"] == 5
+    assert all(tensor.isfinite().all() for tensor in weights(run_dir).values())
+
+    monkeypatch.undo()
+    start("diverged", "optimizer.learning_rate=1e-3")
+    learning_rates = {int(row["step"]): float(row["learning_rate"]) for row in rows(run_dir)}
+    assert learning_rates[4] > 5e-3
+    assert learning_rates[6] < 1e-3
+
+
+def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(start, monkeypatch, tmp_path: Path) -> None:
+    real, calls = torch.save, []
+
+    def full(checkpoint, file, *args, **kwargs):
+        calls.append(checkpoint)
+        if len(calls) == 2:
+            file.write(b"some of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(checkpoint, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        start("full")
+    folder = tmp_path / "runs" / "full" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step_00000005.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainer.global_batch_bytes=300", r"nearest that are: 288 or 320"),
+        ("trainer.micro_batch_size=3", r"nearest that are: 192 or 288"),
+        ("trainer.max_steps=abc", r"trainer\.max_steps must be an integer"),
+        ("trainer.precision=fp8", r"fp32 or bf16"),
+        ("trainer.accelerator=gpu", r"trainer\.accelerator=gpu"),
+        ("model.d_model=large", r"d_model"),
+        ("data.windows=shuffled", r"windows"),
+        ("optimizer.betas=[0.9]", r"betas"),
+    ],
+)
+def test_wrong_settings_are_told_in_a_sentence(override: str, sentence: str, start) -> None:
+    if override == "trainer.accelerator=gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=sentence) as caught:
+        start("wrong", override)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_processes_do_not_train_in_one_directory(start, tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "busy"
+    with hold(run_dir, {}), pytest.raises(UserError, match="another process"):
+        start("busy")
+    start("busy", "trainer.max_steps=2")
+
+
+def test_a_run_directory_that_cannot_be_made_is_a_sentence(start, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("in the way")
+    with pytest.raises(UserError, match="run_dir="):
+        start("inside")
+
+
+def test_a_stream_stopped_twice_ends_with_the_same_bits(start, at_step, tmp_path: Path) -> None:
+    texts = [f"book {number}: " + "happy families are all alike. " * (number + 3) for number in range(7)]
+    for split in ("train", "validation"):
+        table = pyarrow.table({"text": texts})
+        pyarrow.parquet.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    stream = ["data=hf", f"data.path={tmp_path}", "data.streaming=true", "data.windows=contiguous"]
+    whole = start("whole", *stream)
+    for step in (4, 9):
+        at_step(step, send(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            start("parts", *stream)
+    assert_same_weights(start("parts", *stream), whole)
+
+
+def test_bf16_trains(start) -> None:
+    run_dir = start("bf16", "trainer.precision=bf16", "trainer.max_steps=4")
+    assert all(tensor.dtype == torch.float32 for tensor in weights(run_dir).values())
+
+
+def test_wandb_without_a_key_records_offline_and_keeps_its_run(
+    start, monkeypatch, capsys, at_step, tmp_path
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    at_step(2, send(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        start("logged", "logger=wandb")
+    assert "offline" in capsys.readouterr().err
+    run_dir = tmp_path / "runs" / "logged"
+    identity = (run_dir / "wandb_id").read_text()
+    assert any(identity in path.name for path in (run_dir / "wandb").glob("offline-run-*"))
+    import wandb
+
+    wandb.finish()
+    start("logged", "logger=wandb", "trainer.max_steps=4")
+    wandb.finish()
+    assert (run_dir / "wandb_id").read_text() == identity

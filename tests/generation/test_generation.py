@@ -1,0 +1,89 @@
+"""Generation: against forward, and the sampler against what its settings mean."""
+
+import pytest
+import torch
+
+from mambabyte.errors import UserError
+from mambabyte.generation import Sampler, decode_stream, generate
+from mambabyte.models import ByteLM, MambaByteConfig
+
+
+@pytest.fixture(scope="module")
+def model() -> ByteLM:
+    torch.manual_seed(0)
+    model = MambaByteConfig(d_model=32, n_layer=2, d_state=4).build().eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(10)
+    return model
+
+
+@pytest.mark.parametrize("prompt", [b"ab\xff\x00", b""])
+def test_greedy_is_the_argmax_of_forward(model: ByteLM, prompt: bytes) -> None:
+    produced = list(generate(model, prompt, 24, Sampler(temperature=0)))
+    assert len(produced) == 24
+    context = list(prompt or b"\n")
+    with torch.no_grad():
+        for byte in produced:
+            assert byte == int(model(torch.tensor([context]))[0, -1].argmax())
+            context.append(byte)
+    assert len(set(produced)) > 1
+
+
+def test_the_seed_decides_the_draws(model: ByteLM) -> None:
+    first, same, other = (bytes(generate(model, b"a", 32, Sampler(1.0, seed=seed))) for seed in (3, 3, 4))
+    assert first == same != other
+
+
+def test_no_bytes_asked_for_none_given(model: ByteLM) -> None:
+    assert list(generate(model, b"a", 0, Sampler())) == []
+
+
+def test_generation_leaves_training_mode_alone(model: ByteLM) -> None:
+    model.train()
+    stream = generate(model, b"a", 8, Sampler())
+    next(stream)
+    stream.close()
+    assert model.training
+    model.eval()
+
+
+def draws(sampler: Sampler, logits: torch.Tensor, count: int = 4000) -> torch.Tensor:
+    return (
+        torch.bincount(torch.tensor([sampler(logits) for _ in range(count)]), minlength=len(logits)) / count
+    )
+
+
+LOGITS = torch.log(torch.tensor([0.05, 0.5, 0.15, 0.3]))
+
+
+def test_frequencies_follow_the_temperature() -> None:
+    # four standard deviations of a frequency of 4,000 draws are at most 0.032
+    assert torch.allclose(draws(Sampler(1.0), LOGITS), LOGITS.exp(), atol=0.032)
+    sharpened = LOGITS.exp() ** 2 / (LOGITS.exp() ** 2).sum()
+    assert torch.allclose(draws(Sampler(0.5), LOGITS), sharpened, atol=0.032)
+
+
+def test_top_k_and_top_p_keep_the_likeliest() -> None:
+    two = torch.tensor([0, 0.625, 0, 0.375])
+    assert torch.allclose(draws(Sampler(1.0, top_k=2), LOGITS), two, atol=0.032)
+    assert torch.allclose(draws(Sampler(1.0, top_p=0.79), LOGITS), two, atol=0.032)  # 0.5 + 0.3 reaches it
+    three = torch.tensor([0, 0.5, 0.15, 0.3]) / 0.95
+    assert torch.allclose(draws(Sampler(1.0, top_p=0.81), LOGITS), three, atol=0.032)
+    assert draws(Sampler(1.0, top_k=1), LOGITS, 50)[1] == 1
+    assert draws(Sampler(1.0, top_p=1e-9), LOGITS, 50)[1] == 1
+    assert torch.allclose(draws(Sampler(1.0, top_k=99), LOGITS), LOGITS.exp(), atol=0.032)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}],
+)
+def test_settings_out_of_range_are_user_errors(settings: dict) -> None:
+    with pytest.raises(UserError):
+        Sampler(**settings)
+
+
+def test_text_appears_when_its_bytes_are_complete() -> None:
+    stream = "é€𝄞a".encode()
+    assert list(decode_stream(stream)) == ["é", "€", "𝄞", "a"]
+    assert "".join(decode_stream(b"a\xffb\xe2\x82")) == "a\ufffdb\ufffd"

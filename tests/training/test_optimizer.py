@@ -1,0 +1,63 @@
+"""AdamW's groups and the learning-rate schedule."""
+
+import pytest
+import torch
+from torch import nn
+
+from mambabyte.errors import UserError
+from mambabyte.models import MambaByteConfig
+from mambabyte.training.optimizer import AdamWConfig
+
+
+def test_schedule_warms_up_and_decays() -> None:
+    config = AdamWConfig(learning_rate=1.0, warmup_steps=10, final_learning_rate_ratio=0.1)
+    rates = [config.learning_rate_at(step, 110) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55)  # half way: the mean of both ends
+    assert rates[110] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert config.learning_rate_at(500, 110) == pytest.approx(0.1)
+
+
+def test_without_warm_up_the_peak_comes_first() -> None:
+    assert AdamWConfig(learning_rate=2.0, warmup_steps=0).learning_rate_at(0, 10) == 2.0
+
+
+def test_only_matrices_are_decayed() -> None:
+    model = MambaByteConfig(d_model=16, n_layer=1, d_state=4).build()
+    optimizer = AdamWConfig(learning_rate=1e-3, warmup_steps=1).build(model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed, exempt = (
+        {names[p].rpartition("mixer.")[2] for p in group["params"]} for group in optimizer.param_groups
+    )
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert {"in_proj.weight", "conv1d.weight", "lm_head.weight", "backbone.embedding.weight"} <= decayed
+    assert {"A_log", "D", "conv1d.bias", "dt_proj.bias", "backbone.norm_f.weight"} <= exempt
+    assert len(decayed) + len(exempt) == len(names)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = nn.Linear(3, 3)
+    model.bias.requires_grad_(False)
+    optimizer = AdamWConfig(learning_rate=1e-3, warmup_steps=1).build(model)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 0]
+
+
+def test_settings_replace_those_of_a_restored_state() -> None:
+    model = nn.Linear(3, 3)
+    saved = AdamWConfig(1e-3, 1, betas=[0.8, 0.9], weight_decay=0.5).build(model).state_dict()
+    config = AdamWConfig(1e-3, 1)
+    optimizer = config.build(model)
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.5
+    config.apply(optimizer)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert optimizer.param_groups[1]["betas"] == (0.9, 0.95)
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("settings", [{"learning_rate": -1.0}, {"betas": [0.9]}, {"betas": [0.9, 1.0]}])
+def test_values_out_of_range_are_user_errors(settings: dict) -> None:
+    with pytest.raises(UserError, match="optimizer"):
+        AdamWConfig(**{"learning_rate": 1.0, "warmup_steps": 1, **settings})
