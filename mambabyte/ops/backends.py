@@ -6,7 +6,6 @@ import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from mambabyte.ops.cpu import build
 
 OPS = ("selective_scan", "causal_conv1d")
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_override: ContextVar[str | None] = ContextVar("mambabyte_backend", default=None)
+_override: str | None = None  # a plain global: torch.compile can read it
 _log = logging.getLogger("mambabyte")
 
 
@@ -58,11 +57,12 @@ def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> str
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
     """Within the block every op runs on the named backend, where the call itself names none."""
-    token = _override.set(name)
+    global _override
+    before, _override = _override, name
     try:
         yield
     finally:
-        _override.reset(token)
+        _override = before
 
 
 def choose_backend(op: str, device: torch.device, dtype: torch.dtype, asked: str | None) -> str:
@@ -71,7 +71,7 @@ def choose_backend(op: str, device: torch.device, dtype: torch.dtype, asked: str
     Raises:
         ValueError: the backend asked for does not exist or cannot serve tensors of this device and dtype.
     """
-    asked = asked or _override.get()
+    asked = asked or _override
     if asked is None:
         return backend_for(device, dtype)
     if asked == "reference":

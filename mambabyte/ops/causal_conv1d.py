@@ -56,7 +56,7 @@ def causal_conv1d(
         raise ValueError(f"initial_state must have shape {state_shape}, not {tuple(initial_state.shape)}")
     # The fused kernel is compiled for the widths that Mamba models have.
     if choose_backend("causal_conv1d", x.device, x.dtype, backend) == "cpu" and weight.shape[1] in (2, 3, 4):
-        out = _CausalConv1d.apply(x, weight, bias, initial_state, document_start)
+        out = _forward(x, weight, bias, initial_state, document_start)
     else:
         out = _reference(x, weight, bias, initial_state, document_start)
     if not return_final_state:
@@ -120,49 +120,79 @@ class _Arguments(ctypes.Structure):
     ]
 
 
-class _CausalConv1d(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None,
-        document_start: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(x, weight, bias, initial_state, document_start)
-        rows = as_rows(x, kernel_dtype(x.dtype))
-        out = torch.empty(x.shape, dtype=rows.dtype)
-        _run("forward", rows, weight, bias, initial_state, document_start, out=out)
-        return out.to(x.dtype)
+@torch.library.custom_op("mambabyte::causal_conv1d", mutates_args=())
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None, document_start: Tensor | None
+) -> Tensor:
+    rows = as_rows(x, kernel_dtype(x.dtype))
+    out = torch.empty(x.shape, dtype=rows.dtype)
+    _run("forward", rows, weight, bias, initial_state, document_start, out=out)
+    return out.to(x.dtype)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, initial_state, document_start = ctx.saved_tensors
-        rows = as_rows(x, kernel_dtype(x.dtype))
-        batch, _, channels = x.shape
-        width = weight.shape[1]
-        grad_x = torch.empty(x.shape, dtype=rows.dtype)
-        grad_weight = torch.empty(batch, width, channels)
-        grad_bias = torch.empty(batch, channels)
-        grad_state = torch.empty(batch, width - 1, channels)
-        _run(
-            "backward",
-            rows,
-            weight,
-            bias,
-            initial_state,
-            document_start,
-            grad_out=grad_out.to(rows.dtype).contiguous(),
-            grad_x=grad_x,
-            grad_weight=grad_weight,
-            grad_bias=grad_bias,
-            grad_state=grad_state,
-        )
-        return (
-            grad_x.to(x.dtype),
-            grad_weight.sum(0).flip(0).t().to(weight.dtype),
-            grad_bias.sum(0).to(bias.dtype),
-            None if initial_state is None else grad_state.to(initial_state.dtype),
-            None,
-        )
+
+@_forward.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None, document_start: Tensor | None
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("mambabyte::causal_conv1d_backward", mutates_args=())
+def _backward(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    initial_state: Tensor | None,
+    document_start: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = as_rows(x, kernel_dtype(x.dtype))
+    batch, _, channels = x.shape
+    width = weight.shape[1]
+    grad_x = torch.empty(x.shape, dtype=rows.dtype)
+    grad_weight = torch.empty(batch, width, channels)
+    grad_bias = torch.empty(batch, channels)
+    grad_state = torch.empty(batch, width - 1, channels)
+    _run(
+        "backward",
+        rows,
+        weight,
+        bias,
+        initial_state,
+        document_start,
+        grad_out=grad_out.to(rows.dtype).contiguous(),
+        grad_x=grad_x,
+        grad_weight=grad_weight,
+        grad_bias=grad_bias,
+        grad_state=grad_state,
+    )
+    grad_weight = grad_weight.sum(0).flip(0).t().contiguous()
+    return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.sum(0).to(bias.dtype), grad_state
+
+
+@_backward.register_fake
+def _(
+    grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None,
+    document_start: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    state = x.new_empty((x.shape[0], weight.shape[1] - 1, x.shape[2]), dtype=torch.float32)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape), state
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, initial_state, document_start = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias, grad_state = _backward(
+        grad_out, x, weight, bias, initial_state, document_start
+    )
+    grad_initial = None if initial_state is None else grad_state.to(initial_state.dtype)
+    return grad_x, grad_weight, grad_bias, grad_initial, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def _run(

@@ -67,8 +67,6 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise KernelUnavailable(f"the compiled kernels cannot be stored or loaded ({error})") from error
-    loaded.mambabyte_chunk.restype = ctypes.c_int64
-    loaded.mambabyte_lanes.restype = ctypes.c_int64
     return loaded
 
 
@@ -79,6 +77,11 @@ def available() -> tuple[bool, str]:
     except KernelUnavailable as error:
         return False, str(error)
     return True, "compiled for this processor"
+
+
+# torch.compile takes the answer as it is. torch.compiler.assume_constant_result sets the same mark, and imports
+# the compiler to do so, which costs a second.
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _cached_path(compiler: str) -> Path:

@@ -14,7 +14,7 @@
 namespace mambabyte {
 namespace {
 
-constexpr int kChunk = 32;
+constexpr int kChunk = 32;  // selective_scan/cpu.py sizes the states by it, and by kLanes
 constexpr int kTile = 8;
 
 // Row t of batch b of a (B, L, width) tensor: data + b * batch_stride + t * time_stride, last dimension contiguous.
@@ -58,9 +58,6 @@ struct SelectiveScanArguments {
   float* grad_B;           // (B, groups, L, N)
   float* grad_C;           // (B, groups, L, N)
 };
-
-int64_t mambabyte_chunk() { return kChunk; }
-int64_t mambabyte_lanes() { return kLanes; }
 }
 
 namespace {

@@ -1,16 +1,17 @@
-"""The fused CPU scan (`mambabyte/ops/cpu/selective_scan.cpp`) as an autograd function."""
+"""The fused CPU scan: the calls into `mambabyte/ops/cpu/selective_scan.cpp`."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mambabyte.ops.cpu.arguments import Rows, as_rows, kernel_dtype, pointer, rows
 from mambabyte.ops.cpu.build import library
+
+CHUNK, LANES = 32, 16  # kChunk and kLanes of the C++ source
 
 
 class _Arguments(ctypes.Structure):
@@ -30,41 +31,11 @@ class _Arguments(ctypes.Structure):
     ]
 
 
-def selective_scan_cpu(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    document_start: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """As `mambabyte.ops.selective_scan`; returns the output and the final state."""
-    return _SelectiveScan.apply(
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        z,
-        delta_bias,
-        initial_state,
-        document_start,
-        delta_softplus,
-        torch.is_grad_enabled(),
-    )
-
-
-def _blocks(states: Tensor, lanes: int) -> Tensor:
-    """(B, D, N) states as the kernel lays them out: (B, ceil(D / lanes), N, lanes)."""
+def _blocks(states: Tensor) -> Tensor:
+    """(B, D, N) states as the kernel lays them out: (B, ceil(D / LANES), N, LANES)."""
     batch, channels, width = states.shape
-    padded = torch.nn.functional.pad(states.float(), (0, 0, 0, -channels % lanes))
-    return padded.view(batch, -1, lanes, width).transpose(2, 3)
+    padded = torch.nn.functional.pad(states.float(), (0, 0, 0, -channels % LANES))
+    return padded.view(batch, -1, LANES, width).transpose(2, 3)
 
 
 def _channels(blocks: Tensor, channels: int) -> Tensor:
@@ -77,84 +48,94 @@ def _float(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.float().contiguous()
 
 
-class _SelectiveScan(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-        z: Tensor | None, delta_bias: Tensor | None, initial_state: Tensor | None,
-        document_start: Tensor | None, delta_softplus: bool, grad: bool,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        dtype = kernel_dtype(u.dtype)
-        inputs = [None if x is None else as_rows(x, dtype) for x in (u, delta, z, B, C)]
-        parameters = [_float(x) for x in (A, D, delta_bias)]
-        start = None if document_start is None else document_start.to(torch.uint8).contiguous()
-        batch, length, channels = u.shape
-        kernels = library()
-        lanes, chunk = kernels.mambabyte_lanes(), kernels.mambabyte_chunk()
-        chunks, blocks = -(-length // chunk), -(-channels // lanes)
-        keep = grad and any(ctx.needs_input_grad)
-        states = torch.empty(batch, chunks + 1 if keep else 2, blocks, A.shape[1], lanes)
-        if initial_state is None:
-            states[:, 0].zero_()
-        else:
-            states[:, 0].copy_(_blocks(initial_state, lanes))
-        out = torch.empty(batch, length, channels, dtype=dtype)
-        arguments = _arguments(inputs, parameters, start, out, states, delta_softplus, keep)
-        kernels.mambabyte_selective_scan_forward(ctypes.byref(arguments))
-        last = states[:, chunks if keep else chunks % 2]
-        if keep:
-            ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, initial_state, start, states)
-            ctx.delta_softplus = delta_softplus
-        return out.to(u.dtype), _channels(last, channels)
+def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    """(B, chunks + 1, blocks, N, lanes): the state at each chunk's start and after the last step."""
+    return (u.shape[0], -(-u.shape[1] // CHUNK) + 1, -(-u.shape[2] // LANES), A.shape[1], LANES)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_out: Tensor, grad_final_state: Tensor) -> tuple[Tensor | None, ...]:
-        u, delta, A, B, C, D, z, delta_bias, initial_state, start, states = ctx.saved_tensors
-        dtype = kernel_dtype(u.dtype)
-        inputs = [None if x is None else as_rows(x, dtype) for x in (u, delta, z, B, C)]
-        parameters = [_float(x) for x in (A, D, delta_bias)]
-        batch, length, channels = u.shape
-        blocks, width, lanes = states.shape[2:]
-        kernels = library()
-        grad_out = as_rows(grad_out, dtype)
-        grad_u = torch.empty(batch, length, channels, dtype=dtype)
-        grad_delta = torch.empty_like(grad_u)
-        grad_z = None if z is None else torch.empty_like(grad_u)
-        # The kernel writes the initial state's gradient over this: it must not be autograd's own tensor.
-        grad_state = _blocks(grad_final_state, lanes).clone(memory_format=torch.contiguous_format)
-        grad_A = torch.zeros(batch, blocks, width, lanes)
-        grad_D = None if D is None else torch.zeros(batch, channels)
-        grad_bias = None if delta_bias is None else torch.zeros(batch, channels)
-        arguments = _arguments(inputs, parameters, start, grad_u, states, ctx.delta_softplus, True)
-        grad_B = torch.empty(batch, arguments.groups, length, width)
-        grad_C = torch.empty_like(grad_B)
-        arguments.grad_out, arguments.grad_u = rows(grad_out), rows(grad_u)
-        arguments.grad_delta, arguments.grad_z = rows(grad_delta), rows(grad_z)
-        for name, tensor in (
-            ("grad_state", grad_state),
-            ("grad_A", grad_A),
-            ("grad_D", grad_D),
-            ("grad_delta_bias", grad_bias),
-            ("grad_B", grad_B),
-            ("grad_C", grad_C),
-        ):
-            setattr(arguments, name, pointer(tensor))
-        kernels.mambabyte_selective_scan_backward(ctypes.byref(arguments))
-        return (
-            grad_u.to(u.dtype),
-            grad_delta.to(delta.dtype),
-            _channels(grad_A, channels).sum(0).to(A.dtype),
-            grad_B.sum(1).to(B.dtype),
-            grad_C.sum(1).to(C.dtype),
-            None if grad_D is None else grad_D.sum(0).to(D.dtype),
-            None if grad_z is None else grad_z.to(z.dtype),
-            None if grad_bias is None else grad_bias.sum(0).to(delta_bias.dtype),
-            None if initial_state is None else _channels(grad_state, channels).to(initial_state.dtype),
-            None,
-            None,
-            None,
-        )
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    document_start: Tensor | None,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, final state and the states between chunks: see `mambabyte.ops.selective_scan.fused`."""
+    dtype = kernel_dtype(u.dtype)
+    inputs = [None if x is None else as_rows(x, dtype) for x in (u, delta, z, B, C)]
+    parameters = [_float(x) for x in (A, D, delta_bias)]
+    start = None if document_start is None else document_start.to(torch.uint8).contiguous()
+    batch, kept, *block = states_shape(u, A)
+    states = torch.empty(batch, kept if keep_states else 2, *block)
+    if initial_state is None:
+        states[:, 0].zero_()
+    else:
+        states[:, 0].copy_(_blocks(initial_state))
+    out = torch.empty(u.shape, dtype=dtype)
+    arguments = _arguments(inputs, parameters, start, out, states, delta_softplus, keep_states)
+    library().mambabyte_selective_scan_forward(ctypes.byref(arguments))
+    last = states[:, kept - 1 if keep_states else (kept - 1) % 2]
+    final = _channels(last, u.shape[2]).clone()  # an operator's outputs must not share memory
+    return out.to(u.dtype), final, states if keep_states else states.new_empty(0)
+
+
+def backward(
+    grad_out: Tensor,
+    grad_final_state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    document_start: Tensor | None,
+    states: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of u, delta, A, B, C, D, z, delta_bias and the initial state."""
+    dtype = kernel_dtype(u.dtype)
+    inputs = [None if x is None else as_rows(x, dtype) for x in (u, delta, z, B, C)]
+    parameters = [_float(x) for x in (A, D, delta_bias)]
+    start = None if document_start is None else document_start.to(torch.uint8).contiguous()
+    batch, length, channels = u.shape
+    grad_out = as_rows(grad_out, dtype)
+    grad_u = torch.empty(u.shape, dtype=dtype)
+    grad_delta = torch.empty_like(grad_u)
+    grad_z = None if z is None else torch.empty_like(grad_u)
+    # The kernel writes the initial state's gradient over this: it must not be autograd's own tensor.
+    grad_state = _blocks(grad_final_state).clone(memory_format=torch.contiguous_format)
+    grad_A = torch.zeros(grad_state.shape)
+    grad_D = None if D is None else torch.zeros(batch, channels)
+    grad_bias = None if delta_bias is None else torch.zeros(batch, channels)
+    arguments = _arguments(inputs, parameters, start, grad_u, states, delta_softplus, True)
+    grad_B = torch.empty(batch, arguments.groups, length, A.shape[1])
+    grad_C = torch.empty_like(grad_B)
+    arguments.grad_out, arguments.grad_u = rows(grad_out), rows(grad_u)
+    arguments.grad_delta, arguments.grad_z = rows(grad_delta), rows(grad_z)
+    arguments.grad_state, arguments.grad_A = pointer(grad_state), pointer(grad_A)
+    arguments.grad_D, arguments.grad_delta_bias = pointer(grad_D), pointer(grad_bias)
+    arguments.grad_B, arguments.grad_C = pointer(grad_B), pointer(grad_C)
+    library().mambabyte_selective_scan_backward(ctypes.byref(arguments))
+    return (
+        grad_u.to(u.dtype),
+        grad_delta.to(delta.dtype),
+        _channels(grad_A, channels).sum(0).to(A.dtype),
+        grad_B.sum(1).to(B.dtype),
+        grad_C.sum(1).to(C.dtype),
+        None if D is None or grad_D is None else grad_D.sum(0).to(D.dtype),
+        None if z is None or grad_z is None else grad_z.to(z.dtype),
+        None if delta_bias is None or grad_bias is None else grad_bias.sum(0).to(delta_bias.dtype),
+        _channels(grad_state, channels),
+    )
 
 
 def _arguments(

@@ -5,10 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.selective_scan.cpu import selective_scan_cpu
+from mambabyte.ops.selective_scan.fused import selective_scan_fused
 from mambabyte.ops.selective_scan.reference import selective_scan_reference
-
-_IMPLEMENTATIONS = {"reference": selective_scan_reference, "cpu": selective_scan_cpu}
 
 
 def selective_scan(
@@ -48,8 +46,12 @@ def selective_scan(
         ValueError: shapes that do not fit together, or a backend that cannot serve these tensors.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, document_start)
-    scan = _IMPLEMENTATIONS[choose_backend("selective_scan", u.device, u.dtype, backend)]
-    out, state = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, document_start)
+    arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, document_start)
+    backend = choose_backend("selective_scan", u.device, u.dtype, backend)
+    if backend == "reference":
+        out, state = selective_scan_reference(*arguments)
+    else:
+        out, state = selective_scan_fused(backend, *arguments)
     return (out, state) if return_final_state else out
 
 
