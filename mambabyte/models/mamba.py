@@ -3,8 +3,8 @@
     B batch   L length   d model width   D = expand * d inner channels
     N state size   W convolution width   R rank of the step-size projection
 
-A block adds mixer(norm(x)) to the residual stream x, which stays fp32 under autocast. The mixer projects to x
-and z (B, L, D), convolves x causally, derives from it the step size and the projections B, C of the scan,
+A block adds mixer(norm(x)) to the residual stream x, which is fp32 under autocast too. The mixer projects to
+x and z (B, L, D), convolves x causally, derives from it the step size and the projections B, C of the scan,
 scans, gates by z and projects back. Parameter names are those of mamba_ssm's MambaLMHeadModel, so published
 weights load as they are.
 """
@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 
 from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import VOCABULARY, ByteLM, ByteLMConfig, FlopsPerByte, State
-from mambabyte.ops import causal_conv1d, selective_scan
+from mambabyte.ops import causal_conv1d, residual_norm, selective_scan
 
 
 @dataclass
@@ -58,10 +58,6 @@ class MambaByteConfig(ByteLMConfig):
     @property
     def time_step_rank(self) -> int:
         return self.dt_rank or math.ceil(self.d_model / 16)
-
-    def make_norm(self) -> nn.Module:
-        norm = nn.LayerNorm if self.norm == "layer" else nn.RMSNorm
-        return norm(self.d_model, eps=self.norm_epsilon)
 
 
 class Mixer(nn.Module):
@@ -127,19 +123,37 @@ class Mixer(nn.Module):
         return self.out_proj(y), (conv_state, scan_state)
 
 
-class Block(nn.Module):
-    """Pre-norm residual block; the residual stream is fp32."""
+class ResidualNorm(nn.Module):
+    """Adds a block's output to the fp32 residual stream and normalises the sum: (norm(x), x)."""
 
     def __init__(self, config: MambaByteConfig) -> None:
         super().__init__()
-        self.norm = config.make_norm()
+        self.rms, self.epsilon = config.norm == "rms", config.norm_epsilon
+        self.weight = nn.Parameter(torch.ones(config.d_model))
+        self.bias = None if self.rms else nn.Parameter(torch.zeros(config.d_model))
+
+    def forward(self, residual: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
+        return residual_norm(residual, update, self.weight, self.bias, self.epsilon, self.rms)
+
+
+class Block(nn.Module):
+    """Add, norm, mix: the block's output is added to the residual stream by the norm that comes next."""
+
+    def __init__(self, config: MambaByteConfig) -> None:
+        super().__init__()
+        self.norm = ResidualNorm(config)
         self.mixer = Mixer(config)
 
     def forward(
-        self, residual: Tensor, state: tuple[Tensor, ...] | None, document_start: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        update, state = self.mixer(self.norm(residual), state, document_start)
-        return residual + update, state
+        self,
+        residual: Tensor,
+        update: Tensor | None,
+        state: tuple[Tensor, ...] | None,
+        document_start: Tensor | None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        normed, residual = self.norm(residual, update)
+        update, state = self.mixer(normed, state, document_start)
+        return residual, update, state
 
 
 class Backbone(nn.Module):
@@ -147,7 +161,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm_f = config.make_norm()
+        self.norm_f = ResidualNorm(config)
 
 
 class MambaByte(ByteLM):
@@ -184,12 +198,14 @@ class MambaByte(ByteLM):
     def _run(self, bytes: Tensor, state: State | None, document_start: Tensor | None) -> tuple[Tensor, State]:
         residual = self.backbone.embedding(bytes.long())
         residual = residual.to(torch.promote_types(residual.dtype, torch.float32))
+        update: Tensor | None = None
         after: State = []
         for index, layer in enumerate(self.backbone.layers):
             before = None if state is None else state[index]
-            residual, layer_state = layer(residual, before, document_start)
+            residual, update, layer_state = layer(residual, update, before, document_start)
             after.append(layer_state)
-        return self.lm_head(self.backbone.norm_f(residual)), after
+        normed, _ = self.backbone.norm_f(residual, update)
+        return self.lm_head(normed), after
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Matrix products, convolution, 7 per state of the scan (dt A, exp, dt u B, a h +, C h +), the head.

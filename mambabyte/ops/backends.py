@@ -12,7 +12,7 @@ import torch
 
 from mambabyte.ops.cpu import build
 
-OPS = ("selective_scan", "causal_conv1d")
+OPS = ("selective_scan", "causal_conv1d", "residual_norm")
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _override: str | None = None  # a plain global: torch.compile can read it
 _log = logging.getLogger("mambabyte")

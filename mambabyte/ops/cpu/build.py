@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCES = ("selective_scan.cpp", "causal_conv1d.cpp")
+SOURCES = ("selective_scan.cpp", "causal_conv1d.cpp", "residual_norm.cpp")
 HEADERS = ("vector.h",)
 # No -ffast-math: it would reassociate the rounding in exp2, and leave the whole process flushing denormals.
 FLAGS = (
@@ -79,8 +79,8 @@ def available() -> tuple[bool, str]:
     return True, "compiled for this processor"
 
 
-# torch.compile takes the answer as it is. torch.compiler.assume_constant_result sets the same mark, and imports
-# the compiler to do so, which costs a second.
+# torch.compile takes the answer as it is. torch.compiler.assume_constant_result sets the same mark, but
+# imports the compiler to do so, which costs a second.
 available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
