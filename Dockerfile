@@ -15,10 +15,11 @@ FROM python:3.12-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ tini \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home mambabyte \
+    && useradd --home-dir /srv mambabyte \
     && chown mambabyte /srv
 COPY --from=build /opt/mambabyte /opt/mambabyte
-ENV PATH=/opt/mambabyte/bin:$PATH PYTHONUNBUFFERED=1
+# HOME and USER count for any --user: kernels and data sets are cached in the mounted folder too.
+ENV PATH=/opt/mambabyte/bin:$PATH PYTHONUNBUFFERED=1 HOME=/srv USER=mambabyte
 USER mambabyte
 WORKDIR /srv
 # tini passes SIGTERM on, so that `docker stop` saves a checkpoint; exec form, or a shell would keep the signal.

@@ -109,8 +109,7 @@ def hydra_arguments(command: str, argv: list[str]) -> tuple[list[str], list[str]
     if options.help:
         parser.print_help()
         print()
-    # The defaults list names the experiment group, so Hydra would not let it be added with a +.
-    overrides = [re.sub(r"^\+experiment=", "experiment=", override) for override in options.overrides]
+    overrides = [as_meant(override) for override in options.overrides]
     for key in ("ckpt", "prompt"):
         if getattr(options, key, None) is not None:
             overrides.append(f"{key}={quoted(getattr(options, key))}")
@@ -154,6 +153,18 @@ def command_parser(command: str) -> Parser:
     )
     parser.add_argument("-sc", "--shell-completion", action="store_true", help=argparse.SUPPRESS)
     return parser
+
+
+def as_meant(override: str) -> str:
+    """An override as Hydra has to see it, where its grammar would refuse or change what people type."""
+    key, _, value = override.partition("=")
+    if key == "+experiment":  # the defaults list names this group, so that it cannot be added
+        return f"experiment={value}"
+    if value == "~" or value.startswith("~/"):
+        return f"{key}={quoted(os.path.expanduser(value))}"
+    if key == "prompt" and not re.fullmatch(r"'.*'|\".*\"", value, re.DOTALL):
+        return f"{key}={quoted(value)}"  # Hydra would cut the spaces off its ends
+    return override
 
 
 def quoted(text: str) -> str:

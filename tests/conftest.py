@@ -1,13 +1,10 @@
 """What every test shares."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
+def one_thread() -> None:
     """Models this small wait longer for a second thread than they compute, and sums keep one order."""
     torch.set_num_threads(1)
-    yield

@@ -33,7 +33,8 @@ def read(path: str | Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise UserError(
-            f"'{path}' cannot be read as a checkpoint: it is damaged, cut short or another format"
+            f"'{path}' cannot be read as a checkpoint: it is damaged, cut short or another format; if it is "
+            "the newest of a run, remove it, and the one before it counts"
         ) from error
     ours = checkpoint.get("mambabyte") if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict) or not all(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import netrc
 import os
 import platform
 import shutil
@@ -15,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import mambabyte
+from mambabyte.training.credentials import has_wandb_credentials
 
 GIB = 2**30
 REBUILD = "remove the kernel cache, so that the kernel is built anew; if it stays wrong, please report it"
@@ -58,7 +58,8 @@ def examine() -> Iterator[Finding]:
         yield cuda()
         yield from kernels()
     yield disk()
-    yield credential("wandb", wandb_key(), "for logger=wandb online: `wandb login` or WANDB_API_KEY")
+    fix = "for logger=wandb online: `wandb login` or WANDB_API_KEY"
+    yield credential("wandb", has_wandb_credentials(), fix)
     yield credential("hugging face", hugging_face_token(), "for private or gated data sets: HF_TOKEN")
 
 
@@ -176,15 +177,6 @@ def disk() -> Finding:
 
 def credential(name: str, present: bool, fix: str) -> Finding:
     return Finding(name, "credential present" if present else f"no credential ({fix})")
-
-
-def wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def hugging_face_token() -> bool:

@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> None:
         checkpoints.load_model(cfg.ckpt),
         _corpus(cfg, trained),
         protocol=cfg.protocol,
-        context_length=cfg.context_length or trained["context_length"],
+        context_length=trained["context_length"] if cfg.context_length is None else cfg.context_length,
         batch_size=cfg.batch_size,
         device=device,
         precision=cfg.precision,

@@ -4,6 +4,8 @@ from itertools import chain
 
 from omegaconf import DictConfig
 
+from mambabyte.errors import UserError
+
 
 def run(cfg: DictConfig) -> None:
     """Print the prompt and its continuation on stdout.
@@ -11,6 +13,8 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: a setting is out of range, or the checkpoint cannot be read.
     """
+    if cfg.bytes < 1:
+        raise UserError(f"bytes must be 1 or more, not {cfg.bytes}")
     from mambabyte import checkpoints
     from mambabyte.commands.devices import choose_device
     from mambabyte.generation import Sampler, decode_stream, generate

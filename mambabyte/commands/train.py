@@ -101,6 +101,7 @@ def _announce(cfg: DictConfig, model: Any, trainer: Any) -> None:
 
 
 def _report(cfg: DictConfig, step: int, data: Any) -> None:
+    from mambabyte.commands.devices import choose_device
     from mambabyte.training.configuration import CallbacksConfig
     from mambabyte.training.run_directory import explaining_full_disk
     from mambabyte.training.summary import read_summary, report, summarize
@@ -109,8 +110,8 @@ def _report(cfg: DictConfig, step: int, data: Any) -> None:
     summary = read_summary(run_dir, step)
     if summary is None:
         callbacks = typed(cfg.callbacks, CallbacksConfig)
+        device = choose_device("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
+        corpus = data.validation_corpus()
         with explaining_full_disk(run_dir):
-            summary = summarize(
-                run_dir, cfg.name, step, cfg.context_length, data.validation_corpus(), callbacks
-            )
+            summary = summarize(run_dir, cfg.name, step, cfg.context_length, corpus, callbacks, device)
     print(report(summary))

@@ -61,11 +61,11 @@ class ByteDataModule(lightning.LightningDataModule):
         if validation_bytes is not None:
             _check_integer("data.validation_bytes", validation_bytes, 1)
         if windows not in POLICIES:
-            raise UserError(f"data.windows must be one of {', '.join(POLICIES)}, not {windows!r}.")
+            raise UserError(f"data.windows must be one of {', '.join(POLICIES)}, not {windows!r}")
         if not isinstance(streaming, bool):
-            raise UserError(f"data.streaming must be true or false, not {streaming!r}.")
+            raise UserError(f"data.streaming must be true or false, not {streaming!r}")
         if not isinstance(folder, (str, Path)) or not str(folder):
-            raise UserError(f"data.folder must be a path, not {folder!r}.")
+            raise UserError(f"data.folder must be a path, not {folder!r}")
         if streaming:
             _check_streaming(source, windows, workers)
         self.source = source
@@ -123,7 +123,7 @@ class ByteDataModule(lightning.LightningDataModule):
             raise UserError(
                 f"a global batch of {self.global_batch_size} windows cannot be shared out as "
                 f"{trainer.world_size} x {self.micro_batch_size} windows at a time (ranks x "
-                f"trainer.micro_batch_size); make it a multiple of {per_pass}."
+                f"trainer.micro_batch_size); make it a multiple of {per_pass}"
             )
         self._check_restored()
         accumulation = self.global_batch_size // per_pass
@@ -133,16 +133,6 @@ class ByteDataModule(lightning.LightningDataModule):
     def trained(self, position: dict[str, Any]) -> None:
         """Streaming road: say that the optimizer has used everything up to this batch's position."""
         self._position = position
-
-    def data_position(self, step: int) -> dict[str, Any]:
-        """Where a step stands, for the log: epoch (passes over the windows, with its fraction; whole passes
-        when streaming) and bytes (windows seen times context_length, padding included)."""
-        windows = step * self.global_batch_size
-        if self.streaming:
-            epoch: float = self._position["epoch"] if self._position else 0
-        else:
-            epoch = windows / len(self._policy)
-        return {"epoch": epoch, "bytes": windows * self.context_length}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold to resume. Streaming: a collective call; it gathers the positions."""
@@ -189,7 +179,7 @@ class ByteDataModule(lightning.LightningDataModule):
         if self._restored is None:
             if self.streaming and self._trainer.global_step:
                 raise UserError(
-                    "this checkpoint holds no place in the stream, so training cannot go on from it."
+                    "this checkpoint holds no place in the stream, so training cannot go on from it"
                 )
             return
         now, then = self._settings, self._restored["settings"]
@@ -197,14 +187,14 @@ class ByteDataModule(lightning.LightningDataModule):
         if changed:
             raise UserError(
                 f"this run was trained with other settings ({', '.join(changed)}), so its place in the data "
-                "is lost; put them back, or start another run with name=."
+                "is lost; put them back, or start another run with name="
             )
         if self.streaming:
             positions = self._restored["positions"]
             if len(positions) != self._trainer.world_size:
                 raise UserError(
                     f"this run streamed its data to {len(positions)} processes and cannot go on with "
-                    f"{self._trainer.world_size}; use {len(positions)} again, or data.streaming=false."
+                    f"{self._trainer.world_size}; use {len(positions)} again, or data.streaming=false"
                 )
             self._position = positions[self._trainer.global_rank]
 
@@ -257,21 +247,21 @@ def _gather(position: dict[str, Any] | None) -> list[dict[str, Any] | None]:
 def _check_integer(name: str, value: Any, minimum: int | None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or (minimum is not None and value < minimum):
         least = "" if minimum is None else f" of at least {minimum}"
-        raise UserError(f"{name} must be an integer{least}, not {value!r}.")
+        raise UserError(f"{name} must be an integer{least}, not {value!r}")
 
 
 def _check_streaming(source: DocumentSource, windows: str, workers: int) -> None:
     if not isinstance(source, StreamingSource):
         raise UserError(
             f"data.streaming=true needs a source that can be streamed, such as data=hf; "
-            f"{type(source).__name__} is read from a local copy (data.streaming=false)."
+            f"{type(source).__name__} is read from a local copy (data.streaming=false)"
         )
     if windows == "packed":
         raise UserError(
             "data.windows=packed needs a local copy (data.streaming=false); stream with random_per_document "
-            "or contiguous."
+            "or contiguous"
         )
     if workers > 1:
         raise UserError(
-            f"data.streaming=true reads with at most one worker; set data.workers=1, not {workers}."
+            f"data.streaming=true reads with at most one worker; set data.workers=1, not {workers}"
         )

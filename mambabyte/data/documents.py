@@ -50,7 +50,7 @@ def held_out(name: str, fraction: float) -> bool:
 
 def check_fraction(fraction: Any) -> None:
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
-        raise UserError(f"data.validation_fraction must be a number from 0 to 1, not {fraction!r}.")
+        raise UserError(f"data.validation_fraction must be a number from 0 to 1, not {fraction!r}")
 
 
 def source_from_config(section: Mapping[str, Any], only_ours: bool = False) -> DocumentSource:
@@ -66,14 +66,14 @@ def source_from_config(section: Mapping[str, Any], only_ours: bool = False) -> D
 
     target = section.get("_target_") if isinstance(section, Mapping) else None
     if not isinstance(target, str):
-        raise UserError("data.source needs a _target_, such as mambabyte.data.FilesSource.")
+        raise UserError("data.source needs a _target_, such as mambabyte.data.FilesSource")
     ours = {
         f"mambabyte.data.{name}" for name in ("FilesSource", "HuggingFaceSource", "StandardLibrarySource")
     }
     if only_ours and target not in ours:
         raise UserError(
             f"this config's data source {target} is not one of mambabyte's own and was not run; choose one "
-            "with data=."
+            "with data="
         )
     try:
         return instantiate(section, _convert_="all", _recursive_=not only_ours)

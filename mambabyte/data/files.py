@@ -39,17 +39,17 @@ class FilesSource:
         paths = path if isinstance(path, (list, tuple)) else [path]
         if not paths or not all(isinstance(item, (str, os.PathLike)) and str(item) for item in paths):
             raise UserError(
-                f"data.path must name a file, a folder or a glob, or a list of those, not {path!r}."
+                f"data.path must name a file, a folder or a glob, or a list of those, not {path!r}"
             )
         if not isinstance(text_column, str):
-            raise UserError(f"data.text_column must be the name of a column, not {text_column!r}.")
+            raise UserError(f"data.text_column must be the name of a column, not {text_column!r}")
         self.paths = [os.fspath(item) for item in paths]
         self.validation_fraction = validation_fraction
         self.text_column = text_column
 
     def documents(self, split: str) -> Iterator[Document]:
         if split not in ("train", "validation"):
-            raise UserError(f"data=files has splits train and validation, not {split!r}.")
+            raise UserError(f"data=files has splits train and validation, not {split!r}")
         fraction = self.validation_fraction
         by_name = self._both_splits_by_name()
         for document in self._all():
@@ -102,7 +102,7 @@ class FilesSource:
                 try:
                     record = json.loads(line)
                 except ValueError as error:
-                    raise UserError(f"line {row + 1} of {path} is not JSON: {error}.") from error
+                    raise UserError(f"line {row + 1} of {path} is not JSON: {error}") from error
                 if not isinstance(record, dict) or self.text_column not in record:
                     columns = list(record) if isinstance(record, dict) else []
                     raise missing_column(self.text_column, columns, f"line {row + 1} of {path}")
@@ -135,13 +135,13 @@ class FilesSource:
             expanded = os.path.abspath(os.path.expanduser(pattern))
             matches = [expanded] if os.path.exists(expanded) else glob.glob(expanded, recursive=True)
             if not matches:
-                raise UserError(f"no file matches data.path {pattern!r}.")
+                raise UserError(f"no file matches data.path {pattern!r}; name one that is there")
             for match in map(Path, matches):
                 roots.add(str(match if match.is_dir() else match.parent))
                 found.update(_walk(match))
         files = [path for path in found if path.stat().st_size]
         if not files:
-            raise UserError(f"data.path {', '.join(self.paths)} holds no bytes.")
+            raise UserError(f"data.path {', '.join(self.paths)} holds no bytes; name files that do")
         base = os.path.commonpath(roots)
         return sorted((path.relative_to(base).as_posix(), path) for path in files)
 
@@ -165,7 +165,7 @@ def _walk(path: Path) -> Iterator[Path]:
 def missing_column(column: str, columns: list[str], where: str) -> UserError:
     """The error for a row without the text column; names the columns that are there."""
     known = ", ".join(map(str, columns)) or "none"
-    return UserError(f"{where} has no column {column!r}; set data.text_column to one of: {known}.")
+    return UserError(f"{where} has no column {column!r}; set data.text_column to one of: {known}")
 
 
 def text_bytes(value: Any, column: str, where: str) -> bytes:
@@ -176,7 +176,7 @@ def text_bytes(value: Any, column: str, where: str) -> bytes:
         return value
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass")
-    raise UserError(f"column {column!r} of {where} holds {type(value).__name__}, not text.")
+    raise UserError(f"column {column!r} of {where} holds {type(value).__name__}, not text")
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -202,4 +202,4 @@ def _explaining_read_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException) as error:
         reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-        raise UserError(f"cannot read {path}: {reason}.") from error
+        raise UserError(f"cannot read {path}: {reason}") from error

@@ -44,17 +44,17 @@ class HuggingFaceSource:
         }
         for field, value in texts.items():
             if value is not None and not isinstance(value, str):
-                raise UserError(f"data.{field} must be text, not {value!r}.")
+                raise UserError(f"data.{field} must be text, not {value!r}")
         if not isinstance(streaming, bool):
-            raise UserError(f"data.source.streaming must be true or false, not {streaming!r}.")
+            raise UserError(f"data.source.streaming must be true or false, not {streaming!r}")
         if not name and not path:
             raise UserError(
-                "give data.name=<data set of the hub> or data.path=<local folder of parquet files>."
+                "give data.name=<data set of the hub> or data.path=<local folder of parquet files>"
             )
         split_names = split_names if split_names is not None else {split: split for split in SPLITS}
         if not isinstance(split_names, dict) or not set(split_names) <= set(SPLITS):
             raise UserError(
-                f"data.source.split_names must map {', '.join(SPLITS)} to names, not {split_names!r}."
+                f"data.source.split_names must map {', '.join(SPLITS)} to names, not {split_names!r}"
             )
         self.name = name
         self.path = path  # wins over name: a local copy needs no network
@@ -95,7 +95,7 @@ class HuggingFaceSource:
                 file for split in self.split_names for file in self._parquet_files(split, required=False)
             }
             if not files:
-                raise UserError(f"data.path {self.path!r} holds no parquet files named after a split.")
+                raise UserError(f"data.path {self.path!r} holds no parquet files named after a split")
             status = [(os.path.basename(file), os.stat(file)) for file in sorted(files)]
             return {**identity, "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in status]}
         return {
@@ -115,7 +115,7 @@ class HuggingFaceSource:
         from datasets import load_dataset
 
         if split not in self.split_names:
-            raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}.")
+            raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}")
         if self.path:
             files = self._parquet_files(split, required=True)
             return load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming)
@@ -137,7 +137,7 @@ class HuggingFaceSource:
         matching = sorted(str(file) for file in files if file.name.startswith(prefix))
         if required and not matching:
             raise UserError(
-                f"data.path {self.path!r} holds no parquet file whose name begins with {prefix!r}."
+                f"data.path {self.path!r} holds no parquet file whose name begins with {prefix!r}"
             )
         return matching
 
@@ -168,16 +168,16 @@ class HuggingFaceSource:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError"}:
             revision = self.revision or "main"
-            return f"the hub has no data set {self.name!r} with revision {revision}, or it asks for a login."
+            return f"the hub has no data set {self.name!r} with revision {revision}, or it asks for a login"
         if kinds & {"ConnectionError", "TimeoutError", "TransportError", "OfflineModeIsEnabled"}:
             return (
                 f"cannot reach the Hugging Face hub for {where!r}: go online, or give data.path=<folder of "
-                "its parquet files>; what was prepared before opens offline with data.revision=<its commit>."
+                "its parquet files>; what was prepared before opens offline with data.revision=<its commit>"
             )
         if "Dataset scripts are no longer supported" in str(error):
             return (
                 f"{where!r} is published as a script, which the datasets library no longer runs; use a data "
-                "set of parquet files instead, such as data.name=emozilla/pg19 for PG19."
+                "set of parquet files instead, such as data.name=emozilla/pg19 for PG19"
             )
         if kinds & {"OSError", "ValueError", "DatasetsError", "HTTPError", "DatasetGenerationError"}:
             reason = (str(error).splitlines() or [type(error).__name__])[0]

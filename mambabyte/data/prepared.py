@@ -81,9 +81,9 @@ class _MappedCorpus(ByteCorpus):
             fingerprint = meta["fingerprint"]
             whole = len(data) == int(offsets[-1]) and meta["num_documents"] == len(offsets) - 1
         except (OSError, EOFError, ValueError, KeyError, IndexError) as error:
-            raise UserError(f"prepared data in {folder} is damaged ({error}); delete that folder.") from error
+            raise UserError(f"prepared data in {folder} is damaged ({error}); delete that folder") from error
         if not whole:
-            raise UserError(f"prepared data in {folder} is damaged (sizes disagree); delete that folder.")
+            raise UserError(f"prepared data in {folder} is damaged (sizes disagree); delete that folder")
         self.bytes, self.offsets, self.meta = data, offsets, meta
         self.fingerprint = fingerprint
 
@@ -107,7 +107,7 @@ def prepare(source: DocumentSource, split: str, folder: Path, max_bytes: int | N
     taken for a corpus. Raises UserError when the split is empty or the folder cannot be written.
     """
     if max_bytes is not None and max_bytes < 1:
-        raise UserError(f"the number of bytes to prepare must be at least 1, not {max_bytes}.")
+        raise UserError(f"the number of bytes to prepare must be at least 1, not {max_bytes}")
     folder = Path(folder).expanduser()
     description = {"format": _FORMAT, "identity": source.identity(), "split": split, "max_bytes": max_bytes}
     key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:20]
@@ -157,7 +157,10 @@ def _write(
             offsets.append(offsets[-1] + len(data))
             progress.show(offsets[-1], len(offsets) - 1)
         if offsets[-1] == 0:
-            raise UserError(f"the {split} split of this data holds no bytes.")
+            raise UserError(
+                f"the {split} split of this data holds no bytes; give more data, or another share of it with "
+                "data.validation_fraction"
+            )
         with _explaining_write_errors(folder.parent):
             names_file.write("]\n")
             for file in (data_file, names_file):
@@ -189,7 +192,7 @@ def _explaining_write_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"cannot write prepared data in {folder}: {reason}; set data.folder to another place."
+            f"cannot write prepared data in {folder}: {reason}; set data.folder to another place"
         ) from error
 
 

@@ -33,7 +33,7 @@ class StandardLibrarySource:
 
     def documents(self, split: str) -> Iterator[Document]:
         if split not in ("train", "validation"):
-            raise UserError(f"the standard library corpus has splits train and validation, not {split!r}.")
+            raise UserError(f"the standard library corpus has splits train and validation, not {split!r}")
         for name, path in self._files():
             if held_out(name, self.validation_fraction) == (split == "validation"):
                 yield Document(name, path.read_bytes())
@@ -64,6 +64,6 @@ class StandardLibrarySource:
                     files.append((path.relative_to(root).as_posix(), path))
         if not files:
             raise UserError(
-                f"this Python has no standard library sources in {root}; train on data=files instead."
+                f"this Python has no standard library sources in {root}; train on data=files instead"
             )
         return sorted(files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,6 +27,7 @@ class StreamingSource(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class StreamedBatches(IterableDataset):
     """Endless (windows, position) pairs for one rank.
 
@@ -33,25 +35,14 @@ class StreamedBatches(IterableDataset):
     the source finds that document}. Given back to the constructor, it yields what came after.
     """
 
-    def __init__(
-        self,
-        source: StreamingSource,
-        windows: str,
-        context_length: int,
-        micro_batch_size: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        position: dict[str, Any] | None,
-    ) -> None:
-        self.source = source
-        self.windows = windows
-        self.context_length = context_length
-        self.micro_batch_size = micro_batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.position = position
+    source: StreamingSource
+    windows: str
+    context_length: int
+    micro_batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+    position: dict[str, Any] | None
 
     def __iter__(self) -> Iterator[tuple[list[Window], dict[str, Any]]]:
         windows = []
@@ -79,7 +70,7 @@ class StreamedBatches(IterableDataset):
             if not found:
                 raise UserError(
                     f"the stream gave process {self.rank} of {self.world_size} no document of at least 2 "
-                    f"bytes, so no window of context_length={self.context_length} can be cut."
+                    f"bytes, so no window of context_length={self.context_length} can be cut"
                 )
             found = False
             epoch, first_document, first_window, cursor = epoch + 1, 0, 0, None

@@ -142,7 +142,7 @@ POLICIES: dict[str, Any] = {
 def window_policy(name: str, corpus: ByteCorpus, context_length: int, seed: int) -> WindowPolicy:
     """The policy that `data.windows` names, over a corpus. Raises UserError when no window can be cut."""
     if name not in POLICIES:
-        raise UserError(f"data.windows must be one of {', '.join(POLICIES)}, not {name!r}.")
+        raise UserError(f"data.windows must be one of {', '.join(POLICIES)}, not {name!r}")
     return POLICIES[name](corpus, context_length, seed)
 
 
@@ -150,7 +150,7 @@ def _check_documents(corpus: ByteCorpus, context_length: int) -> None:
     if np.diff(corpus.offsets).max(initial=0) < 2:
         raise UserError(
             "no document of the training data holds even 2 bytes, so there is nothing to predict with "
-            f"context_length={context_length}."
+            f"context_length={context_length}"
         )
 
 
@@ -159,5 +159,5 @@ def _check_size(corpus: ByteCorpus, context_length: int) -> None:
     if corpus.num_bytes <= context_length:
         raise UserError(
             f"the training data holds {corpus.num_bytes} bytes, less than one window of context_length="
-            f"{context_length} and the byte after it; lower context_length or give more data."
+            f"{context_length} and the byte after it; lower context_length or give more data"
         )

@@ -39,7 +39,8 @@ class Sampler:
         """One byte from ``logits`` (256,)."""
         if self.temperature == 0:
             return int(logits.argmax())
-        scaled = logits.detach().to("cpu", torch.float64) / self.temperature
+        scaled = logits.detach().to("cpu", torch.float64)
+        scaled = (scaled - scaled.max()) / self.temperature  # the likeliest is 0, however cold
         values, order = torch.sort(scaled, descending=True, stable=True)
         probabilities = torch.softmax(values[: self.top_k], dim=0)
         if self.top_p is not None:

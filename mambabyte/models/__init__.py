@@ -24,9 +24,9 @@ def config_from_dict(description: dict[str, Any]) -> ByteLMConfig:
     config: Any = globals().get(name) if name in __all__ else None
     if not (isinstance(config, type) and ByteLMConfig in config.__mro__[1:]):
         raise UserError(
-            f"this checkpoint describes a model {target!r}, which this version of mambabyte does not have."
+            f"this checkpoint describes a model {target!r}, which this version of mambabyte does not have"
         )
     unknown = fields.keys() - {field.name for field in dataclasses.fields(config)}
     if unknown:
-        raise UserError(f"{name} has no field {sorted(unknown)[0]!r}; the checkpoint is of another version.")
+        raise UserError(f"{name} has no field {sorted(unknown)[0]!r}; the checkpoint is of another version")
     return config(**fields)

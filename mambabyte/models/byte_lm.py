@@ -42,7 +42,7 @@ class ByteLMConfig:
                 setattr(self, field.name, float(value))
             elif type(value) not in allowed:
                 wanted = " or ".join("null" if a is type(None) else a.__name__ for a in allowed)
-                raise UserError(f"model.{field.name} must be of type {wanted}, not {value!r}.")
+                raise UserError(f"model.{field.name} must be of type {wanted}, not {value!r}")
 
     def build(self) -> ByteLM:
         """The model, freshly initialised from PyTorch's global generator."""

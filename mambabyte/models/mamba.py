@@ -43,12 +43,12 @@ class MambaByteConfig(ByteLMConfig):
         super().__post_init__()
         for name in ("d_model", "n_layer", "d_state", "d_conv", "expand"):
             if getattr(self, name) < 1:
-                raise UserError(f"model.{name} must be at least 1, not {getattr(self, name)}.")
+                raise UserError(f"model.{name} must be at least 1, not {getattr(self, name)}")
         if self.norm not in ("layer", "rms"):
-            raise UserError(f"model.norm must be 'layer' or 'rms', not {self.norm!r}.")
+            raise UserError(f"model.norm must be 'layer' or 'rms', not {self.norm!r}")
         if not 0 < self.dt_min < self.dt_max:
             raise UserError(
-                f"model.dt_min and dt_max must satisfy 0 < dt_min < dt_max, not {self.dt_min}, {self.dt_max}."
+                f"model.dt_min and dt_max must satisfy 0 < dt_min < dt_max, not {self.dt_min}, {self.dt_max}"
             )
 
     @property

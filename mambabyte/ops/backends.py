@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 
 from mambabyte.ops.cpu import build
 
-OPS = ("selective_scan", "causal_conv1d", "residual_norm")
+# Of each op, the fastest that serves a tensor first. On CUDA ours comes before mamba_ssm, because it alone
+# takes states and document starts and gives the same gradients from run to run.
+BACKENDS = {
+    "selective_scan": ("cpu", "triton", "mamba_ssm", "reference"),
+    "causal_conv1d": ("cpu", "reference"),
+    "residual_norm": ("cpu", "reference"),
+}
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_override: str | None = None  # a plain global: torch.compile can read it
+_override = os.environ.get("MAMBABYTE_BACKEND")  # a plain global: torch.compile can read it
 _log = logging.getLogger("mambabyte")
 
 
@@ -30,12 +38,30 @@ class Backend:
 
 def describe_backends() -> list[Backend]:
     """Every backend of every op, whether it can be used here and why."""
-    compiled, reason = build.available()
-    found = []
-    for op in OPS:
-        found.append(Backend(op, "reference", True, "plain PyTorch, any device, fp64 too"))
-        found.append(Backend(op, "cpu", compiled, reason))
-    return found
+    return [Backend(op, name, *_available(name)) for op, names in BACKENDS.items() for name in names]
+
+
+def _available(name: str) -> tuple[bool, str]:
+    if name == "reference":
+        return True, "plain PyTorch, any device, fp64 too"
+    if name == "cpu":
+        return build.available()
+    return import_module(f"mambabyte.ops.selective_scan.{name}").available()
+
+
+# torch.compile takes the answer as it is. torch.compiler.assume_constant_result sets the same mark, but
+# imports the compiler to do so, which costs a second.
+_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _serves(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    if name == "reference":
+        return True
+    return (
+        dtype in _KERNEL_DTYPES
+        and device.type == ("cpu" if name == "cpu" else "cuda")
+        and _available(name)[0]
+    )
 
 
 @functools.cache
@@ -43,20 +69,29 @@ def _say_once(message: str) -> None:
     _log.warning(message)
 
 
-def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """The backend that ops use for tensors of this device and dtype when nobody asks for another."""
-    if device.type != "cpu" or dtype not in _KERNEL_DTYPES:
-        return "reference"
-    compiled, reason = build.available()
-    if compiled:
-        return "cpu"
-    _say_once(f"using the reference scan, tens of times slower than the fused CPU kernel: {reason}")
-    return "reference"
+def backend_for(device: torch.device, dtype: torch.dtype = torch.float32, op: str = "selective_scan") -> str:
+    """The backend that an op uses for tensors of this device and dtype when the call names none."""
+    if _override in BACKENDS[op] and _serves(_override, device, dtype):
+        return _override
+    chosen = next(name for name in BACKENDS[op] if _serves(name, device, dtype))
+    if chosen == "reference" and dtype in _KERNEL_DTYPES and not torch.compiler.is_compiling():
+        missing = {"cpu": "cpu", "cuda": "triton"}.get(device.type)
+        if missing in BACKENDS[op]:
+            reason = _available(missing)[1]
+            _say_once(f"using the reference {op}, tens of times slower than the {missing} kernel: {reason}")
+    return chosen
 
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Within the block every op runs on the named backend, where the call itself names none."""
+    """Within the block every op that has the named backend runs on it, where that serves the tensors and the
+    call itself names none. The environment variable MAMBABYTE_BACKEND does the same for a whole process.
+
+    Raises:
+        ValueError: no op has such a backend.
+    """
+    if name is not None and not any(name in names for names in BACKENDS.values()):
+        raise ValueError(f"there is no backend {name!r}; there are {', '.join(BACKENDS['selective_scan'])}")
     global _override
     before, _override = _override, name
     try:
@@ -71,18 +106,13 @@ def choose_backend(op: str, device: torch.device, dtype: torch.dtype, asked: str
     Raises:
         ValueError: the backend asked for does not exist or cannot serve tensors of this device and dtype.
     """
-    asked = asked or _override
     if asked is None:
-        return backend_for(device, dtype)
-    if asked == "reference":
-        return asked
-    if asked != "cpu":
-        raise ValueError(f"{op} has no backend {asked!r}; there are reference and cpu")
-    if device.type != "cpu" or dtype not in _KERNEL_DTYPES:
-        raise ValueError(
-            f"{op}'s cpu backend serves fp32, bf16 and fp16 tensors on the CPU, not {dtype} on {device.type}"
-        )
-    compiled, reason = build.available()
-    if not compiled:
-        raise ValueError(f"{op}'s cpu backend is not available: {reason}")
+        return backend_for(device, dtype, op)
+    if asked not in BACKENDS[op]:
+        raise ValueError(f"{op} has no backend {asked!r}; there are {', '.join(BACKENDS[op])}")
+    if not _serves(asked, device, dtype):
+        available, reason = _available(asked)
+        if available:
+            reason = f"it serves fp32, bf16 and fp16 tensors of its device, not {dtype} on {device.type}"
+        raise ValueError(f"{op} cannot run on its {asked} backend: {reason}")
     return asked

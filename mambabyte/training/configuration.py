@@ -1,6 +1,7 @@
 """The typed form of the trainer, callbacks and logger sections of the configuration."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mambabyte.errors import UserError
 
@@ -16,7 +17,7 @@ class TrainerConfig:
     max_steps: int
     global_batch_bytes: int
     micro_batch_size: int
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
@@ -25,8 +26,6 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for name in ("max_steps", "global_batch_bytes", "micro_batch_size", "devices", "num_nodes"):
             _at_least_one(f"trainer.{name}", getattr(self, name))
-        if self.precision not in ("fp32", "bf16"):
-            raise UserError(f"trainer.precision must be fp32 or bf16, not '{self.precision}'")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise UserError(
                 f"trainer.gradient_clip must be above 0, or null for none, not {self.gradient_clip}"
@@ -87,13 +86,9 @@ class CallbacksConfig:
 class LoggerConfig:
     """conf/logger: where metrics go besides metrics.csv."""
 
-    service: str = "csv"
+    service: Literal["csv", "wandb", "tensorboard"] = "csv"
     project: str = "mambabyte"
     entity: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.service not in ("csv", "wandb", "tensorboard"):
-            raise UserError(f"logger.service must be csv, wandb or tensorboard, not '{self.service}'")
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -20,16 +20,24 @@ from mambabyte.training.samples import sample_text
 
 
 def summarize(
-    run_dir: Path, name: str, step: int, context_length: int, corpus: ByteCorpus, callbacks: CallbacksConfig
+    run_dir: Path,
+    name: str,
+    step: int,
+    context_length: int,
+    corpus: ByteCorpus,
+    callbacks: CallbacksConfig,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Measure the run's last checkpoint on all validation bytes; write summary.json and loss_curve.png.
 
-    The figure is that of ``mambabyte eval --bpb ckpt=RUN`` with its defaults.
+    The figures are those of ``mambabyte eval --bpb ckpt=RUN``, without and with ``protocol=stateful``.
     """
     print(f"mambabyte: measuring {corpus.num_bytes:,} validation bytes", file=sys.stderr)
     model = load_model(run_dir)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = evaluate(model, corpus, context_length=context_length, device=device, progress=progress_line)
+    result, stateful = (
+        evaluate(model, corpus, protocol, context_length, device=device, progress=progress_line)
+        for protocol in ("disjoint", "stateful")
+    )
     compressors = compressor_bits_per_byte(first_documents(corpus))
     rows = read_metrics(run_dir / "metrics.csv")
     curve = run_dir / "loss_curve.png"
@@ -41,6 +49,7 @@ def summarize(
         "training_seconds": rows[-1]["seconds"] if rows else None,
         "parameters": model.num_parameters(),
         "validation": result.to_dict(),
+        "validation_stateful": stateful.to_dict(),
         "compressors": compressors,
         "sample": callbacks.sample_prompt
         + sample_text(model, callbacks.sample_prompt, callbacks.sample_bytes),
@@ -71,6 +80,8 @@ def report(summary: Mapping[str, Any]) -> str:
             f"validation: {result['bits_per_byte']:.4f} bits per byte (protocol {protocol['name']}, context "
             f"{protocol['context_length']:,} bytes, {result['bytes']:,} bytes in "
             f"{result['documents']:,} documents)",
+            f"with the state carried through each document: "
+            f"{summary['validation_stateful']['bits_per_byte']:.4f} (protocol stateful)",
             f"on the same bytes: {rivals}",
             "sample:",
             *(f"  {line}" for line in _printable(summary["sample"]).split("\n")),

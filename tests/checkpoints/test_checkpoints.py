@@ -148,6 +148,17 @@ def test_a_file_that_will_not_do_is_refused_in_a_sentence(write, model: ByteLM, 
     assert not (tmp_path / "executed").exists()
 
 
+def test_the_checkpoint_before_a_damaged_one_counts_when_that_is_removed(run_dir: Path) -> None:
+    before = checkpoints.resolve(run_dir)
+    damaged = before.with_name("step_00000999.ckpt")
+    damaged.write_bytes(before.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"step_00000999.* remove it"):
+        checkpoints.load_model(run_dir)
+    damaged.unlink()
+    checkpoints.load_model(run_dir)
+    assert checkpoints.resolve(run_dir) == before
+
+
 def test_nothing_there_is_a_user_error(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(UserError):

@@ -133,6 +133,23 @@ def test_every_character_of_a_prompt_stands_for_itself(cli, text):
     assert cli.jobs[0]["ckpt"] == "runs/a=1,b=2"
 
 
+@pytest.mark.parametrize(
+    ("typed", "prompt"),
+    [("def ", "def "), ("", ""), ("Hello, world", "Hello, world"), ("null", "null"), ("' x '", " x ")],
+)
+def test_a_prompt_typed_as_an_override_is_text(cli, typed, prompt):
+    assert cli("generate", "ckpt=a", f"prompt={typed}") == 0
+    assert cli.jobs[0]["prompt"] == prompt
+
+
+def test_a_path_below_home_is_expanded(cli, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/O'Brien, Pat")
+    assert cli("train", "data.path=~/notes/*.txt") == 0
+    assert cli.jobs[0]["data"]["path"] == "/home/O'Brien, Pat/notes/*.txt"
+    assert cli("eval", "ckpt=~") == 0
+    assert cli.jobs[0]["ckpt"] == "/home/O'Brien, Pat"
+
+
 def test_a_sweep_runs_each_job_in_its_own_run_dir(cli):
     assert cli("train", "-m", "seed=1,2", "experiment=quickstart", "data.path=/some/where") == 0
     assert [job["seed"] for job in cli.jobs] == [1, 2]

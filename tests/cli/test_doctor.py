@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_blocks(monkeypatch):
 
 
 def test_credentials_are_seen_wherever_they_are_and_never_shown(home, monkeypatch, capsys):
-    assert not doctor.wandb_key()
+    assert not doctor.has_wandb_credentials()
     assert not doctor.hugging_face_token()
 
     netrc = home / ".netrc"
@@ -111,10 +111,10 @@ def test_credentials_are_seen_wherever_they_are_and_never_shown(home, monkeypatc
     netrc.chmod(0o600)
     (home / ".cache" / "huggingface").mkdir(parents=True)
     (home / ".cache" / "huggingface" / "token").write_text(SECRET)
-    assert doctor.wandb_key()
+    assert doctor.has_wandb_credentials()
     assert doctor.hugging_face_token()
     netrc.write_text("machine\n")
-    assert not doctor.wandb_key()
+    assert not doctor.has_wandb_credentials()
 
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setenv("HF_TOKEN", SECRET)

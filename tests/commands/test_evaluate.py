@@ -70,11 +70,11 @@ def test_the_sentence_names_the_protocol(configure, finished: Path, capsys) -> N
 
 
 @pytest.mark.parametrize(
-    "overrides", [["metrics=[speed]"], ["device=cuda:99"], ["split=test"], ["precision=fp8"]]
+    "override", ["metrics=[speed]", "device=cuda:99", "split=test", "precision=fp8", "context_length=0"]
 )
-def test_wrong_settings_are_told_in_a_sentence(overrides: list[str], configure, finished: Path) -> None:
+def test_wrong_settings_are_told_in_a_sentence(override: str, configure, finished: Path) -> None:
     with pytest.raises(UserError):
-        evaluate.run(configure("eval", f"ckpt={finished}", *overrides))
+        evaluate.run(configure("eval", f"ckpt={finished}", override))
 
 
 def test_the_command_line_prints_one_json_object_and_nothing_else(finished: Path) -> None:

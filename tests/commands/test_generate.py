@@ -26,7 +26,9 @@ def test_the_seed_decides(configure, finished: Path, capsys) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-@pytest.mark.parametrize("override", ["temperature=-1", "top_p=0", "top_k=0", "ckpt=nowhere"])
+@pytest.mark.parametrize(
+    "override", ["temperature=-1", "top_p=0", "top_k=0", "bytes=0", "bytes=-3", "ckpt=nowhere"]
+)
 def test_wrong_settings_are_told_in_a_sentence(override: str, configure, finished: Path) -> None:
     with pytest.raises(UserError):
         generate.run(configure("generate", f"ckpt={finished}", override))

@@ -89,10 +89,13 @@ def test_a_run_leaves_its_files_and_learns(finished: Path) -> None:
 def test_summary_holds_the_figures_and_how_they_were_made(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert (summary["name"], summary["step"], summary["bytes_seen"]) == ("finished", 12, 3072)
-    assert summary["parameters"] == sum(tensor.numel() for tensor in weights(finished).values())
+    own = {tensor.data_ptr(): tensor.numel() for tensor in weights(finished).values()}  # tied ones once
+    assert summary["parameters"] == sum(own.values())
     validation = summary["validation"]
     assert validation["protocol"]["name"] == "disjoint"
     assert validation["protocol"]["context_length"] == 32
+    stateful = summary["validation_stateful"]
+    assert stateful["protocol"]["name"] == "stateful" and stateful["bytes"] == validation["bytes"]
     assert validation["precision"] == "fp32"
     assert 2 < validation["bits_per_byte"] < 6
     assert set(summary["compressors"]) == {"gzip -9", "xz -9e", "zstd -19"}
@@ -187,6 +190,14 @@ def test_a_complete_run_says_so_and_reports_again(start, capsys) -> None:
     assert checkpoints.read(run_dir)["global_step"] == 14
 
 
+def test_a_run_on_the_cpu_is_measured_there_beside_a_gpu(start, monkeypatch) -> None:
+    run_dir = start("cpu")
+    (run_dir / "summary.json").unlink()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    start("cpu")
+    assert json.loads((run_dir / "summary.json").read_text())["validation"]["device"] == "cpu"
+
+
 def test_the_report_is_on_stdout_and_progress_on_stderr(start, capsys) -> None:
     run_dir = start("report")
     out, err = capsys.readouterr()
@@ -274,7 +285,8 @@ def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(start, monkeyp
         ("trainer.global_batch_bytes=300", r"nearest that are: 288 or 320"),
         ("trainer.micro_batch_size=3", r"nearest that are: 192 or 288"),
         ("trainer.max_steps=abc", r"trainer\.max_steps must be an integer"),
-        ("trainer.precision=fp8", r"fp32 or bf16"),
+        ("trainer.precision=fp8", r"fp32, bf16"),
+        ("logger.service=mlflow", r"csv, wandb, tensorboard"),
         ("trainer.accelerator=gpu", r"trainer\.accelerator=gpu"),
         ("model.d_model=large", r"d_model"),
         ("data.windows=shuffled", r"windows"),
@@ -326,18 +338,21 @@ def test_wandb_without_a_key_records_offline_and_keeps_its_run(
 ) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
     at_step(2, send(signal.SIGTERM))
     with pytest.raises(Interrupted):
         start("logged", "logger=wandb")
-    assert "offline" in capsys.readouterr().err
+    ours, *others = capsys.readouterr().err.splitlines()
+    assert "recording offline" in ours
+    assert not [line for line in others if line.startswith("wandb")]
     run_dir = tmp_path / "runs" / "logged"
     identity = (run_dir / "wandb_id").read_text()
     assert any(identity in path.name for path in (run_dir / "wandb").glob("offline-run-*"))
+    start("logged", "logger=wandb", "trainer.max_steps=4")
+    assert (run_dir / "wandb_id").read_text() == identity
+    start("another", "logger=wandb", "trainer.max_steps=2")  # as a sweep does, in the same process
+    another = tmp_path / "runs" / "another"
+    assert any((another / "wandb_id").read_text() in path.name for path in (another / "wandb").iterdir())
     import wandb
 
     wandb.finish()
-    start("logged", "logger=wandb", "trainer.max_steps=4")
-    wandb.finish()
-    assert (run_dir / "wandb_id").read_text() == identity

@@ -108,12 +108,6 @@ def test_global_batch_that_cannot_be_shared_out(make):
         make(world_size=2, micro_batch_size=3).train_dataloader()
 
 
-def test_data_position(make):
-    module = make(windows="packed")  # 391 bytes: 25 windows
-    assert module.data_position(0) == {"epoch": 0.0, "bytes": 0}
-    assert module.data_position(25) == {"epoch": 8.0, "bytes": 25 * GLOBAL * CONTEXT}
-
-
 def test_validation_corpus(make):
     assert make().validation_corpus().num_bytes == 391
     assert make(validation_bytes=100).validation_corpus().num_bytes == 100
@@ -177,7 +171,7 @@ def test_streaming_state_holds_the_position_of_every_rank(make):
     state = {**module.state_dict(), "positions": [{"epoch": 2}, {"epoch": 3}]}
     second = make(streaming=True, restored=state, world_size=2, rank=1)
     second.train_dataloader()
-    assert second.data_position(0)["epoch"] == 3
+    assert second.state_dict()["positions"] == [{"epoch": 3}]
 
 
 def test_streaming_prepares_nothing_but_validation(make, tmp_path):
@@ -186,7 +180,6 @@ def test_streaming_prepares_nothing_but_validation(make, tmp_path):
     next(iter(module.train_dataloader()))
     assert not list(tmp_path.iterdir())
     assert module.validation_corpus().num_bytes == 391
-    assert module.data_position(3) == {"epoch": 0, "bytes": 3 * GLOBAL * CONTEXT}
 
 
 def test_streaming_state_must_fit(make):

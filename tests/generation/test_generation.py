@@ -74,6 +74,10 @@ def test_top_k_and_top_p_keep_the_likeliest() -> None:
     assert torch.allclose(draws(Sampler(1.0, top_k=99), LOGITS), LOGITS.exp(), atol=0.032)
 
 
+def test_the_coldest_temperature_still_draws_the_likeliest() -> None:
+    assert draws(Sampler(1e-320), LOGITS, 10)[1] == 1
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}],

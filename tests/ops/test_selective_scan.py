@@ -191,6 +191,8 @@ def test_wrong_shapes_and_backends_are_refused():
 
 def test_use_backend_overrides_the_choice():
     arguments = make_arguments(1, 8, 4, 3)
+    with pytest.raises(ValueError, match="there is no backend 'cuda'"), use_backend("cuda"):
+        pass
     with use_backend("reference"):
         inside = selective_scan(**arguments, delta_softplus=True)
     assert torch.equal(inside, selective_scan(**arguments, delta_softplus=True, backend="reference"))

@@ -80,6 +80,7 @@ def test_the_report_shows_no_control_characters() -> None:
     validation = {"bits_per_byte": 2.0, "bytes": 9, "documents": 1, "protocol": protocol}
     summary = {
         "validation": validation,
+        "validation_stateful": {**validation, "protocol": {"name": "stateful", "context_length": 8}},
         "compressors": {"gzip -9": 3.0},
         "sample": "a\x1b[2J\nb",
         "run_dir": "runs/x",

@@ -79,11 +79,6 @@ def available() -> tuple[bool, str]:
     return True, "compiled for this processor"
 
 
-# torch.compile takes the answer as it is. torch.compiler.assume_constant_result sets the same mark, but
-# imports the compiler to do so, which costs a second.
-available._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def _cached_path(compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     digest = hashlib.sha256()

@@ -88,7 +88,7 @@ def forward(
 
 def backward(
     grad_out: Tensor,
-    grad_final_state: Tensor,
+    grad_final_state: Tensor | None,
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -112,7 +112,10 @@ def backward(
     grad_delta = torch.empty_like(grad_u)
     grad_z = None if z is None else torch.empty_like(grad_u)
     # The kernel writes the initial state's gradient over this: it must not be autograd's own tensor.
-    grad_state = _blocks(grad_final_state).clone(memory_format=torch.contiguous_format)
+    if grad_final_state is None:
+        grad_state = states.new_zeros(batch, *states.shape[2:])
+    else:
+        grad_state = _blocks(grad_final_state).clone(memory_format=torch.contiguous_format)
     grad_A = torch.zeros(grad_state.shape)
     grad_D = None if D is None else torch.zeros(batch, channels)
     grad_bias = None if delta_bias is None else torch.zeros(batch, channels)

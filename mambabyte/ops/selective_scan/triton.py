@@ -1,61 +1,21 @@
-"""The selective scan in Triton for CUDA, forward and backward (arXiv 2312.00752, section 3.3.2).
-
-One warp per program, one channel per lane. A program walks a stretch of time in chunks: u, delta, z and the
-gradients of a chunk are (chunk, block) tiles with time in each lane's registers, so the recurrence is a chain of
-fused multiply-adds without shuffles; the N states are a loop around it, and each one's value between chunks lives
-in a (B, spans, N, D) buffer that stays in cache. The (B, L, D, N) states are never written. For the tiles to be
-laid out so, the compiler must not know that pointers are aligned: it would give a lane eight channels and spread
-time over lanes.
-
-Parallelism is over channels and batch and, where these are few and in all of backward, also over spans of SPAN
-steps: each span is walked from zero, `_carry` joins the spans, and each is walked again from its true state.
-Forward keeps the state at the start of each span, (B, L / SPAN, N, D) fp32; backward first walks them again to get
-the states at the start of each chunk, a temporary of 1 / BACKWARD_CHUNK of a (B, L, D, N) fp32 tensor.
-
-The gradients of B and C are summed over the channels of a block in the kernel and over blocks afterwards:
-(B, D / BACKWARD_BLOCK, N, L) fp32 each, for both 2 / BACKWARD_BLOCK of a (B, L, D, N) fp32 tensor. Nothing is added
-atomically, so that results are the same from run to run.
-"""
+"""The selective scan on CUDA by our Triton kernels: what `triton_kernels.py` needs around it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from mambabyte.ops.selective_scan.triton_kernels import backward_kernel, join_kernel, triton, walk_kernel
 
 SPAN = 256  # steps; a multiple of both chunks
 FORWARD_CHUNK, FORWARD_BLOCK = 16, 32  # steps, channels
-BACKWARD_CHUNK, BACKWARD_BLOCK = 16, 32
-# Forward walks spans twice when there are fewer warps than this, about four on each multiprocessor of an H100.
+BACKWARD_CHUNK, BACKWARD_BLOCK = 8, 64
+# Forward walks spans twice when it has fewer warps than this, about four for each multiprocessor of an H100.
 ENOUGH_PROGRAMS = 512
-
-_ALIGNABLE = (
-    "u delta z grad_out A B C D delta_bias document_start out states carry span_steps "
-    "grad_u grad_delta grad_z grad_A grad_B grad_C grad_D grad_delta_bias "
-    "u_batch u_time delta_batch delta_time z_batch z_time grad_out_batch grad_out_time length channels"
-).split()
-
-
-def _kernel(function: Callable[..., None]) -> Any:
-    if triton is None:
-        return function
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return triton.jit(
-        function, do_not_specialize_on_alignment=[name for name in names if name in _ALIGNABLE]
-    )
-
-
-def _helper(function: Callable[..., Any]) -> Any:
-    return function if triton is None else triton.jit(function)
+PADDING = 16  # B and C are padded to a multiple of both chunks, so that they are read without masks
 
 
 def available() -> tuple[bool, str]:
@@ -69,63 +29,152 @@ def available() -> tuple[bool, str]:
     return True, f"triton {triton.__version__}"
 
 
-@_helper
-def _sigmoid(x):  # type: ignore[no-untyped-def]
-    return 1 / (1 + tl.exp(-x))
+class _Inputs:
+    """The inputs as the kernels take them: states and parameters (..., N, D), B and C (B, N, L), all fp32."""
+
+    def __init__(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+        delta_bias: Tensor | None, delta_softplus: bool, document_start: Tensor | None,
+    ) -> None:  # fmt: skip
+        self.batch, self.length, self.channels = u.shape
+        self.width = A.shape[1]
+        self.u, self.delta = _rows(u), _rows(delta)
+        self.z = None if z is None else _rows(z)
+        self.A = _swapped(A)
+        self.B, self.C = (_swapped(pad(t, (0, 0, 0, -self.length % PADDING))) for t in (B, C))
+        self.D = None if D is None else D.float().contiguous()
+        self.delta_bias = None if delta_bias is None else delta_bias.float().contiguous()
+        self.document_start = None if document_start is None else document_start.to(torch.uint8).contiguous()
+        self.delta_softplus = delta_softplus
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.A, self.B, self.C, self.D, self.delta_bias, self.document_start
+
+    def strides(self, *more: Tensor) -> list[int]:
+        """Those of batch and time; z may be missing."""
+        gate = self.u if self.z is None else self.z
+        return [stride for x in (self.u, self.delta, gate, *more) for stride in (x.stride(0), x.stride(1))]
+
+    def states(self, count: int) -> Tensor:
+        return self.A.new_empty(self.batch, count, self.width, self.channels)
+
+    def boundary(self, state: Tensor | None) -> Tensor:
+        """A (B, D, N) state, or zero, as (B, N, D)."""
+        return self.states(1)[:, 0].zero_() if state is None else _swapped(state)
+
+    def walk(
+        self, carry: Tensor, out: Tensor | None, states: Tensor | None, span_steps: Tensor | None, span: int,
+        keep_every: int, chunk: int, block: int,
+    ) -> None:  # fmt: skip
+        """The walk kernel over spans of `span` steps; it keeps the state before every `keep_every` steps."""
+        kept = 0 if states is None else states.shape[1]
+        with torch.cuda.device_of(self.u):
+            walk_kernel[(triton.cdiv(self.channels, block), carry.shape[1], self.batch)](
+                self.u, self.delta, self.z, *self.tensors, out, states, carry, span_steps,
+                *self.strides(), self.length, self.B.shape[2], self.channels, self.width,
+                triton.cdiv(span, chunk), kept,
+                SOFTPLUS=self.delta_softplus, KEEP_EVERY=keep_every // chunk if kept else 0,
+                CHUNK=chunk, BLOCK=block, num_warps=1,
+            )  # fmt: skip
+
+    def join(self, carry: Tensor, boundary: Tensor, span_steps: Tensor, reverse: bool) -> None:
+        block, spans = 128, carry.shape[1]
+        with torch.cuda.device_of(self.u):
+            join_kernel[(triton.cdiv(self.channels, block), self.width, self.batch)](
+                carry, boundary, span_steps, self.A, spans, self.channels, self.width,
+                REVERSE=reverse, BLOCK=block,
+            )  # fmt: skip
 
 
-@_helper
-def _softplus(x):  # type: ignore[no-untyped-def]
-    """max(x, 0) + log1p(exp(-|x|)), with log1p(e) = 2 atanh(e / (2 + e)) as a series: s <= 1/3."""
-    exponential = tl.exp(-tl.abs(x))
-    s = exponential / (2 + exponential)
-    q = s * s
-    series = 1 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13 + q / 15))))))
-    return tl.maximum(x, 0) + 2 * s * series
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-@_helper
-def _row(tile, rows, i):  # type: ignore[no-untyped-def]
-    """Row i of a tile, i known when compiling: it costs nothing (-0.0 is the neutral element of +)."""
-    return tl.sum(tl.where(rows[:, None] == i, tile, -0.0), axis=0)
+def _swapped(tensor: Tensor) -> Tensor:
+    """A contiguous fp32 copy with the last two dimensions swapped, never the tensor itself."""
+    return tensor.float().transpose(-1, -2).clone(memory_format=torch.contiguous_format)
 
 
-@_helper
-def _scan(decay, update, state, rows, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What is left of the state before each step, (CHUNK, BLOCK), and the state after the last step."""
-    carried = decay
-    for i in tl.static_range(CHUNK):
-        left = _row(decay, rows, i) * state
-        carried = tl.where(rows[:, None] == i, left[None, :], carried)
-        state = left + _row(update, rows, i)
-    return carried, state
+def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Shape of the states that `forward` keeps."""
+    return u.shape[0], -(-u.shape[1] // SPAN), A.shape[1], A.shape[0]
 
 
-@_helper
-def _reverse_scan(decay, update, adjoint, rows, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The gradient of the state after each step, (CHUNK, BLOCK), and of the state before the first one."""
-    gradient = update
-    for j in tl.static_range(CHUNK):
-        after = adjoint + _row(update, rows, CHUNK - 1 - j)
-        gradient = tl.where(rows[:, None] == CHUNK - 1 - j, after[None, :], gradient)
-        adjoint = _row(decay, rows, CHUNK - 1 - j) * after
-    return gradient, adjoint
+def forward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
+    document_start: Tensor | None, keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Arguments as `mambabyte.ops.selective_scan`; returns out (B, L, D) in u's dtype, the final state
+    (B, D, N) fp32, and for backward the state at the start of each span, `states_shape`, or an empty tensor.
+    """
+    x = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, document_start)
+    out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    state = x.boundary(initial_state)
+    spans = triton.cdiv(x.length, SPAN)
+    chunk, block = FORWARD_CHUNK, FORWARD_BLOCK
+    if spans == 1 or x.batch * triton.cdiv(x.channels, block) >= ENOUGH_PROGRAMS:
+        states = x.states(spans) if keep_states else None
+        x.walk(state.unsqueeze(1), out, states, None, spans * SPAN, SPAN, chunk, block)
+    else:
+        carry, span_steps = x.states(spans).zero_(), x.A.new_empty(x.batch, spans, x.channels)
+        x.walk(carry, None, None, span_steps, SPAN, SPAN, chunk, block)
+        x.join(carry, state, span_steps, reverse=False)
+        states = x.states(spans) if keep_states else None
+        x.walk(carry, out, states, None, SPAN, SPAN, chunk, block)
+    return out, _swapped(state), state.new_empty(0) if states is None else states
 
 
-@_helper
-def _load(data, batch, time, b, first, rows, channel, live):  # type: ignore[no-untyped-def]
-    """Rows first + rows of batch b of a (B, L, D) tensor as fp32; zero where not live."""
-    base = data + b * batch + first * time
-    return tl.load(base + rows[:, None] * time + channel[None, :], mask=live, other=0).to(tl.float32)
+def backward(
+    grad_out: Tensor, grad_final_state: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+    C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
+    document_start: Tensor | None, states: Tensor,
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor
+]:  # fmt: skip
+    """Gradients of u, delta, A, B, C, D, z, delta_bias and the initial state (B, D, N), each in its
+    argument's dtype, the last in fp32; `states` are those that `forward` kept.
+    """
+    x = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, document_start)
+    grad_out = _rows(grad_out)
+    chunk, block, spans = BACKWARD_CHUNK, BACKWARD_BLOCK, states.shape[1]
+    blocks = triton.cdiv(x.channels, block)
+    span_steps = x.A.new_empty(x.batch, spans, x.channels)
+    chunk_states = x.states(triton.cdiv(x.length, chunk))
+    x.walk(states.clone(), None, chunk_states, span_steps, SPAN, chunk, chunk, block)
+    boundary = x.boundary(grad_final_state)
+    grad_u, grad_delta = (torch.empty(u.shape, dtype=t.dtype, device=u.device) for t in (u, delta))
+    grad_z = None if z is None else torch.empty(u.shape, dtype=z.dtype, device=u.device)
+    grad_A = x.states(spans).zero_()
+    grad_B, grad_C = (x.A.new_empty(x.batch, blocks, x.width, x.length) for _ in "BC")
+    grad_D = None if D is None else torch.empty_like(span_steps)
+    grad_bias = None if delta_bias is None else torch.empty_like(span_steps)
 
+    def walk_back(carry: Tensor, carry_only: bool) -> None:
+        with torch.cuda.device_of(u):
+            backward_kernel[(blocks, spans, x.batch)](
+                x.u, x.delta, x.z, grad_out, *x.tensors, chunk_states, carry, grad_u, grad_delta, grad_z,
+                grad_A, grad_B, grad_C, grad_D, grad_bias, *x.strides(grad_out),
+                x.length, x.B.shape[2], x.channels, x.width, SPAN // chunk,
+                CARRY_ONLY=carry_only, SOFTPLUS=delta_softplus, CHUNK=chunk, BLOCK=block, num_warps=1,
+            )  # fmt: skip
 
-@_helper
-def _load_steps(
-    delta, delta_batch, delta_time, delta_bias, b, first, rows, channel, live, SOFTPLUS: tl.constexpr
-):  # type: ignore[no-untyped-def]
-    """Step sizes before and after softplus; zero where not live, so that these steps change nothing."""
-    raw = _load(delta, delta_batch, delta_time, b, first, rows, channel, live)
-    if delta_bias is not None:
-        raw += tl.load(delta_bias + channel, mask=live_channel(channel, live), other=0)[None, :]
-    steps = _softplus(raw) if SOFTPLUS else raw
-    return raw, tl.where(live, steps, 0.0)
+    carry = x.states(spans).zero_()
+    if spans > 1:
+        walk_back(carry, carry_only=True)
+        x.join(carry, boundary, span_steps, reverse=True)
+    else:
+        carry.copy_(boundary.unsqueeze(1))
+    walk_back(carry, carry_only=False)
+    return (
+        grad_u,
+        grad_delta,
+        grad_A.sum((0, 1)).T.to(A.dtype).contiguous(),
+        grad_B.sum(1).transpose(1, 2).to(B.dtype).contiguous(),
+        grad_C.sum(1).transpose(1, 2).to(C.dtype).contiguous(),
+        None if D is None or grad_D is None else grad_D.sum((0, 1)).to(D.dtype),
+        grad_z,
+        None if delta_bias is None or grad_bias is None else grad_bias.sum((0, 1)).to(delta_bias.dtype),
+        _swapped(carry[:, 0]),
+    )

@@ -1,0 +1,121 @@
+"""mamba_ssm's compiled scan for CUDA, where it can do what is asked: no initial state, no document starts.
+
+The extension's functions take channels before time (mamba_ssm 2.x, `ops/selective_scan_interface.py` and
+`csrc/selective_scan/selective_scan.cpp`):
+
+    fwd(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> out, x[, out_z]
+    bwd(u, delta, A, B, C, D, z, delta_bias, grad_out, x, out, grad_z, delta_softplus, recompute_out_z)
+        -> grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_delta_bias[, grad_z]
+
+with u, delta, z (B, D, L) and B, C (B, 1, N, L) of one dtype, A, D and delta_bias fp32, and x (B, D, chunks,
+2 N) fp32, whose last chunk's odd entries are the final state. Its gradients are sums by atomic additions, so
+they may differ in the last bits from run to run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def available() -> tuple[bool, str]:
+    """Whether the compiled scan can run here, and why (not)."""
+    for name in ("mamba_ssm", "selective_scan_cuda"):
+        if importlib.util.find_spec(name) is None:
+            return False, f"{name} is not installed"
+    if not torch.cuda.is_available():
+        return False, "no CUDA device"
+    return True, "mamba_ssm's selective_scan_cuda"
+
+
+def _extension() -> Any:
+    return importlib.import_module("selective_scan_cuda")
+
+
+def _inputs(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    def time_last(tensor: Tensor) -> Tensor:
+        return tensor.to(u.dtype).transpose(1, 2).contiguous()
+
+    def parameter(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.float().contiguous()
+
+    return (
+        time_last(u),
+        time_last(delta),
+        parameter(A),
+        time_last(B).unsqueeze(1),
+        time_last(C).unsqueeze(1),
+        parameter(D),
+        None if z is None else time_last(z),
+        parameter(delta_bias),
+    )
+
+
+def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Shape of the states that `forward` keeps: the extension walks 2,048 steps at a time."""
+    return u.shape[0], u.shape[2], -(-u.shape[1] // 2048), 2 * A.shape[1]
+
+
+def forward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
+    document_start: Tensor | None, keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Arguments as `mambabyte.ops.selective_scan`; returns out (B, L, D) in u's dtype, the final state
+    (B, D, N) fp32, and for backward the extension's x, `states_shape`, or an empty tensor.
+
+    Raises:
+        ValueError: an initial state or document starts are given.
+    """
+    if initial_state is not None:
+        raise ValueError("mamba_ssm's scan takes no initial_state: use the triton backend")
+    if document_start is not None:
+        raise ValueError("mamba_ssm's scan takes no document_start: use the triton backend")
+    out, x, *gated = _extension().fwd(*_inputs(u, delta, A, B, C, D, z, delta_bias), delta_softplus)
+    final_state = x[:, :, -1, 1::2].contiguous()
+    out = (gated[0] if gated else out).transpose(1, 2).contiguous()
+    return out, final_state, x if keep_states else x.new_empty(0)
+
+
+def backward(
+    grad_out: Tensor, grad_final_state: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+    C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
+    document_start: Tensor | None, states: Tensor,
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, None
+]:  # fmt: skip
+    """Gradients of u, delta, A, B, C, D, z, delta_bias in their dtypes, and None for the initial state.
+
+    Raises:
+        ValueError: there is a gradient of the final state, which the extension cannot take.
+    """
+    if document_start is not None:
+        raise ValueError("mamba_ssm's scan takes no document_start: use the triton backend")
+    if grad_final_state is not None:
+        raise ValueError("mamba_ssm's scan has no gradient of the final state: use the triton backend")
+    extension = _extension()
+    inputs = _inputs(u, delta, A, B, C, D, z, delta_bias)
+    # The gate's gradient needs the scan's output before the gate, which the forward pass does not return.
+    ungated = None if z is None else extension.fwd(*inputs, delta_softplus)[0]
+    grad = grad_out.to(u.dtype).transpose(1, 2).contiguous()
+    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias, *rest = extension.bwd(
+        *inputs, grad, states, ungated, None, delta_softplus, False
+    )
+    return (
+        grad_u.transpose(1, 2).contiguous(),
+        grad_delta.transpose(1, 2).to(delta.dtype).contiguous(),
+        grad_A.to(A.dtype),
+        grad_B.squeeze(1).transpose(1, 2).to(B.dtype).contiguous(),
+        grad_C.squeeze(1).transpose(1, 2).to(C.dtype).contiguous(),
+        None if D is None else grad_D.to(D.dtype),
+        None if z is None else rest[0].transpose(1, 2).to(z.dtype).contiguous(),
+        None if delta_bias is None else grad_bias.to(delta_bias.dtype),
+        None,
+    )

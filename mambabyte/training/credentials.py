@@ -1,0 +1,20 @@
+"""Whether Weights & Biases would let us in. What the credentials are is never read further than that."""
+
+import netrc
+import os
+from pathlib import Path
+from urllib.parse import urlparse
+
+
+def has_wandb_credentials() -> bool:
+    """Whether the environment or the netrc file that ``wandb login`` writes holds a key."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        if path and (file := Path(path).expanduser()).is_file():
+            try:
+                return netrc.netrc(file).authenticators(host) is not None
+            except (OSError, netrc.NetrcParseError):
+                return False
+    return False
