@@ -33,8 +33,9 @@ wheel: .venv/installed-dev ## build dist/mambabyte-*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
 gpu-check: ## run the GPU tests and the GPU benchmark with $(PYTHON), installing nothing
-	$(PYTHON) -m pytest -q -m gpu
-	PYTHONPATH=. $(PYTHON) benchmarks/selective_scan.py --device cuda
+	$(PYTHON) -m pytest -q -m gpu tests/ops
+	PYTHONPATH=. $(PYTHON) benchmarks/selective_scan.py --device cuda --dtype bfloat16 \
+	  --batch 8 --length 8192 --channels 2048
 
 clean: ## remove .venv, builds and caches; runs/ and data/ stay
 	rm -rf .venv dist build .pytest_cache .ruff_cache .mypy_cache

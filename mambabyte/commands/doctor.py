@@ -149,11 +149,10 @@ def check_selective_scan(backend: str) -> tuple[str, str | None]:
         )
         A = -A.exp()
         inputs = [tensor.requires_grad_() for tensor in (u, delta, A, B, C)]
-        out, state = selective_scan(
+        out, _ = selective_scan(
             u, delta, A, B, C, delta_softplus=True, return_final_state=True, backend=name
         )
-        loss = out.square().mean() + state.square().mean()
-        return [out.detach(), state.detach(), *torch.autograd.grad(loss, inputs)]
+        return [out.detach(), *torch.autograd.grad(out.square().mean(), inputs)]
 
     try:
         pairs = list(zip(outputs(backend), outputs("reference"), strict=True))
