@@ -113,8 +113,9 @@ def test_a_failed_installation_is_explained_and_tried_again(make, fail, message)
 def test_gpu_check_installs_nothing(make):
     assert make("gpu-check").returncode == 0
     assert make.calls == [
-        "stand-in -m pytest -q -m gpu",
-        "stand-in benchmarks/selective_scan.py --device cuda",
+        "stand-in -m pytest -q -m gpu tests/ops",
+        "stand-in benchmarks/selective_scan.py --device cuda --dtype bfloat16 --batch 8 --length 8192 "
+        "--channels 2048",
     ]
 
 
