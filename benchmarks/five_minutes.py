@@ -55,15 +55,17 @@ def main() -> None:
     arguments.add_argument("--context-length", type=int, default=256)
     arguments.add_argument("--batch", type=int, default=8, help="windows per step")
     arguments.add_argument("--learning-rate", type=float, default=4e-3)
-    arguments.add_argument("--d-model", type=int, default=256)
-    arguments.add_argument("--layers", type=int, default=4)
+    arguments.add_argument("--d-model", type=int, default=192)
+    arguments.add_argument("--layers", type=int, default=7)
+    arguments.add_argument("--states", type=int, default=8)
     arguments.add_argument("--no-peer", action="store_true")
     options = arguments.parse_args()
     train_corpus, validation = corpora(options.data)
     policy = window_policy("packed", train_corpus, options.context_length, seed=0)
 
     torch.manual_seed(0)
-    config = MambaByteConfig(d_model=options.d_model, n_layer=options.layers, norm="rms", tie_embeddings=True)
+    shape = {"d_model": options.d_model, "n_layer": options.layers, "d_state": options.states}
+    config = MambaByteConfig(**shape, norm="rms", tie_embeddings=True)
     model = config.build()
     contestants: dict[str, tuple[ByteLM, str]] = {"mambabyte": (model, "bf16")}
     if not options.no_peer:

@@ -149,9 +149,7 @@ def check_selective_scan(backend: str) -> tuple[str, str | None]:
         )
         A = -A.exp()
         inputs = [tensor.requires_grad_() for tensor in (u, delta, A, B, C)]
-        out, _ = selective_scan(
-            u, delta, A, B, C, delta_softplus=True, return_final_state=True, backend=name
-        )
+        out, _ = selective_scan(u, delta, A, B, C, delta_softplus=True, return_final_state=True, backend=name)
         return [out.detach(), *torch.autograd.grad(out.square().mean(), inputs)]
 
     try:

@@ -64,6 +64,10 @@ def _serves(name: str, device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
+def _exists(name: str) -> bool:
+    return any(name in names for names in BACKENDS.values())
+
+
 @functools.cache
 def _say_once(message: str) -> None:
     _log.warning(message)
@@ -71,6 +75,8 @@ def _say_once(message: str) -> None:
 
 def backend_for(device: torch.device, dtype: torch.dtype = torch.float32, op: str = "selective_scan") -> str:
     """The backend that an op uses for tensors of this device and dtype when the call names none."""
+    if _override is not None and not _exists(_override):
+        _say_once(f"MAMBABYTE_BACKEND={_override} names no backend and is ignored")
     if _override in BACKENDS[op] and _serves(_override, device, dtype):
         return _override
     chosen = next(name for name in BACKENDS[op] if _serves(name, device, dtype))
@@ -90,7 +96,7 @@ def use_backend(name: str | None) -> Iterator[None]:
     Raises:
         ValueError: no op has such a backend.
     """
-    if name is not None and not any(name in names for names in BACKENDS.values()):
+    if name is not None and not _exists(name):
         raise ValueError(f"there is no backend {name!r}; there are {', '.join(BACKENDS['selective_scan'])}")
     global _override
     before, _override = _override, name

@@ -40,6 +40,18 @@ def test_without_a_compiler_the_reference_serves_and_one_line_says_so(fresh_cach
     assert done.stderr.count("no C++ compiler found") == 1
 
 
+@pytest.mark.parametrize(("name", "served", "said"), [("reference", "reference", 0), ("fast", "cpu", 1)])
+def test_the_environment_overrides_the_choice(name, served, said):
+    program = (
+        "import torch; from mambabyte.ops import backend_for;"
+        "[print(backend_for(torch.device('cpu'))) for _ in range(2)]"
+    )
+    environment = {**os.environ, "MAMBABYTE_BACKEND": name}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == [served, served], done.stderr
+    assert done.stderr.count("names no backend") == said
+
+
 def test_a_compiler_that_fails_is_named(fresh_cache, monkeypatch):
     monkeypatch.setattr(build, "find_compiler", lambda: "/bin/false")
     with pytest.raises(build.KernelUnavailable, match="/bin/false could not compile"):
