@@ -134,7 +134,7 @@ def score(
     was_training = model.training
     model.eval()
     try:
-        with autocast(next(model.parameters()).device, precision):
+        with autocast(model.device, precision):
             nats = _PROTOCOLS[protocol](model, documents, context_length, batch_size, report)
     finally:
         model.train(was_training)

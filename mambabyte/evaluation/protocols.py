@@ -88,7 +88,7 @@ def _pad(windows: list[np.ndarray], model: ByteLM) -> tuple[Tensor, Tensor]:
     block = np.zeros((len(windows), max(map(len, windows))), dtype=np.int64)
     for row, window in zip(block, windows, strict=True):
         row[: len(window)] = window
-    on_device = torch.from_numpy(block).to(next(model.parameters()).device)
+    on_device = torch.from_numpy(block).to(model.device)
     return on_device[:, :-1], on_device[:, 1:]
 
 

@@ -20,7 +20,7 @@ def generate(model: ByteLM, prompt: bytes, num_bytes: int, sampler: Sampler) -> 
     """
     if num_bytes < 1:
         return
-    device = next(model.parameters()).device
+    device = model.device
     was_training = model.training
     model.eval()
     try:
