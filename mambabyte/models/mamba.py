@@ -168,6 +168,7 @@ class MambaByte(ByteLM):
     """The paper's model. A layer's state: the last W-1 inputs (B, W-1, D) and the scan's (B, D, N)."""
 
     config: MambaByteConfig
+    recurrent = True
 
     def __init__(self, config: MambaByteConfig) -> None:
         super().__init__(config)
