@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.cpu.arguments import as_rows, kernel_dtype, pointer
+from mambabyte.ops.cpu.arguments import as_rows, empty, kernel_dtype, pointer
 from mambabyte.ops.cpu.build import library
 
 
@@ -125,7 +125,7 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None, document_start: Tensor | None
 ) -> Tensor:
     rows = as_rows(x, kernel_dtype(x.dtype))
-    out = torch.empty(x.shape, dtype=rows.dtype)
+    out = empty(x.shape, rows.dtype)
     _run("forward", rows, weight, bias, initial_state, document_start, out=out)
     return out.to(x.dtype)
 
@@ -149,7 +149,7 @@ def _backward(
     rows = as_rows(x, kernel_dtype(x.dtype))
     batch, _, channels = x.shape
     width = weight.shape[1]
-    grad_x = torch.empty(x.shape, dtype=rows.dtype)
+    grad_x = empty(x.shape, rows.dtype)
     grad_weight = torch.empty(batch, width, channels)
     grad_bias = torch.empty(batch, channels)
     grad_state = torch.empty(batch, width - 1, channels)

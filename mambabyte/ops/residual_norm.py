@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.cpu.arguments import kernel_dtype, pointer
+from mambabyte.ops.cpu.arguments import empty, kernel_dtype, pointer
 from mambabyte.ops.cpu.build import library
 
 
@@ -94,7 +94,7 @@ def _run_forward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     residual = residual.float().contiguous()
-    out, x = torch.empty(residual.shape, dtype=dtype), torch.empty_like(residual)
+    out, x = empty(residual.shape, dtype), empty(residual.shape)
     _run(
         "forward",
         residual,
@@ -141,7 +141,7 @@ def _backward(
     rms: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     tasks, width = torch.get_num_threads(), x.shape[-1]
-    grad_x = torch.empty_like(x)
+    grad_x = empty(x.shape)
     grad_weight = torch.empty(tasks, width)
     grad_bias = torch.empty(tasks, width)
     _run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 
 import torch
 from torch import Tensor
@@ -24,6 +25,25 @@ def rows(tensor: Tensor | None) -> Rows:
 def pointer(tensor: Tensor | None) -> int | None:
     """Address of a contiguous tensor's data; null for None."""
     return None if tensor is None else tensor.data_ptr()
+
+
+_HUGE_PAGE = 2 << 20
+
+
+def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
+    """As `torch.empty`, on huge pages where it is large and the system has them.
+
+    The allocator gives large tensors back to the system, and taking fresh memory in pages of 4 KB costs a third of
+    a long scan's time.
+    """
+    tensor = torch.empty(shape, dtype=dtype)
+    size = tensor.numel() * tensor.element_size()
+    if size >= 4 * _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        begin = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
+        end = (tensor.data_ptr() + size) // _HUGE_PAGE * _HUGE_PAGE
+        # Advice: where it is refused, the pages stay small.
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE)
+    return tensor
 
 
 def as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
