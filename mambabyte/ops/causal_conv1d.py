@@ -12,6 +12,7 @@ from torch.nn.functional import silu
 from mambabyte.ops.backends import choose_backend
 from mambabyte.ops.cpu.arguments import as_rows, empty, kernel_dtype, pointer
 from mambabyte.ops.cpu.build import library
+from mambabyte.ops.operators import operator
 
 
 def causal_conv1d(
@@ -120,7 +121,7 @@ class _Arguments(ctypes.Structure):
     ]
 
 
-@torch.library.custom_op("mambabyte::causal_conv1d", mutates_args=())
+@operator("mambabyte::causal_conv1d")
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None, document_start: Tensor | None
 ) -> Tensor:
@@ -137,7 +138,7 @@ def _(
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("mambabyte::causal_conv1d_backward", mutates_args=())
+@operator("mambabyte::causal_conv1d_backward")
 def _backward(
     grad_out: Tensor,
     x: Tensor,

@@ -12,6 +12,7 @@ from torch.nn import functional
 from mambabyte.ops.backends import choose_backend
 from mambabyte.ops.cpu.arguments import empty, kernel_dtype, pointer
 from mambabyte.ops.cpu.build import library
+from mambabyte.ops.operators import operator
 
 
 def residual_norm(
@@ -43,10 +44,7 @@ def residual_norm(
     device = residual.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else residual.dtype
     if choose_backend("residual_norm", residual.device, residual.dtype, backend) == "cpu":
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            out, x = _forward(residual, update, weight, bias, epsilon, rms, kernel_dtype(dtype))
-        else:
-            out, x = _run_forward(residual, update, weight, bias, epsilon, rms, kernel_dtype(dtype))
+        out, x = _forward(residual, update, weight, bias, epsilon, rms, kernel_dtype(dtype))
         return out.to(dtype), x
     x = residual if update is None else residual + update.to(residual.dtype)
     with torch.autocast(device, enabled=False):
@@ -89,10 +87,16 @@ def _run(direction: str, residual: Tensor, epsilon: float, rms: bool, **tensors:
     getattr(library(), f"mambabyte_residual_norm_{direction}")(ctypes.byref(arguments))
 
 
-def _run_forward(
-    residual: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, rms: bool,
+@operator("mambabyte::residual_norm")
+def _forward(
+    residual: Tensor,
+    update: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    epsilon: float,
+    rms: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     residual = residual.float().contiguous()
     out, x = empty(residual.shape, dtype), empty(residual.shape)
     _run(
@@ -109,19 +113,6 @@ def _run_forward(
     return out, x
 
 
-@torch.library.custom_op("mambabyte::residual_norm", mutates_args=())
-def _forward(
-    residual: Tensor,
-    update: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    epsilon: float,
-    rms: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    return _run_forward(residual, update, weight, bias, epsilon, rms, dtype)
-
-
 @_forward.register_fake
 def _(
     residual: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, rms: bool,
@@ -130,7 +121,7 @@ def _(
     return residual.new_empty(residual.shape, dtype=dtype), residual.new_empty(residual.shape)
 
 
-@torch.library.custom_op("mambabyte::residual_norm_backward", mutates_args=())
+@operator("mambabyte::residual_norm_backward")
 def _backward(
     grad_out: Tensor,
     grad_sum: Tensor,

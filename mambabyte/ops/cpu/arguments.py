@@ -33,8 +33,8 @@ _HUGE_PAGE = 2 << 20
 def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
     """As `torch.empty`, on huge pages where it is large and the system has them.
 
-    The allocator gives large tensors back to the system, and taking fresh memory in pages of 4 KB costs a third of
-    a long scan's time.
+    The allocator gives large tensors back to the system, and taking fresh memory in pages of 4 KB costs a
+    third of a long scan's time.
     """
     tensor = torch.empty(shape, dtype=dtype)
     size = tensor.numel() * tensor.element_size()
