@@ -51,14 +51,25 @@ static inline Register load_lanes(const T* p, int lanes) {
   return v;
 }
 
-static inline Vec load(const float* p, int lanes) { return load_lanes<Vec>(p, lanes); }
+static inline Vec load(const float* p, int lanes) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(0xffffu >> (kLanes - lanes), p));
+#else
+  return load_lanes<Vec>(p, lanes);
+#endif
+}
+
 static inline Vec load(const BFloat16* p, int lanes) { return to_float(load_lanes<HalfVec>(p, lanes)); }
 
 static inline void store(float* p, Vec v, int lanes) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, 0xffffu >> (kLanes - lanes), reinterpret_cast<__m512>(v));
+#else
   if (__builtin_expect(lanes == kLanes, 1))
     std::memcpy(p, &v, sizeof v);
   else
     std::memcpy(p, &v, lanes * sizeof(float));
+#endif
 }
 
 static inline void store(BFloat16* p, Vec x, int lanes) {
@@ -84,10 +95,17 @@ static inline float scalar(BFloat16 x) {
   return value;
 }
 
+// In halves: four short additions after one another instead of fifteen.
 static inline float sum(Vec v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
+  typedef float Half __attribute__((vector_size(32)));
+  typedef float Quarter __attribute__((vector_size(16)));
+  Half halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  const Half half = halves[0] + halves[1];
+  Quarter quarters[2];
+  std::memcpy(quarters, &half, sizeof half);
+  const Quarter quarter = quarters[0] + quarters[1];
+  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
 // x[i] = 2^x[i]: x = n + f with integer n and |f| <= 1/2, a polynomial of degree 5 for 2^f (relative error 1e-7), then
