@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.cpu.arguments import as_rows, empty, kernel_dtype, pointer
+from mambabyte.ops.cpu.arguments import as_rows, empty, kernel_dtype, num_threads, pointer
 from mambabyte.ops.cpu.build import library
 from mambabyte.ops.operators import operator
 
@@ -212,7 +212,7 @@ def _run(
     start = None if document_start is None else document_start.to(torch.uint8).contiguous()
     arguments = _Arguments(
         batch=batch, length=length, channels=channels, width=width,
-        threads=torch.get_num_threads(), bfloat16=x.dtype == torch.bfloat16,
+        threads=num_threads(), bfloat16=x.dtype == torch.bfloat16,
         x=pointer(x), x_batch_stride=x.stride(0), x_time_stride=x.stride(1),
         weight=pointer(taps), bias=pointer(bias), state=pointer(state), document_start=pointer(start),
         **{name: pointer(tensor) for name, tensor in tensors.items()},

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.cpu.arguments import pointer
+from mambabyte.ops.cpu.arguments import num_threads, pointer
 from mambabyte.ops.cpu.build import library
 
 State = list[tuple[Tensor, ...]]
@@ -91,7 +91,7 @@ def mamba_step(
     logits = torch.empty(batch, head.shape[0])
     arguments = _Arguments(
         batch, len(blocks), embedding.shape[1], first.D.shape[0], first.A_log.shape[1],
-        first.conv_weight.shape[1], first.dt_proj.shape[1], head.shape[0], torch.get_num_threads(), rms,
+        first.conv_weight.shape[1], first.dt_proj.shape[1], head.shape[0], num_threads(), rms,
         epsilon, pointer(bytes), *map(pointer, outer), rows, pointer(logits),
     )  # fmt: skip
     if library().mambabyte_mamba_step(ctypes.byref(arguments)):

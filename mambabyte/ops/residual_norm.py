@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.cpu.arguments import empty, kernel_dtype, pointer
+from mambabyte.ops.cpu.arguments import empty, kernel_dtype, num_threads, pointer
 from mambabyte.ops.cpu.build import library
 from mambabyte.ops.operators import operator
 
@@ -71,7 +71,7 @@ class _Arguments(ctypes.Structure):
 
 def _run(direction: str, residual: Tensor, epsilon: float, rms: bool, **tensors: Tensor | None) -> None:
     width = residual.shape[-1]
-    rows, threads = residual.numel() // width, torch.get_num_threads()
+    rows, threads = residual.numel() // width, num_threads()
     low = tensors["out"] if direction == "forward" else tensors["grad_out"]
     arguments = _Arguments(
         rows=rows,
@@ -131,7 +131,7 @@ def _backward(
     epsilon: float,
     rms: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tasks, width = torch.get_num_threads(), x.shape[-1]
+    tasks, width = num_threads(), x.shape[-1]
     grad_x = empty(x.shape)
     grad_weight = torch.empty(tasks, width)
     grad_bias = torch.empty(tasks, width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 
 import torch
 from torch import Tensor
@@ -28,6 +29,21 @@ def pointer(tensor: Tensor | None) -> int | None:
 
 
 _HUGE_PAGE = 2 << 20
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def num_threads() -> int:
+    """PyTorch's number of threads; 1 in a forked process, where OpenMP's threads are gone and one would wait
+    for them for ever."""
+    return 1 if _forked else torch.get_num_threads()
 
 
 def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from mambabyte.ops.cpu.arguments import Rows, as_rows, empty, kernel_dtype, pointer, rows
+from mambabyte.ops.cpu.arguments import Rows, as_rows, empty, kernel_dtype, num_threads, pointer, rows
 from mambabyte.ops.cpu.build import library
 
 CHUNK, LANES = 32, 16  # kChunk and kLanes of the C++ source
@@ -153,7 +153,7 @@ def _arguments(
     u = inputs[0]
     assert u is not None
     batch, length, channels = u.shape
-    threads = torch.get_num_threads()
+    threads = num_threads()
     arguments = _Arguments(batch=batch, length=length, channels=channels, states=states.shape[3])
     # One task per (batch, group of channel blocks): as many groups as keep every thread equally busy.
     arguments.groups = min(threads // math.gcd(batch, threads), states.shape[2])
