@@ -3,7 +3,8 @@
     python benchmarks/selective_scan.py [--batch 1 --length 2048 --channels 512 --states 16 --dtype float32]
 
 All sides do the same work: softplus of the step size, scan, skip and gate, from the same tensors. mambapy is
-installed by `pip install -e '.[bench]'`; a peer that is absent is skipped by name.
+installed by `pip install -e '.[bench]'`; a peer that is absent is skipped by name. On a CPU ours also runs at
+four times the length and twice the channels: its time per byte and channel should not grow.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch.nn.functional import silu, softplus
 
 from mambabyte.ops import backend_for, selective_scan
 
+LONGER, WIDER = 4, 2
+
 
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0], repeats=7)
@@ -29,22 +32,7 @@ def main() -> None:
     options = arguments.parse_args()
     dtype, device = getattr(torch, options.dtype), torch.device(options.device)
 
-    torch.manual_seed(0)
-    shape = (options.batch, options.length, options.channels)
-    tensors = {
-        "u": torch.randn(shape, dtype=dtype, device=device),
-        "delta": torch.randn(shape, dtype=dtype, device=device),
-        "A": -torch.rand(options.channels, options.states, device=device) * options.states,
-        "B": torch.randn(*shape[:2], options.states, dtype=dtype, device=device),
-        "C": torch.randn(*shape[:2], options.states, dtype=dtype, device=device),
-        "D": torch.ones(options.channels, device=device),
-        "z": torch.randn(shape, dtype=dtype, device=device),
-        "delta_bias": torch.full((options.channels,), -4.0, device=device),
-    }
-    for tensor in tensors.values():
-        tensor.requires_grad_()
-    grad = torch.randn(shape, dtype=dtype, device=device)
-
+    tensors, grad = inputs(options.batch, options.length, options.channels, options.states, dtype, device)
     scans = {
         f"mambabyte ({backend_for(device, dtype)})": lambda: selective_scan(**tensors, delta_softplus=True)
     }
@@ -61,18 +49,52 @@ def main() -> None:
             scan(), list(tensors.values()), grad
         )
 
-    timings = measure(calls, options.repeats)
     ours = next(iter(scans))
+    longer = f"{ours} longer"
+    if options.device == "cpu":
+        large, large_grad = inputs(
+            options.batch, LONGER * options.length, WIDER * options.channels, options.states, dtype, device
+        )
+        calls[f"{longer} forward+backward"] = lambda: torch.autograd.grad(
+            selective_scan(**large, delta_softplus=True), list(large.values()), large_grad
+        )
+
+    timings = measure(calls, options.repeats)
     ratios = {
         f"{name} / ours, {part}": timings[f"{name} {part}"].median / timings[f"{ours} {part}"].median
         for name in scans
         if name != ours
         for part in ("forward", "forward+backward")
     }
+    if options.device == "cpu":
+        ratios["longer / ours, per byte, channel"] = timings[f"{longer} forward+backward"].median / (
+            LONGER * WIDER * timings[f"{ours} forward+backward"].median
+        )
     setting = {
         key: getattr(options, key) for key in ("batch", "length", "channels", "states", "dtype", "repeats")
     }
     report("selective scan", timings, ratios, options.json, **setting)
+
+
+def inputs(
+    batch: int, length: int, channels: int, states: int, dtype: torch.dtype, device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The scan's arguments, as leaves, and a gradient of its output."""
+    torch.manual_seed(0)
+    shape = (batch, length, channels)
+    tensors = {
+        "u": torch.randn(shape, dtype=dtype, device=device),
+        "delta": torch.randn(shape, dtype=dtype, device=device),
+        "A": -torch.rand(channels, states, device=device) * states,
+        "B": torch.randn(batch, length, states, dtype=dtype, device=device),
+        "C": torch.randn(batch, length, states, dtype=dtype, device=device),
+        "D": torch.ones(channels, device=device),
+        "z": torch.randn(shape, dtype=dtype, device=device),
+        "delta_bias": torch.full((channels,), -4.0, device=device),
+    }
+    return {name: tensor.requires_grad_() for name, tensor in tensors.items()}, torch.randn(
+        shape, dtype=dtype, device=device
+    )
 
 
 def peers(tensors: dict[str, Tensor], device: str) -> dict[str, Callable[[], Tensor]]:
