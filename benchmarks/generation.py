@@ -36,9 +36,8 @@ def main() -> None:
     peer = transformers_model(model)
     if peer is not None:
         peer.eval()
-        peer.config.use_cache = True
         prompt = torch.tensor([list(PROMPT)])
-        length = {"max_new_tokens": options.bytes, "min_new_tokens": options.bytes}
+        length = {"max_new_tokens": options.bytes, "min_new_tokens": options.bytes, "use_cache": True}
 
         def theirs() -> list[int]:
             with torch.no_grad():

@@ -25,13 +25,13 @@ class Timing:
 
 
 def measure(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
-    """Time each call `repeats` times after a warm-up, in turns: a drifting machine drifts for all."""
+    """Time each call `repeats` times, in turns: a drifting machine drifts for all. A turn runs the call twice
+    and times the second, which finds the caches and the allocator as its own kind left them."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
     for round_number in range(repeats):
         print(f"\rround {round_number + 1}/{repeats}", end="", file=sys.stderr, flush=True)
         for name, call in calls.items():
+            call()
             _synchronize()
             begin = time.perf_counter()
             call()

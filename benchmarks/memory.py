@@ -4,7 +4,8 @@
 
 That tensor is every state of the scan, which a plain implementation writes several times. What counts is
 the highest resident size during the pass over the size before it, inputs and weights not included; each
-contestant runs in a process of its own. mambapy is `pip install -e '.[bench]'`; it is skipped by name where absent.
+contestant runs in a process of its own. mambapy is `pip install -e '.[bench]'`; where it is absent it is
+skipped by name.
 """
 
 from __future__ import annotations
