@@ -1,8 +1,8 @@
 """A causal convolutional network: gated, dilated convolutions with residual connections, as in WaveNet
 (arXiv 1609.03499, sections 2.1 to 2.4) without its separate sum of skips, and with a norm before each layer.
 
-Layer i sees the bytes 0, s, 2 s, .. (W - 1) s back, s = 2^(i mod dilation_cycle): the receptive field ends, and what is
-behind it is unknown.
+Layer i sees the bytes 0, s, 2 s, .. (W - 1) s back, s = 2^(i mod dilation_cycle): the receptive field ends,
+and what is behind it is unknown.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class CNNConfig(ByteLMConfig):
 
 
 class GatedConvolution(nn.Module):
-    """x (B, L, d) -> W_o (tanh(conv x) * sigmoid(conv' x)); a convolution is one matrix product over its taps."""
+    """x (B, L, d) -> W_o (tanh(conv x) * sigmoid(conv' x)); a convolution is a product over its taps."""
 
     def __init__(self, config: CNNConfig, layer: int) -> None:
         super().__init__()

@@ -25,8 +25,9 @@ class DocumentwiseByteLM(ByteLM):
     """A ByteLM that runs the documents of a packed window each by itself.
 
     Positions, patches and states then begin anew with every document, whatever the model does with them, and
-    nothing can leak. Documents of like length (within a factor of two) are run together, padded behind: at most
-    log2(L) calls. A window without a document's start inside runs as it is. The marks are read on the host.
+    nothing can leak. Documents of like length (within a factor of two) are run together, padded behind: at
+    most log2(L) calls. A window without a document's start inside runs as it is. The marks are read on the
+    host.
     """
 
     def forward(

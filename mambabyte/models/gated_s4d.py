@@ -1,17 +1,18 @@
 """Gated S4D: a diagonal state space (S4D, arXiv 2206.11893) inside a gated block. A reconstruction.
 
-MambaByte's paper names this baseline without its equations, and no public code has exactly it. This is the block of BiGS
-(arXiv 2212.10544, by the same first author) without its backward branch, close to GSS (arXiv 2206.13947):
+MambaByte's paper names this baseline without its equations, and no public code has exactly it. This is the
+block of BiGS (arXiv 2212.10544, by the same first author) without its backward branch, close to GSS (arXiv
+2206.13947):
 
     out = W_o( gelu(W_l S4D(gelu(W_u x))) * gelu(W_v x) )        added to the residual stream
 
-Per channel, with n = 0 .. N/2 - 1 pairs of conjugate states, A_n = -1/2 + i pi n at the beginning, step size dt, and
-zero-order hold:
+Per channel, with n = 0 .. N/2 - 1 pairs of conjugate states, A_n = -1/2 + i pi n at the beginning, step size
+dt, and zero-order hold:
 
     h_t = exp(dt A) h_{t-1} + (exp(dt A) - 1) / A u_t            y_t = 2 Re(C h_t) + D u_t
 
-Nothing depends on the input, so y is also the convolution of u with K_l = 2 Re sum_n C_n (exp(dt A_n) - 1) / A_n
-exp(l dt A_n), computed by FFT for training; the recurrence serves generation.
+Nothing depends on the input, so y is also the convolution of u with K_l = 2 Re sum_n C_n (exp(dt A_n) - 1) /
+A_n exp(l dt A_n), computed by FFT for training; the recurrence serves generation.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class S4D(nn.Module):
 
 
 def _powers(exponent: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """exp(l exponent) for all l < length, as products of (d, n, I) coarse and (d, n, S) fine powers: l = i S + j."""
+    """exp(l exponent) for all l < length, as coarse (d, n, I) times fine (d, n, S) powers: l = i S + j."""
     fine = 2 ** math.ceil(math.log2(length) / 2)
     coarse = -(-length // fine)
     steps = torch.arange(max(fine, coarse), device=exponent.device)
@@ -180,7 +181,7 @@ class GatedS4D(DocumentwiseByteLM):
         return self.lm_head(self.norm(residual, update)[0]), after
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """Matrix products, and the recurrence: 12 a pair of states (complex h: 6 + 2 + 4 for decay, input, output).
+        """Matrix products, and the recurrence: 12 a pair of states (6 + 2 + 4 for decay, input and output).
 
         It does not depend on the context's length. Training by FFT is of the same order:
         about 20 log2(2 context_length) a channel.

@@ -2,8 +2,8 @@
 
     B batch   L bytes of this call   n bytes up to and including them   H heads   d model width   h = d / H
 
-Attention never makes a tensor of L x L: it is PyTorch's scaled_dot_product_attention throughout, and where that
-needs a mask, queries are taken a block at a time.
+Attention never makes a tensor of L x L: it is PyTorch's scaled_dot_product_attention throughout, and where
+that needs a mask, queries are taken a block at a time.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class _Room:
 def append(cache: Tensor, new: Tensor) -> Tensor:
     """cache (B, n, ...) followed by new (B, L, ...), as torch.cat gives it.
 
-    Without gradients the result has spare room behind it, which the next call fills: a byte costs its own copy
-    only. An earlier cache keeps its values: if its room was used meanwhile, appending to it copies.
+    Without gradients the result has spare room behind it, which the next call fills: a byte costs its own
+    copy only. An earlier cache keeps its values: if its room was used meanwhile, appending to it copies.
     """
     length, total = cache.shape[1], cache.shape[1] + new.shape[1]
     if length == 0:
@@ -109,7 +109,7 @@ def append(cache: Tensor, new: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """Causal attention (B, L, d) of queries (B, L, H, h), whose own keys are the last L of k and v (B, n, H, h).
+    """Causal attention (B, L, d) of queries (B, L, H, h), whose own keys are the last L of (B, n, H, h).
 
     With `window` each query sees the last `window` keys up to its own.
     """
@@ -194,7 +194,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """A causal transformer of `layers` blocks and a final norm, (B, L, d) -> (B, L, d); no bias but in norms."""
+    """A causal transformer of `layers` blocks and a final norm, (B, L, d) -> (B, L, d)."""
 
     def __init__(
         self,
@@ -244,8 +244,8 @@ class Stack(nn.Module):
 
 @torch.no_grad()
 def initialise(model: nn.Module, std: float, depth: int, truncated: bool = False) -> None:
-    """Every matrix from N(0, std), cut at two standard deviations if `truncated`; those that write to the residual
-    stream of `depth` blocks are divided by sqrt(2 depth), as in GPT-2."""
+    """Every matrix from N(0, std), cut at two standard deviations if `truncated`; those that write to the
+    residual stream of `depth` blocks are divided by sqrt(2 depth), as in GPT-2."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             if truncated:

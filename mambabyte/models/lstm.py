@@ -1,4 +1,4 @@
-"""A stack of LSTM layers (Hochreiter and Schmidhuber, 1997): PyTorch's, between a byte embedding and its transpose."""
+"""LSTM layers (Hochreiter and Schmidhuber, 1997), PyTorch's, between a byte embedding and its transpose."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LSTM(DocumentwiseByteLM):
 
     @torch.no_grad()
     def _open_forget_gates(self) -> None:
-        """A forget gate's bias begins at 1 (Jozefowicz et al., 2015), so that gradients reach back from the start."""
+        """A forget gate's bias begins at 1 (Jozefowicz et al., 2015): gradients reach back from the start."""
         d = self.config.d_model
         for layer in range(self.config.n_layer):
             getattr(self.lstm, f"bias_ih_l{layer}")[d : 2 * d].fill_(1.0)
@@ -56,7 +56,10 @@ class LSTM(DocumentwiseByteLM):
         if state is not None:
             outputs, cells = zip(*state, strict=True)
             before = (torch.stack(outputs), torch.stack(cells))
-        out, (last, cell) = self.lstm(self.embedding(bytes.long()), before)
+        embedded, device = self.embedding(bytes.long()), bytes.device.type
+        # a CPU without bf16 instructions has no bf16 LSTM
+        with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
+            out, (last, cell) = self.lstm(embedded, before)
         return self.lm_head(out), list(zip(last.unbind(), cell.unbind(), strict=True))
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:

@@ -1,15 +1,15 @@
-"""MegaByte (arXiv 2305.07185, section 2): a global Transformer over patches of P bytes, a local one within each.
+"""MegaByte (arXiv 2305.07185, section 2): a global Transformer over patches of P bytes, a local one in each.
 
     T bytes   P patch size   D global width   D_G = D / P   D_L local width
 
-The global input of patch k is the concatenation of its P byte embeddings of width D_G, positions added. A trainable
-patch stands in front and the last one is dropped, so that the global output for patch k has seen the patches before
-it. Its P slices of width D_G, projected to D_L, are added slot by slot to the local input: the embedding of the byte
-before, or a trainable pad in slot 0. The output of slot p of patch k predicts byte kP + p; the head is the local
-embedding.
+The global input of patch k is the concatenation of its P byte embeddings of width D_G, positions added. A
+trainable patch stands in front and the last one is dropped, so that the global output for patch k has seen
+the patches before it. Its P slices of width D_G, projected to D_L, are added slot by slot to the local
+input: the embedding of the byte before, or a trainable pad in slot 0. The output of slot p of patch k
+predicts byte kP + p; the head is the local embedding.
 
-`logits[:, t]` is therefore the paper's output at place t + 1: where t + 1 begins a patch, of a patch of which no
-byte is known. Place 0, a document's first byte, is never predicted here.
+`logits[:, t]` is therefore the paper's output at place t + 1: where t + 1 begins a patch, of a patch of
+which no byte is known. Place 0, a document's first byte, is never predicted here.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class MegaByteConfig(ByteLMConfig):
 
 
 class MegaByte(DocumentwiseByteLM):
-    """Its state: the global output for the patch being read (B, P, D_L) and that patch's bytes so far (B, r); each
-    global layer's keys and values, one a patch read and one for the pad; each local layer's, for slots 0 .. r."""
+    """Its state: context of the patch being read (B, P, D_L) and its bytes so far (B, r); each global layer's
+    keys and values, of the pad and the patches read; each local layer's, of slots 0 .. r."""
 
     config: MegaByteConfig
 
@@ -156,7 +156,7 @@ class MegaByte(DocumentwiseByteLM):
         return torch.cat(logits, dim=1), after
 
     def _global(self, bytes: Tensor, caches: list[Cache] | None) -> tuple[Tensor, list[Cache]]:
-        """(B, K, P, D_L) for the K patches after each whole patch of bytes, and after the pad if it comes first."""
+        """(B, K, P, D_L): context of the K patches after whole patches of bytes, and after the pad if first."""
         patch, (batch, length) = self.config.patch_size, bytes.shape
         known = 0 if caches is None else caches[0][0].shape[1]
         first = max(0, known - 1) * patch
@@ -178,8 +178,8 @@ class MegaByte(DocumentwiseByteLM):
     def _local(
         self, context: Tensor, previous: Tensor, first: int, caches: list[Cache] | None
     ) -> tuple[Tensor, list[Cache]]:
-        """Logits of slots `first` .. of each patch: context (N, P, D_L) and the bytes before the slots, for slot 0
-        the pad."""
+        """Logits of the slots from `first` on of N patches: their context (N, P, D_L) and the bytes before
+        the slots, without slot 0's, which is the pad."""
         x = self.local_embedding(previous.long())
         if first == 0:
             x = torch.cat([self.local_pad.weight.expand(len(x), 1, -1), x], dim=1)

@@ -1,11 +1,12 @@
-"""Perceiver AR (arXiv 2202.07765): latents of the last M positions, one causal cross-attention over all, and a stack of
-causal self-attention among the latents.
+"""Perceiver AR (arXiv 2202.07765): latents of the last M positions, one causal cross-attention over all, and
+a stack of causal self-attention among the latents.
 
-The paper's model gives outputs for the last M positions of a window only. A ByteLM gives them for all: here a document is
-cut into blocks of M positions, counted from its first byte, and a block's latents see everything before them through the
-cross-attention and each other in the stack. The last block of a window of a multiple of M bytes is the paper's model
-exactly; the blocks before it are what the paper's model says of the shorter windows that end there. So every byte of a
-window is trained, a step needs no latent to be computed again, and an empty prompt is an ordinary beginning.
+The paper's model gives outputs for the last M positions of a window only. A ByteLM gives them for all: here
+a document is cut into blocks of M positions, counted from its first byte, and a block's latents see
+everything before them through the cross-attention and each other in the stack. The last block of a window of
+a multiple of M bytes is the paper's model exactly; the blocks before it are what the paper's model says of
+the shorter windows that end there. So every byte of a window is trained, a step needs no latent to be
+computed again, and an empty prompt is an ordinary beginning.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class CrossBlock(nn.Module):
         self.feed_forward = FeedForward(d, config.d_ff or 4 * d, "squared_relu")
 
     def forward(self, x: Tensor, cache: Cache | None, turn: Tensor) -> tuple[Tensor, Tensor, Cache]:
-        """Of inputs (B, L, d): the residual stream, what the next norm adds to it, and all keys and values."""
+        """Of inputs (B, L, d): the residual stream, what the next norm adds to it, all keys and values."""
         residual = as_residual(self.latents(x))
         normed, residual = self.latent_norm(residual, None)
         q = self.query(normed).unflatten(-1, (self.heads, -1))
@@ -89,8 +90,8 @@ class CrossBlock(nn.Module):
 
 
 class PerceiverAR(DocumentwiseByteLM):
-    """Its state: keys and values of all bytes in the cross-attention, then of the present block's in each layer of
-    the stack."""
+    """Its state: keys and values of all bytes in the cross-attention, then of the present block's in each
+    layer of the stack."""
 
     config: PerceiverARConfig
 

@@ -1,5 +1,5 @@
-"""A byte-level Transformer (arXiv 1706.03762) as it is built today: RMS norms before each part (arXiv 1910.07467),
-rotary positions (arXiv 2104.09864), no biases, GELU, optionally attention over a sliding window.
+"""A byte-level Transformer (arXiv 1706.03762) as it is built today: RMS norms before each part (arXiv
+1910.07467), rotary positions (arXiv 2104.09864), no biases, GELU, optionally attention over a sliding window.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class TransformerConfig(ByteLMConfig):
 
 
 class Transformer(DocumentwiseByteLM):
-    """Its state: the position (B), then each layer's keys and values (B, n, H, h), of the last window - 1 bytes
-    where there is a window."""
+    """Its state: the position (B), then each layer's keys and values (B, n, H, h), of the last window - 1
+    bytes where there is a window."""
 
     config: TransformerConfig
 
