@@ -156,7 +156,7 @@ class MegaByte(DocumentwiseByteLM):
         return torch.cat(logits, dim=1), after
 
     def _global(self, bytes: Tensor, caches: list[Cache] | None) -> tuple[Tensor, list[Cache]]:
-        """(B, K, P, D_L): context of the K patches after whole patches of bytes, and after the pad if first."""
+        """(B, K, P, D_L): context of the K patches after whole patches of bytes, and after the pad if new."""
         patch, (batch, length) = self.config.patch_size, bytes.shape
         known = 0 if caches is None else caches[0][0].shape[1]
         first = max(0, known - 1) * patch

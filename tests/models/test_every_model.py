@@ -60,7 +60,7 @@ def random_bytes(*shape, seed=1):
 
 
 def record_embeddings(model):
-    """A list that fills with (embedded, places): embeddings of input bytes and where in the input they are."""
+    """A list that fills with (embedded, places): embeddings of input bytes, and where the bytes are."""
     seen = []
 
     def record(module, inputs, embedded):
