@@ -32,11 +32,11 @@ class MegaByteConfig(ByteLMConfig):
     max_length: int = 8192  # positions of bytes the global model knows
     d_model: int = 192
     n_layer: int = 2
-    n_head: int = 6
+    n_head: int = 4
     d_ff: int | None = None  # 4 * d_model when null
     local_d_model: int = 192
     local_n_layer: int = 2
-    local_n_head: int = 6
+    local_n_head: int = 4
     local_d_ff: int | None = None  # 4 * local_d_model when null
     norm_epsilon: float = 1e-5
     initializer_std: float = 0.006  # the paper's

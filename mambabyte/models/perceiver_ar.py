@@ -41,7 +41,7 @@ class PerceiverARConfig(ByteLMConfig):
     n_latents: int = 256
     d_model: int = 192
     n_layer: int = 4  # the cross-attention's is the first of them
-    n_head: int = 6
+    n_head: int = 4
     d_ff: int | None = None  # 4 * d_model when null
     rotary_fraction: float = 0.25  # of a head's channels
     rope_base: float = 10_000.0

@@ -18,7 +18,7 @@ from mambabyte.models.layers import Stack, check_heads, check_positive, initiali
 class TransformerConfig(ByteLMConfig):
     d_model: int = 192
     n_layer: int = 4
-    n_head: int = 6
+    n_head: int = 4
     d_ff: int | None = None  # 4 * d_model when null
     window: int | None = None  # bytes each byte sees, itself included; all when null
     rope_base: float = 10_000.0
