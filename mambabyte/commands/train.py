@@ -97,7 +97,8 @@ def _announce(cfg: DictConfig, model: Any, trainer: Any) -> None:
     device = trainer.strategy.root_device
     print(
         f"mambabyte: run '{cfg.name}' in {cfg.run_dir}: {model.num_parameters():,} parameters, "
-        f"{cfg.trainer.max_steps:,} steps, {trainer.world_size} x {device.type}, {cfg.trainer.precision}, {backend_for(device)} scan",
+        f"{cfg.trainer.max_steps:,} steps, {trainer.world_size} x {device.type}, {cfg.trainer.precision}, "
+        f"{backend_for(device)} scan",
         file=sys.stderr,
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from mambabyte.errors import UserError
 from mambabyte.ops import residual_norm
@@ -85,6 +86,10 @@ class _Room:
     filled: int
 
 
+# beside the caches and not on them: a state is plain tensors, to be saved and read as such
+_ROOMS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
 def append(cache: Tensor, new: Tensor) -> Tensor:
     """cache (B, n, ...) followed by new (B, L, ...), as torch.cat gives it.
 
@@ -96,7 +101,7 @@ def append(cache: Tensor, new: Tensor) -> Tensor:
         return new
     if torch.is_grad_enabled():
         return torch.cat([cache, new.to(cache.dtype)], dim=1)
-    room: _Room | None = getattr(cache, "_room", None)
+    room = _ROOMS.get(cache)
     if room is None or room.filled != length or total > room.buffer.shape[1]:
         buffer = cache.new_empty(cache.shape[0], total + max(64, total // 2), *cache.shape[2:])
         buffer[:, :length] = cache
@@ -104,7 +109,7 @@ def append(cache: Tensor, new: Tensor) -> Tensor:
     room.buffer[:, length:total] = new
     room.filled = total
     extended = room.buffer[:, :total]
-    extended._room = room  # type: ignore[attr-defined]
+    _ROOMS[extended] = room
     return extended
 
 

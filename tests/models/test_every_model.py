@@ -266,6 +266,16 @@ def test_save_and_load(model, tmp_path):
     assert torch.equal(loaded(bytes), model.eval()(bytes))
 
 
+@torch.no_grad()
+def test_a_state_is_saved_and_resumed(model, tmp_path):
+    bytes = random_bytes(2, 20)
+    _, state = model.prefill(bytes[:, :9])
+    _, state = model.step(bytes[:, 9], state)
+    torch.save(state, tmp_path / "state")
+    loaded = torch.load(tmp_path / "state", weights_only=True)
+    assert torch.equal(model.prefill(bytes[:, 10:], loaded)[0], model.prefill(bytes[:, 10:], state)[0])
+
+
 class LargestTensor(TorchDispatchMode):
     elements = 0
 
