@@ -23,9 +23,11 @@ def run(cfg: DictConfig) -> None:
     from mambabyte import checkpoints
     from mambabyte.data import ByteDataModule
     from mambabyte.models import config_from_dict
+    from mambabyte.training.budget import within_budget
     from mambabyte.training.configuration import TrainerConfig
     from mambabyte.training.run_directory import check_same_run, hold
 
+    cfg = within_budget(cfg)
     settings = typed(cfg.trainer, TrainerConfig)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["model"] = config_from_dict(config["model"]).to_dict()
@@ -95,7 +97,8 @@ def _announce(cfg: DictConfig, model: Any, trainer: Any) -> None:
     device = trainer.strategy.root_device
     print(
         f"mambabyte: run '{cfg.name}' in {cfg.run_dir}: {model.num_parameters():,} parameters, "
-        f"{trainer.world_size} x {device.type}, {cfg.trainer.precision}, {backend_for(device)} scan",
+        f"{cfg.trainer.max_steps:,} steps, {trainer.world_size} x {device.type}, {cfg.trainer.precision}, "
+        f"{backend_for(device)} scan",
         file=sys.stderr,
     )
 

@@ -7,9 +7,34 @@ from typing import Any
 
 from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import ByteLM, ByteLMConfig, FlopsPerByte
+from mambabyte.models.cnn import CNN, CNNConfig
+from mambabyte.models.gated_s4d import GatedS4D, GatedS4DConfig
+from mambabyte.models.lstm import LSTM, LSTMConfig
 from mambabyte.models.mamba import MambaByte, MambaByteConfig
+from mambabyte.models.megabyte import MegaByte, MegaByteConfig
+from mambabyte.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+from mambabyte.models.transformer import Transformer, TransformerConfig
 
-__all__ = ["ByteLM", "ByteLMConfig", "FlopsPerByte", "MambaByte", "MambaByteConfig", "config_from_dict"]
+__all__ = [
+    "CNN",
+    "LSTM",
+    "ByteLM",
+    "ByteLMConfig",
+    "CNNConfig",
+    "FlopsPerByte",
+    "GatedS4D",
+    "GatedS4DConfig",
+    "LSTMConfig",
+    "MambaByte",
+    "MambaByteConfig",
+    "MegaByte",
+    "MegaByteConfig",
+    "PerceiverAR",
+    "PerceiverARConfig",
+    "Transformer",
+    "TransformerConfig",
+    "config_from_dict",
+]
 
 
 def config_from_dict(description: dict[str, Any]) -> ByteLMConfig:

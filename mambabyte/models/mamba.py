@@ -20,7 +20,8 @@ from torch.nn.functional import linear
 
 from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import VOCABULARY, ByteLM, ByteLMConfig, FlopsPerByte, State
-from mambabyte.ops import causal_conv1d, residual_norm, selective_scan
+from mambabyte.models.layers import ResidualNorm
+from mambabyte.ops import causal_conv1d, selective_scan
 from mambabyte.ops.mamba_step import MambaBlockWeights, mamba_step, serves_mamba_step
 
 
@@ -124,25 +125,12 @@ class Mixer(nn.Module):
         return self.out_proj(y), (conv_state, scan_state)
 
 
-class ResidualNorm(nn.Module):
-    """Adds a block's output to the fp32 residual stream and normalises the sum: (norm(x), x)."""
-
-    def __init__(self, config: MambaByteConfig) -> None:
-        super().__init__()
-        self.rms, self.epsilon = config.norm == "rms", config.norm_epsilon
-        self.weight = nn.Parameter(torch.ones(config.d_model))
-        self.bias = None if self.rms else nn.Parameter(torch.zeros(config.d_model))
-
-    def forward(self, residual: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
-        return residual_norm(residual, update, self.weight, self.bias, self.epsilon, self.rms)
-
-
 class Block(nn.Module):
     """Add, norm, mix: the block's output is added to the residual stream by the norm that comes next."""
 
     def __init__(self, config: MambaByteConfig) -> None:
         super().__init__()
-        self.norm = ResidualNorm(config)
+        self.norm = ResidualNorm(config.d_model, config.norm_epsilon, config.norm == "rms")
         self.mixer = Mixer(config)
 
     def forward(
@@ -178,7 +166,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm_f = ResidualNorm(config)
+        self.norm_f = ResidualNorm(config.d_model, config.norm_epsilon, config.norm == "rms")
 
 
 class MambaByte(ByteLM):

@@ -23,6 +23,7 @@ GROUPS = {
     "data/files": "path: ???",
     "optimizer/adamw": "learning_rate: 1e-3",
     "trainer/default": "max_steps: 900\nprecision: fp32\ndevices: 1",
+    "budget/none": "{}",
     "logger/csv": "{}",
     "callbacks/default": "{}",
     "experiment/quickstart": (

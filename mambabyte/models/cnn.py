@@ -1,0 +1,109 @@
+"""A causal convolutional network: gated, dilated convolutions with residual connections, as in WaveNet
+(arXiv 1609.03499, sections 2.1 to 2.4) without its separate sum of skips, and with a norm before each layer.
+
+Layer i sees the bytes 0, s, 2 s, .. (W - 1) s back, s = 2^(i mod dilation_cycle): the receptive field ends,
+and what is behind it is unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.models.documents import DocumentwiseByteLM
+from mambabyte.models.layers import ResidualNorm, as_residual, check_positive
+
+
+@dataclass
+class CNNConfig(ByteLMConfig):
+    d_model: int = 192
+    n_layer: int = 9
+    kernel_size: int = 2  # W
+    dilation_cycle: int = 9
+    norm_epsilon: float = 1e-5
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "d_model", "n_layer", "kernel_size", "dilation_cycle")
+
+    def reach(self, layer: int) -> int:
+        """How many inputs before the present one a layer sees."""
+        return (self.kernel_size - 1) * 2 ** (layer % self.dilation_cycle)
+
+    @property
+    def receptive_field(self) -> int:
+        return 1 + sum(self.reach(layer) for layer in range(self.n_layer))
+
+
+class GatedConvolution(nn.Module):
+    """x (B, L, d) -> W_o (tanh(conv x) * sigmoid(conv' x)); a convolution is a product over its taps."""
+
+    def __init__(self, config: CNNConfig, layer: int) -> None:
+        super().__init__()
+        self.reach = config.reach(layer)
+        self.dilation = 2 ** (layer % config.dilation_cycle)
+        self.norm = ResidualNorm(config.d_model, config.norm_epsilon, rms=True)
+        self.taps = nn.Linear(config.kernel_size * config.d_model, 2 * config.d_model)
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
+        with torch.no_grad():
+            self.out_proj.weight.div_(math.sqrt(config.n_layer))
+
+    def forward(
+        self, residual: Tensor, update: Tensor | None, history: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        normed, residual = self.norm(residual, update)
+        length, width = normed.shape[1:]
+        if history is None:
+            history = normed.new_zeros(len(normed), self.reach, width)
+        x = torch.cat([history.to(normed.dtype), normed], dim=1)
+        shifted = [x[:, back : back + length] for back in range(0, self.reach + 1, self.dilation)]
+        filtered, gate = self.taps(torch.cat(shifted, dim=-1)).chunk(2, dim=-1)
+        return residual, self.out_proj(filtered.tanh() * gate.sigmoid()), x[:, x.shape[1] - self.reach :]
+
+
+class CNN(DocumentwiseByteLM):
+    """Its state: each layer's last inputs (B, (W - 1) s, d), zero before the document."""
+
+    config: CNNConfig
+    recurrent = True
+
+    def __init__(self, config: CNNConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(VOCABULARY, config.d_model)
+        self.layers = nn.ModuleList(GatedConvolution(config, layer) for layer in range(config.n_layer))
+        self.norm = ResidualNorm(config.d_model, config.norm_epsilon, rms=True)
+        self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embedding.weight
+
+    def initial_state(self, batch_size: int) -> State:
+        weight, config = self.embedding.weight, self.config
+        return [
+            (weight.new_zeros(batch_size, config.reach(layer), config.d_model),)
+            for layer in range(config.n_layer)
+        ]
+
+    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+        residual, update = as_residual(self.embedding(bytes.long())), None
+        after: State = []
+        for index, layer in enumerate(self.layers):
+            before = None if state is None else state[index][0]
+            residual, update, history = layer(residual, update, before)
+            if state is not None:
+                after.append((history,))
+        return self.lm_head(self.norm(residual, update)[0]), after
+
+    def flops_per_byte(self, context_length: int) -> FlopsPerByte:
+        """Two convolutions of W taps and an output product a layer, whatever the context's length."""
+        d = self.config.d_model
+        layer = 2 * (2 * self.config.kernel_size + 1) * d * d
+        return FlopsPerByte(float(self.config.n_layer * layer + 2 * d * VOCABULARY))
+
+
+CNNConfig.model = CNN

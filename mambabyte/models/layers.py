@@ -1,0 +1,261 @@
+"""What the attention models share: residual norms, rotary positions, attention with a cache, blocks.
+
+    B batch   L bytes of this call   n bytes up to and including them   H heads   d model width   h = d / H
+
+Attention never makes a tensor of L x L: it is PyTorch's scaled_dot_product_attention throughout, and where
+that needs a mask, queries are taken a block at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, relu, scaled_dot_product_attention
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from mambabyte.errors import UserError
+from mambabyte.ops import residual_norm
+
+QUERY_BLOCK = 256  # rows of a mask, where attention needs one
+Cache = tuple[Tensor, Tensor]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "relu": relu,
+    "squared_relu": lambda x: relu(x).square(),
+}
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raises UserError where a size of a model's config is below 1; null is not checked."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"model.{name} must be at least 1, not {value}")
+
+
+def check_heads(config: Any, width: str, heads: str) -> None:
+    """Raises UserError unless the width is shared out evenly, and in pairs for rotary positions."""
+    d, n = getattr(config, width), getattr(config, heads)
+    if d % (2 * n):
+        raise UserError(f"model.{width}={d} must be a multiple of twice model.{heads}={n}")
+
+
+class ResidualNorm(nn.Module):
+    """Adds a block's output to the fp32 residual stream and normalises the sum: (norm(x), x)."""
+
+    def __init__(self, width: int, epsilon: float, rms: bool) -> None:
+        super().__init__()
+        self.rms, self.epsilon = rms, epsilon
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = None if rms else nn.Parameter(torch.zeros(width))
+
+    def forward(self, residual: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
+        return residual_norm(residual, update, self.weight, self.bias, self.epsilon, self.rms)
+
+
+def as_residual(x: Tensor) -> Tensor:
+    """The residual stream is fp32 (fp64 in tests) under autocast too."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rotation(positions: Tensor, channels: int, base: float) -> Tensor:
+    """Rotary positions (arXiv 2104.09864): unit complex numbers (..., L, 1, channels / 2) for (..., L)."""
+    exponents = torch.arange(0, channels, 2, device=positions.device, dtype=torch.float32) / channels
+    angles = positions.unsqueeze(-1).float() * base**-exponents
+    return torch.polar(torch.ones_like(angles), angles).unsqueeze(-2)
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """x (B, L, H, h) with its first channels, two by two, turned by `rotation`."""
+    channels = 2 * turn.shape[-1]
+    pairs = as_residual(x[..., :channels]).unflatten(-1, (-1, 2))
+    turned = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(x.dtype)
+    return turned if channels == x.shape[-1] else torch.cat([turned, x[..., channels:]], dim=-1)
+
+
+@dataclass
+class _Room:
+    """Memory with spare room behind the `filled` first places, shared by the caches that grew in it."""
+
+    buffer: Tensor
+    filled: int
+
+
+# beside the caches and not on them: a state is plain tensors, to be saved and read as such
+_ROOMS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def append(cache: Tensor, new: Tensor) -> Tensor:
+    """cache (B, n, ...) followed by new (B, L, ...), as torch.cat gives it.
+
+    Without gradients the result has spare room behind it, which the next call fills: a byte costs its own
+    copy only. An earlier cache keeps its values: if its room was used meanwhile, appending to it copies.
+    """
+    length, total = cache.shape[1], cache.shape[1] + new.shape[1]
+    if length == 0:
+        return new
+    if torch.is_grad_enabled():
+        return torch.cat([cache, new.to(cache.dtype)], dim=1)
+    room = _ROOMS.get(cache)
+    if room is None or room.filled != length or total > room.buffer.shape[1]:
+        buffer = cache.new_empty(cache.shape[0], total + max(64, total // 2), *cache.shape[2:])
+        buffer[:, :length] = cache
+        room = _Room(buffer, length)
+    room.buffer[:, length:total] = new
+    room.filled = total
+    extended = room.buffer[:, :total]
+    _ROOMS[extended] = room
+    return extended
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+    """Causal attention (B, L, d) of queries (B, L, H, h), whose own keys are the last L of (B, n, H, h).
+
+    With `window` each query sees the last `window` keys up to its own.
+    """
+    length, total = q.shape[1], k.shape[1]
+    before = total - length
+    q, k, v = (t.to(q.dtype).transpose(1, 2) for t in (q, k, v))
+    if window is not None and window >= total:
+        window = None
+    if window is None and (before == 0 or length == 1):
+        out = scaled_dot_product_attention(q, k, v, is_causal=before == 0 and length > 1)
+    else:
+        rows = QUERY_BLOCK if window is None else max(window, 16)
+        parts = []
+        for first in range(before, total, rows):
+            last = min(first + rows, total)
+            lowest = 0 if window is None else max(0, first - window + 1)
+            distance = torch.arange(first, last, device=q.device)[:, None]
+            distance = distance - torch.arange(lowest, last, device=q.device)
+            mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+            keys, values = k[:, :, lowest:last], v[:, :, lowest:last]
+            queries = q[:, :, first - before : last - before]
+            parts.append(scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
+        out = torch.cat(parts, dim=2)
+    return out.transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Causal self-attention: (B, L, d) -> (B, L, d)."""
+
+    def __init__(self, width: int, heads: int, window: int | None = None) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, cache: Cache | None, turn: Tensor | None) -> tuple[Tensor, Cache | None]:
+        qkv = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
+        if turn is None:
+            q, k, v = qkv.chunk(3, dim=2)
+        else:
+            qk, v = qkv.split([2 * self.heads, self.heads], dim=2)
+            q, k = rotate(qk, turn).chunk(2, dim=2)
+        if cache is not None:
+            k, v = append(cache[0], k), append(cache[1], v)
+        out = self.out(attend(q, k, v, self.window))
+        if cache is None:
+            return out, None
+        seen = k.shape[1]
+        forgotten = 0 if self.window is None else max(0, seen - self.window + 1)
+        return out, ((k[:, forgotten:], v[:, forgotten:]) if forgotten else (k, v))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, inner: int, activation: str) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.up = nn.Linear(width, inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each after a norm; the last output is added by the norm that comes next."""
+
+    def __init__(self, attention: Attention, feed_forward: FeedForward, epsilon: float, rms: bool) -> None:
+        super().__init__()
+        width = feed_forward.up.in_features
+        self.attention_norm = ResidualNorm(width, epsilon, rms)
+        self.attention = attention
+        self.feed_forward_norm = ResidualNorm(width, epsilon, rms)
+        self.feed_forward = feed_forward
+
+    def forward(
+        self, residual: Tensor, update: Tensor | None, cache: Cache | None, turn: Tensor | None
+    ) -> tuple[Tensor, Tensor, Cache | None]:
+        normed, residual = self.attention_norm(residual, update)
+        update, cache = self.attention(normed, cache, turn)
+        normed, residual = self.feed_forward_norm(residual, update)
+        return residual, self.feed_forward(normed), cache
+
+
+class Stack(nn.Module):
+    """A causal transformer of `layers` blocks and a final norm, (B, L, d) -> (B, L, d)."""
+
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        inner: int,
+        epsilon: float,
+        rms: bool,
+        activation: str,
+        window: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.width, self.heads, self.inner = width, heads, inner
+        self.layers = nn.ModuleList(
+            Block(Attention(width, heads, window), FeedForward(width, inner, activation), epsilon, rms)
+            for _ in range(layers)
+        )
+        self.norm = ResidualNorm(width, epsilon, rms)
+
+    def forward(
+        self,
+        x: Tensor,
+        caches: list[Cache] | None = None,
+        turn: Tensor | None = None,
+        update: Tensor | None = None,
+    ) -> tuple[Tensor, list[Cache]]:
+        """The normalised output, and with `caches` (one a layer, for what came before) the grown ones."""
+        residual = as_residual(x)
+        grown: list[Cache] = []
+        for index, layer in enumerate(self.layers):
+            cache = None if caches is None else caches[index]
+            residual, update, cache = layer(residual, update, cache, turn)
+            if cache is not None:
+                grown.append(cache)
+        return self.norm(residual, update)[0], grown
+
+    def empty_caches(self, batch_size: int) -> list[Cache]:
+        shape = (batch_size, 0, self.heads, self.width // self.heads)
+        return [(self.norm.weight.new_zeros(shape), self.norm.weight.new_zeros(shape)) for _ in self.layers]
+
+    def flops(self, keys: float) -> float:
+        """Per position that sees `keys` keys: 2 a weight, and 4 d a key (scores, and their sum of values)."""
+        weights = 4 * self.width**2 + 2 * self.width * self.inner
+        return len(self.layers) * (2 * weights + 4 * keys * self.width)
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, std: float, depth: int, truncated: bool = False) -> None:
+    """Every matrix from N(0, std), cut at two standard deviations if `truncated`; those that write to the
+    residual stream of `depth` blocks are divided by sqrt(2 depth), as in GPT-2."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            if truncated:
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            else:
+                nn.init.normal_(module.weight, std=std)
+            if name.endswith((".out", ".down")):
+                module.weight.div_(math.sqrt(2 * depth))

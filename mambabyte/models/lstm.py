@@ -1,0 +1,71 @@
+"""LSTM layers (Hochreiter and Schmidhuber, 1997), PyTorch's, between a byte embedding and its transpose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.models.documents import DocumentwiseByteLM
+from mambabyte.models.layers import check_positive
+
+
+@dataclass
+class LSTMConfig(ByteLMConfig):
+    d_model: int = 272
+    n_layer: int = 3
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "d_model", "n_layer")
+
+
+class LSTM(DocumentwiseByteLM):
+    """Its state: each layer's output and cell, (B, d) both."""
+
+    config: LSTMConfig
+    recurrent = True
+
+    def __init__(self, config: LSTMConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(VOCABULARY, config.d_model)
+        self.lstm = nn.LSTM(config.d_model, config.d_model, config.n_layer, batch_first=True)
+        self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self._open_forget_gates()
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embedding.weight
+
+    @torch.no_grad()
+    def _open_forget_gates(self) -> None:
+        """A forget gate's bias begins at 1 (Jozefowicz et al., 2015): gradients reach back from the start."""
+        d = self.config.d_model
+        for layer in range(self.config.n_layer):
+            getattr(self.lstm, f"bias_ih_l{layer}")[d : 2 * d].fill_(1.0)
+            getattr(self.lstm, f"bias_hh_l{layer}")[d : 2 * d].zero_()
+
+    def initial_state(self, batch_size: int) -> State:
+        zeros = self.embedding.weight.new_zeros(batch_size, self.config.d_model)
+        return [(zeros, zeros) for _ in range(self.config.n_layer)]
+
+    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+        before = None
+        if state is not None:
+            outputs, cells = zip(*state, strict=True)
+            before = (torch.stack(outputs), torch.stack(cells))
+        embedded, device = self.embedding(bytes.long()), bytes.device.type
+        # a CPU without bf16 instructions has no bf16 LSTM
+        with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
+            out, (last, cell) = self.lstm(embedded, before)
+        return self.lm_head(out), list(zip(last.unbind(), cell.unbind(), strict=True))
+
+    def flops_per_byte(self, context_length: int) -> FlopsPerByte:
+        """Four gates of two (d, d) products and 9 operations a cell, whatever the context's length."""
+        d = self.config.d_model
+        return FlopsPerByte(float(self.config.n_layer * (2 * 8 * d * d + 9 * d) + 2 * d * VOCABULARY))
+
+
+LSTMConfig.model = LSTM

@@ -1,0 +1,200 @@
+"""MegaByte (arXiv 2305.07185, section 2): a global Transformer over patches of P bytes, a local one in each.
+
+    T bytes   P patch size   D global width   D_G = D / P   D_L local width
+
+The global input of patch k is the concatenation of its P byte embeddings of width D_G, positions added. A
+trainable patch stands in front and the last one is dropped, so that the global output for patch k has seen
+the patches before it. Its P slices of width D_G, projected to D_L, are added slot by slot to the local
+input: the embedding of the byte before, or a trainable pad in slot 0. The output of slot p of patch k
+predicts byte kP + p; the head is the local embedding.
+
+`logits[:, t]` is therefore the paper's output at place t + 1: where t + 1 begins a patch, of a patch of
+which no byte is known. Place 0, a document's first byte, is never predicted here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from mambabyte.errors import UserError
+from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.models.documents import DocumentwiseByteLM
+from mambabyte.models.layers import Cache, Stack, check_heads, check_positive, initialise
+
+
+@dataclass
+class MegaByteConfig(ByteLMConfig):
+    patch_size: int = 4
+    max_length: int = 8192  # positions of bytes the global model knows
+    d_model: int = 192
+    n_layer: int = 2
+    n_head: int = 4
+    d_ff: int | None = None  # 4 * d_model when null
+    local_d_model: int = 192
+    local_n_layer: int = 2
+    local_n_head: int = 4
+    local_d_ff: int | None = None  # 4 * local_d_model when null
+    norm_epsilon: float = 1e-5
+    initializer_std: float = 0.006  # the paper's
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "patch_size", "max_length", "d_model", "n_layer", "n_head", "d_ff")
+        check_positive(self, "local_d_model", "local_n_layer", "local_n_head", "local_d_ff")
+        check_heads(self, "d_model", "n_head")
+        check_heads(self, "local_d_model", "local_n_head")
+        if self.d_model % self.patch_size:
+            raise UserError(
+                f"model.d_model={self.d_model} must be a multiple of model.patch_size={self.patch_size}"
+            )
+
+
+class MegaByte(DocumentwiseByteLM):
+    """Its state: context of the patch being read (B, P, D_L) and its bytes so far (B, r); each global layer's
+    keys and values, of the pad and the patches read; each local layer's, of slots 0 .. r."""
+
+    config: MegaByteConfig
+
+    def __init__(self, config: MegaByteConfig) -> None:
+        super().__init__(config)
+        patch, width, local = config.patch_size, config.d_model // config.patch_size, config.local_d_model
+        self.global_embedding = nn.Embedding(VOCABULARY, width)
+        self.global_positions = nn.Embedding(config.max_length, width)
+        self.global_pad = nn.Embedding(patch, width)
+        self.global_stack = Stack(
+            config.d_model,
+            config.n_layer,
+            config.n_head,
+            config.d_ff or 4 * config.d_model,
+            config.norm_epsilon,
+            rms=False,
+            activation="relu",
+        )
+        self.to_local = nn.Linear(width, local, bias=False)
+        self.local_embedding = nn.Embedding(VOCABULARY, local)
+        self.local_positions = nn.Embedding(patch, local)
+        self.local_pad = nn.Embedding(1, local)
+        self.local_stack = Stack(
+            local,
+            config.local_n_layer,
+            config.local_n_head,
+            config.local_d_ff or 4 * local,
+            config.norm_epsilon,
+            rms=False,
+            activation="relu",
+        )
+        self.lm_head = nn.Linear(local, VOCABULARY, bias=False)
+        std = config.initializer_std
+        initialise(self, std, depth=1, truncated=True)
+        initialise(self.global_stack, std, config.n_layer, truncated=True)
+        initialise(self.local_stack, std, config.local_n_layer, truncated=True)
+        self.lm_head.weight = self.local_embedding.weight
+
+    def initial_state(self, batch_size: int) -> State:
+        shape = (batch_size, self.config.patch_size, self.config.local_d_model)
+        nothing = torch.zeros(batch_size, 0, dtype=torch.int64, device=self.device)
+        context = self.lm_head.weight.new_zeros(shape)
+        caches = self.global_stack.empty_caches(batch_size) + self.local_stack.empty_caches(batch_size)
+        return [(context, nothing), *caches]
+
+    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+        if state is None:
+            return self._run_patches(bytes, None)
+        begun = state[1][0].shape[1] > 0
+        if begun and (state[0][1].shape[1] > 0 or bytes.shape[1] < self.config.patch_size):
+            return self._run_within_patch(bytes, state)
+        return self._run_patches(bytes, state)
+
+    def _run_patches(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """From a patch's beginning: all patches of the global model at once, then all of the local model."""
+        patch, (batch, length) = self.config.patch_size, bytes.shape
+        whole = length // patch * patch
+        split = 1 + self.config.n_layer
+        before = None if state is None else [(k, v) for k, v in state[1:split]]
+        contexts, global_caches = self._global(bytes[:, :whole], before)
+        if state is not None and contexts.shape[1] == whole // patch:
+            contexts = torch.cat([state[0][0].unsqueeze(1).to(contexts.dtype), contexts], dim=1)
+        patches = contexts.shape[1]
+        previous = pad(bytes, (0, patches * patch - length)).view(batch * patches, patch)[:, :-1]
+        fresh = None if state is None else self.local_stack.empty_caches(batch * patches)
+        logits, local_caches = self._local(contexts.flatten(0, 1), previous, 0, fresh)
+        logits = logits.reshape(batch, patches * patch, VOCABULARY)[:, 1 : length + 1]
+        if state is None:
+            return logits, []
+        known = length - whole + 1
+        last = [
+            (k.unflatten(0, (batch, patches))[:, -1, :known], v.unflatten(0, (batch, patches))[:, -1, :known])
+            for k, v in local_caches
+        ]
+        return logits, [(contexts[:, -1], bytes[:, whole:].long()), *global_caches, *last]
+
+    def _run_within_patch(self, bytes: Tensor, state: State) -> tuple[Tensor, State]:
+        """Slot by slot to the patch's end; the byte that completes it makes one step of the global model."""
+        patch, split = self.config.patch_size, 1 + self.config.n_layer
+        context, read = state[0]
+        global_caches = [(k, v) for k, v in state[1:split]]
+        local_caches = [(k, v) for k, v in state[split:]]
+        slots, needed = bytes[:, : patch - 1 - read.shape[1]], patch - read.shape[1]
+        logits = []
+        if slots.shape[1]:
+            out, local_caches = self._local(context, slots, read.shape[1] + 1, local_caches)
+            logits.append(out)
+        read = torch.cat([read, bytes[:, :needed].long()], dim=1)
+        if read.shape[1] == patch:
+            contexts, global_caches = self._global(read, global_caches)
+            context, read = contexts[:, 0], read[:, :0]
+            out, local_caches = self._local(context, read, 0, self.local_stack.empty_caches(len(bytes)))
+            logits.append(out)
+        after: State = [(context, read), *global_caches, *local_caches]
+        if bytes.shape[1] > needed:
+            out, after = self._run(bytes[:, needed:], after)
+            logits.append(out)
+        return torch.cat(logits, dim=1), after
+
+    def _global(self, bytes: Tensor, caches: list[Cache] | None) -> tuple[Tensor, list[Cache]]:
+        """(B, K, P, D_L): context of the K patches after whole patches of bytes, and after the pad if new."""
+        patch, (batch, length) = self.config.patch_size, bytes.shape
+        known = 0 if caches is None else caches[0][0].shape[1]
+        first = max(0, known - 1) * patch
+        if first + length > self.config.max_length:
+            raise UserError(
+                f"this MegaByte has positions for {self.config.max_length} bytes and was given "
+                f"{first + length}; use shorter windows, or train with a larger model.max_length"
+            )
+        positions = torch.arange(first, first + length, device=bytes.device)
+        x = self.global_embedding(bytes.long()) + self.global_positions(positions)
+        x = x.reshape(batch, length // patch, self.config.d_model)
+        if known == 0:
+            x = torch.cat([self.global_pad.weight.reshape(1, 1, -1).expand(batch, 1, -1), x], dim=1)
+        if x.shape[1] == 0:
+            return x.new_zeros(batch, 0, patch, self.config.local_d_model), caches or []
+        out, caches = self.global_stack(x, caches)
+        return self.to_local(out.unflatten(-1, (patch, -1))), caches
+
+    def _local(
+        self, context: Tensor, previous: Tensor, first: int, caches: list[Cache] | None
+    ) -> tuple[Tensor, list[Cache]]:
+        """Logits of the slots from `first` on of N patches: their context (N, P, D_L) and the bytes before
+        the slots, without slot 0's, which is the pad."""
+        x = self.local_embedding(previous.long())
+        if first == 0:
+            x = torch.cat([self.local_pad.weight.expand(len(x), 1, -1), x], dim=1)
+        slots = slice(first, first + x.shape[1])
+        x = x + self.local_positions.weight[slots] + context[:, slots]
+        out, caches = self.local_stack(x, caches)
+        return self.lm_head(out), caches
+
+    def flops_per_byte(self, context_length: int) -> FlopsPerByte:
+        """A patch's global step shared by its bytes, and a local one for each of them, over P keys."""
+        config = self.config
+        patch, local = config.patch_size, config.local_d_model
+        global_step = self.global_stack.flops(context_length / patch) / patch
+        projections = 2 * (config.d_model // patch) * local + 2 * local * VOCABULARY
+        return FlopsPerByte(global_step + self.local_stack.flops(patch) + projections)
+
+
+MegaByteConfig.model = MegaByte

@@ -1,0 +1,168 @@
+"""Perceiver AR (arXiv 2202.07765): latents of the last M positions, one causal cross-attention over all, and
+a stack of causal self-attention among the latents.
+
+The paper's model gives outputs for the last M positions of a window only. A ByteLM gives them for all: here
+a document is cut into blocks of M positions, counted from its first byte, and a block's latents see
+everything before them through the cross-attention and each other in the stack. The last block of a window of
+a multiple of M bytes is the paper's model exactly; the blocks before it are what the paper's model says of
+the shorter windows that end there. So every byte of a window is trained, a step needs no latent to be
+computed again, and an empty prompt is an ordinary beginning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from mambabyte.errors import UserError
+from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.models.documents import DocumentwiseByteLM
+from mambabyte.models.layers import (
+    Cache,
+    FeedForward,
+    ResidualNorm,
+    Stack,
+    append,
+    as_residual,
+    attend,
+    check_heads,
+    check_positive,
+    initialise,
+    rotate,
+    rotation,
+)
+
+
+@dataclass
+class PerceiverARConfig(ByteLMConfig):
+    n_latents: int = 256
+    d_model: int = 192
+    n_layer: int = 4  # the cross-attention's is the first of them
+    n_head: int = 4
+    d_ff: int | None = None  # 4 * d_model when null
+    rotary_fraction: float = 0.25  # of a head's channels
+    rope_base: float = 10_000.0
+    norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "n_latents", "d_model", "n_layer", "n_head", "d_ff")
+        check_heads(self, "d_model", "n_head")
+        if not 0 < self.rotary_fraction <= 1:
+            raise UserError(
+                f"model.rotary_fraction must be above 0 and at most 1, not {self.rotary_fraction}"
+            )
+
+    @property
+    def rotary_channels(self) -> int:
+        return max(2, int(self.d_model // self.n_head * self.rotary_fraction) // 2 * 2)
+
+
+class CrossBlock(nn.Module):
+    """The latents begin as a projection of their inputs, attend to all inputs, and pass a feed-forward."""
+
+    def __init__(self, config: PerceiverARConfig) -> None:
+        super().__init__()
+        d, self.heads = config.d_model, config.n_head
+        self.latents = nn.Linear(d, d, bias=False)
+        self.input_norm = ResidualNorm(d, config.norm_epsilon, rms=False)
+        self.latent_norm = ResidualNorm(d, config.norm_epsilon, rms=False)
+        self.query = nn.Linear(d, d, bias=False)
+        self.key_value = nn.Linear(d, 2 * d, bias=False)
+        self.out = nn.Linear(d, d, bias=False)
+        self.feed_forward_norm = ResidualNorm(d, config.norm_epsilon, rms=False)
+        self.feed_forward = FeedForward(d, config.d_ff or 4 * d, "squared_relu")
+
+    def forward(self, x: Tensor, cache: Cache | None, turn: Tensor) -> tuple[Tensor, Tensor, Cache]:
+        """Of inputs (B, L, d): the residual stream, what the next norm adds to it, all keys and values."""
+        residual = as_residual(self.latents(x))
+        normed, residual = self.latent_norm(residual, None)
+        q = self.query(normed).unflatten(-1, (self.heads, -1))
+        k, v = self.key_value(self.input_norm(as_residual(x), None)[0]).chunk(2, dim=-1)
+        k, v = rotate(k.unflatten(-1, (self.heads, -1)), turn), v.unflatten(-1, (self.heads, -1))
+        if cache is not None:
+            k, v = append(cache[0], k), append(cache[1], v)
+        normed, residual = self.feed_forward_norm(residual, self.out(attend(rotate(q, turn), k, v)))
+        return residual, self.feed_forward(normed), (k, v)
+
+
+class PerceiverAR(DocumentwiseByteLM):
+    """Its state: keys and values of all bytes in the cross-attention, then of the present block's in each
+    layer of the stack."""
+
+    config: PerceiverARConfig
+
+    def __init__(self, config: PerceiverARConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(VOCABULARY, config.d_model)
+        self.cross = CrossBlock(config)
+        self.stack = Stack(
+            config.d_model,
+            config.n_layer - 1,
+            config.n_head,
+            config.d_ff or 4 * config.d_model,
+            config.norm_epsilon,
+            rms=False,
+            activation="squared_relu",
+        )
+        self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
+        initialise(self, std=0.02, depth=config.n_layer)
+        nn.init.zeros_(self.lm_head.weight)  # as the authors' code has it
+
+    def initial_state(self, batch_size: int) -> State:
+        shape = (batch_size, 0, self.config.n_head, self.config.d_model // self.config.n_head)
+        nothing = self.lm_head.weight.new_zeros(shape)
+        return [(nothing, nothing), *self.stack.empty_caches(batch_size)]
+
+    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+        config, length = self.config, bytes.shape[1]
+        before = 0 if state is None else state[0][0].shape[1]
+        positions = torch.arange(before, before + length, device=bytes.device)
+        turn = rotation(positions, config.rotary_channels, config.rope_base)
+        cache = None if state is None else (state[0][0], state[0][1])
+        residual, update, cross_cache = self.cross(self.embedding(bytes.long()), cache, turn)
+        if state is None:
+            return self.lm_head(self._run_blocks(residual, update)), []
+        caches = [(k, v) for k, v in state[1:]]
+        done, parts = 0, []
+        while done < length:
+            place = (before + done) % config.n_latents
+            if place == 0:
+                caches = self.stack.empty_caches(len(bytes))
+            here = slice(done, done + config.n_latents - place)
+            turn = self._turn(place, residual[:, here].shape[1])
+            out, caches = self.stack(residual[:, here], caches, turn, update[:, here])
+            parts.append(out)
+            done = here.stop
+        return self.lm_head(torch.cat(parts, dim=1)), [cross_cache, *caches]
+
+    def _run_blocks(self, residual: Tensor, update: Tensor) -> Tensor:
+        """All blocks at once, the last one padded behind."""
+        batch, length, width = residual.shape
+        latents = min(self.config.n_latents, length)
+        blocks = -(-length // latents)
+        residual, update = (
+            pad(x, (0, 0, 0, blocks * latents - length)).view(batch * blocks, latents, width)
+            for x in (residual, update)
+        )
+        out = self.stack(residual, None, self._turn(0, latents), update)[0]
+        return out.view(batch, blocks * latents, width)[:, :length]
+
+    def _turn(self, place: int, length: int) -> Tensor:
+        """Rotary positions tell distances only, so the stack may count from its block's beginning."""
+        places = torch.arange(place, place + length, device=self.device)
+        return rotation(places, self.config.rotary_channels, self.config.rope_base)
+
+    def flops_per_byte(self, context_length: int) -> FlopsPerByte:
+        """The cross-attention over the context, the stack over a block; each byte is a latent once."""
+        config = self.config
+        d, inner = config.d_model, config.d_ff or 4 * config.d_model
+        cross = 2 * (5 * d * d + 2 * d * inner) + 4 * context_length * d
+        stack = self.stack.flops(min(config.n_latents, context_length))
+        return FlopsPerByte(float(cross + stack + 2 * d * VOCABULARY))
+
+
+PerceiverARConfig.model = PerceiverAR

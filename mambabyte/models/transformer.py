@@ -1,0 +1,80 @@
+"""A byte-level Transformer (arXiv 1706.03762) as it is built today: RMS norms before each part (arXiv
+1910.07467), rotary positions (arXiv 2104.09864), no biases, GELU, optionally attention over a sliding window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.models.documents import DocumentwiseByteLM
+from mambabyte.models.layers import Stack, check_heads, check_positive, initialise, rotation
+
+
+@dataclass
+class TransformerConfig(ByteLMConfig):
+    d_model: int = 192
+    n_layer: int = 4
+    n_head: int = 4
+    d_ff: int | None = None  # 4 * d_model when null
+    window: int | None = None  # bytes each byte sees, itself included; all when null
+    rope_base: float = 10_000.0
+    norm_epsilon: float = 1e-5
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "d_model", "n_layer", "n_head", "d_ff", "window")
+        check_heads(self, "d_model", "n_head")
+
+
+class Transformer(DocumentwiseByteLM):
+    """Its state: the position (B), then each layer's keys and values (B, n, H, h), of the last window - 1
+    bytes where there is a window."""
+
+    config: TransformerConfig
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(VOCABULARY, config.d_model)
+        self.stack = Stack(
+            config.d_model,
+            config.n_layer,
+            config.n_head,
+            config.d_ff or 4 * config.d_model,
+            config.norm_epsilon,
+            rms=True,
+            activation="gelu",
+            window=config.window,
+        )
+        self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
+        initialise(self, std=0.02, depth=config.n_layer)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embedding.weight
+
+    def initial_state(self, batch_size: int) -> State:
+        position = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        return [(position,), *self.stack.empty_caches(batch_size)]
+
+    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+        config, length = self.config, bytes.shape[1]
+        positions = torch.arange(length, device=bytes.device)
+        caches = None
+        if state is not None:
+            positions = positions + state[0][0][:, None]
+            caches = [(keys, values) for keys, values in state[1:]]
+        turn = rotation(positions, config.d_model // config.n_head, config.rope_base)
+        out, grown = self.stack(self.embedding(bytes.long()), caches, turn)
+        after = [] if state is None else [(state[0][0] + length,), *grown]
+        return self.lm_head(out), after
+
+    def flops_per_byte(self, context_length: int) -> FlopsPerByte:
+        """Each byte is charged a whole context of keys, as SpaceByte (arXiv 2404.14408) and PyTorch count."""
+        keys = min(context_length, self.config.window or context_length)
+        return FlopsPerByte(self.stack.flops(keys) + 2 * self.config.d_model * VOCABULARY)
+
+
+TransformerConfig.model = Transformer

@@ -1,0 +1,95 @@
+"""Equal terms: a budget of parameters or of compute, and the width or the number of steps that meets it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from mambabyte.configuration import typed
+from mambabyte.errors import UserError
+from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
+
+_WIDTHS = ("d_model", "d_ff", "local_d_model", "local_d_ff")
+_LARGEST_MISS = 0.05
+
+
+@dataclass
+class Budget:
+    """conf/budget: what a run may cost; null is no limit."""
+
+    parameters: float | None = None
+    training_flops: float | None = None
+
+
+def within_budget(cfg: DictConfig) -> DictConfig:
+    """The configuration of `mambabyte train` with its `budget` solved: the model's widths for
+    ``budget.parameters``, then ``trainer.max_steps`` for ``budget.training_flops``.
+
+    Raises:
+        UserError: no width has nearly that many parameters, or the compute is less than a step's.
+    """
+    budget = typed(cfg.budget, Budget)
+    cfg = copy.deepcopy(cfg)
+    description: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
+    config = config_from_dict(description)
+    if budget.parameters is not None:
+        config = with_parameters(config, budget.parameters)
+        cfg.model = config.to_dict()
+    if budget.training_flops is not None:
+        per_byte = _without_memory(config).flops_per_byte(cfg.context_length).training
+        cfg.trainer.max_steps = steps_for(budget.training_flops, per_byte * cfg.trainer.global_batch_bytes)
+    return cfg
+
+
+def steps_for(training_flops: float, flops_per_step: float) -> int:
+    """The number of whole steps nearest to a compute budget."""
+    if not training_flops >= flops_per_step / 2:
+        raise UserError(
+            f"budget.training_flops={training_flops:.3g} is less than one step's {flops_per_step:.3g}; "
+            "raise it or lower trainer.global_batch_bytes"
+        )
+    return max(1, round(training_flops / flops_per_step))
+
+
+def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
+    """The same model, all its widths made larger or smaller in proportion, nearest to a parameter count."""
+    widths = {f.name: getattr(config, f.name) for f in fields(config) if f.name in _WIDTHS}
+    base = widths["d_model"]
+    heads = (2 * getattr(config, name, 4) for name in ("n_head", "local_n_head"))
+    unit = math.lcm(*heads, getattr(config, "patch_size", 1))
+
+    def at(units: int) -> ByteLMConfig:
+        scaled = {
+            name: max(unit, round(value * units / base) * unit)
+            for name, value in widths.items()
+            if value is not None
+        }
+        return replace(config, **scaled)
+
+    def count(units: int) -> int:
+        return _without_memory(at(units)).num_parameters()
+
+    above = 1
+    while count(above) < parameters:
+        above *= 2
+    below = max(1, above // 2)
+    while above - below > 1:
+        middle = (above + below) // 2
+        below, above = (middle, above) if count(middle) < parameters else (below, middle)
+    nearest = min((below, above), key=lambda units: abs(count(units) - parameters))
+    if abs(count(nearest) - parameters) > _LARGEST_MISS * parameters:
+        raise UserError(
+            f"no width of this model has nearly budget.parameters={parameters:.3g} parameters: the nearest, "
+            f"d_model={at(nearest).to_dict()['d_model']}, has {count(nearest):,}; change model.n_layer"
+        )
+    return at(nearest)
+
+
+def _without_memory(config: ByteLMConfig) -> ByteLM:
+    with torch.device("meta"):
+        return config.build()

@@ -1,0 +1,68 @@
+"""Budgets: every model meets the count and the compute it is given, and a run keeps to them."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from mambabyte import checkpoints
+from mambabyte.errors import UserError
+from mambabyte.models import config_from_dict
+from mambabyte.training.budget import within_budget
+
+MODELS = ["mambabyte", "transformer", "megabyte", "perceiver_ar", "gated_s4d", "lstm", "cnn"]
+
+
+def build(cfg):
+    with torch.device("meta"):
+        return config_from_dict(OmegaConf.to_container(cfg.model)).build()
+
+
+@pytest.mark.parametrize("choice", MODELS)
+@pytest.mark.parametrize("parameters", [1.75e6, 9e6])
+def test_compute_matched_gives_every_model_the_same(configure, choice, parameters):
+    cfg = configure(
+        "train", "experiment=compute_matched", f"model={choice}", f"budget.parameters={parameters}"
+    )
+    solved = within_budget(cfg)
+    model = build(solved)
+    assert model.num_parameters() == pytest.approx(parameters, rel=0.05)
+    spent = model.flops_per_byte(1024).training * 8192 * solved.trainer.max_steps
+    assert spent == pytest.approx(4e13, rel=0.02)
+    assert within_budget(solved) == solved, "solving again, as a resumed run does, changes nothing"
+
+
+@pytest.mark.parametrize("choice", MODELS)
+def test_parameter_matched_gives_every_model_the_same_bytes(configure, choice):
+    solved = within_budget(configure("train", "experiment=parameter_matched", f"model={choice}"))
+    assert build(solved).num_parameters() == pytest.approx(1.75e6, rel=0.05)
+    assert solved.trainer.max_steps == 450
+
+
+def test_without_a_budget_nothing_changes(configure):
+    cfg = configure("train", "experiment=quickstart")
+    assert within_budget(cfg).trainer == cfg.trainer
+    assert build(within_budget(cfg)).num_parameters() == build(cfg).num_parameters()
+
+
+def test_a_run_trains_the_steps_of_its_budget_and_resumes(start):
+    budget = ["budget.parameters=5e4", "budget.training_flops=3e8"]
+    run_dir = start("matched", "model=lstm", *budget)
+    first = checkpoints.read(run_dir)
+    model = checkpoints.load_model(run_dir)
+    assert first["global_step"] == round(3e8 / (256 * model.flops_per_byte(32).training)) > 3
+    assert first["mambabyte"]["config"]["budget"] == {"parameters": 5e4, "training_flops": 3e8}
+    start("matched", "model=lstm", "budget.parameters=5e4", "budget.training_flops=6e8")
+    assert checkpoints.read(run_dir)["global_step"] == pytest.approx(2 * first["global_step"], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["budget.training_flops=1"], "less than one step's"),
+        (["budget.parameters=1000"], "no width of this model has nearly"),
+        (["budget.parameters=many"], r"budget\.parameters must be a number or null"),
+    ],
+)
+def test_refusals(configure, overrides, message):
+    with pytest.raises(UserError, match=message):
+        within_budget(configure("train", *overrides))

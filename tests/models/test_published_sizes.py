@@ -1,0 +1,75 @@
+"""The models in the papers' sizes, built without memory: parameters and compute against what was
+published."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from mambabyte.configuration import config_dir
+from mambabyte.models import config_from_dict
+
+
+def build(choice):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("train", [f"model={choice}"])
+    with torch.device("meta"):
+        return config_from_dict(OmegaConf.to_container(cfg.model)).build()
+
+
+@pytest.mark.parametrize(
+    ("choice", "parameters", "published"),
+    [
+        ("transformer_320m", 320_648_192, 320e6),
+        ("transformer_361m", 361_161_728, 361e6),
+        ("perceiver_ar_248m", 247_865_344, 248e6),
+        ("gated_s4d_368m", 367_921_152, 368e6),
+    ],
+)
+def test_parameters(choice, parameters, published):
+    model = build(choice)
+    assert model.num_parameters() == parameters
+    assert parameters == pytest.approx(published, abs=0.7e6)
+
+
+@pytest.mark.parametrize(
+    ("choice", "published"),
+    [
+        ("megabyte_758m_262m", (758e6, 262e6)),
+        ("megabyte_1_3b_350m", (1300e6, 350e6)),
+        ("megabyte_193m_177m_p8", (193e6, 177e6)),
+        ("megabyte_193m_177m_p4", (193e6, 177e6)),
+    ],
+)
+def test_parameters_of_megabytes_two_models(choice, published):
+    model = build(choice)
+    counts = {"global": 0, "local": 0}
+    for name, parameter in model.named_parameters():
+        counts["global" if name.startswith("global") else "local"] += parameter.numel()
+    assert sum(counts.values()) == model.num_parameters()
+    assert counts["global"] == pytest.approx(published[0], rel=0.01)
+    assert counts["local"] == pytest.approx(published[1], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("choice", "context_length", "published"),
+    [  # SpaceByte (arXiv 2404.14408), table 4
+        ("mambabyte_353m", 8192, 713e6),
+        ("megabyte_758m_262m", 8192, 729e6),
+        ("transformer_320m", 1024, 732e6),
+    ],
+)
+def test_flops_per_byte(choice, context_length, published):
+    assert build(choice).flops_per_byte(context_length).inference == pytest.approx(published, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("megabyte", "mambabyte", "published"),
+    [  # MambaByte (arXiv 2401.13660), table 1
+        ("megabyte_758m_262m", "mambabyte_353m", 1.02),
+        ("megabyte_1_3b_350m", "mambabyte_972m", 0.54),
+    ],
+)
+def test_ratios_of_training_compute(megabyte, mambabyte, published):
+    ratio = build(megabyte).flops_per_byte(8192).training / build(mambabyte).flops_per_byte(8192).training
+    assert ratio == pytest.approx(published, abs=0.01)
