@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
+import subprocess
 from collections import Counter
 from itertools import islice
 from types import SimpleNamespace
@@ -293,10 +293,9 @@ def test_a_revision_that_moved_on_is_named(make, memory_source, make_documents):
 def test_workers_outlive_a_signal_to_all_processes(number, streaming, make):
     loader = iter(make(streaming=streaming, workers=2, max_steps=50).train_dataloader())
     batches = [rows(next(loader))]
-    workers = multiprocessing.active_children()
+    workers = [str(worker.pid) for worker in multiprocessing.active_children()]
     assert len(workers) == 2
-    for worker in workers:
-        os.kill(worker.pid, number)
+    subprocess.run(["kill", f"-{int(number)}", *workers], check=True)
     batches += [rows(batch) for batch in islice(loader, 30)]
     whole = make(streaming=streaming, workers=2, max_steps=50).train_dataloader()
     assert batches == [rows(batch) for batch in islice(whole, 31)]
