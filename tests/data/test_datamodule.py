@@ -242,7 +242,7 @@ def test_streaming_state_must_fit(make):
     make(streaming=True, restored=state, workers=1).train_dataloader()  # as none: one reader
     with pytest.raises(UserError, match="to 1 processes and cannot go on with 2"):
         make(streaming=True, restored=state, world_size=2).train_dataloader()
-    with pytest.raises(UserError, match="set data.workers=1 again"):
+    with pytest.raises(UserError, match=r"set data\.workers=1 again"):
         make(streaming=True, restored=state, workers=2).train_dataloader()
     with pytest.raises(UserError, match=r"\(data.block_windows\)"):
         make(streaming=True, restored=state, block_windows=2).train_dataloader()

@@ -9,7 +9,6 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -165,13 +164,9 @@ def reset(handler: _Handler, body: bytes) -> None:
     handler.close_connection = True
 
 
-def stall(seconds: float) -> Fault:
-    """Send the headers and nothing else for so long."""
-
-    def fault(handler: _Handler, body: bytes) -> None:
-        handler.send_head(206, len(body))
-        handler.wfile.flush()
-        time.sleep(seconds)
-        handler.close_connection = True
-
-    return fault
+def stall(handler: _Handler, body: bytes) -> None:
+    """Send the headers and nothing else until the other side goes away."""
+    handler.send_head(206, len(body))
+    handler.wfile.flush()
+    handler.connection.recv(1)
+    handler.close_connection = True
