@@ -33,6 +33,13 @@ def shard(numbers: range) -> bytes:
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
+    hub = books_hub()
+    hub.start()
+    yield hub
+    hub.stop()
+
+
+def books_hub() -> Hub:
     hub = Hub()
     hub.files["README.md"] = CARD
     for split, sizes in {"train": [8, 8, 8], "validation": [2], "test": [2]}.items():
@@ -41,6 +48,4 @@ def hub() -> Iterator[Hub]:
             hub.files[name] = shard(
                 range(100 * len(split) + 10 * number, 100 * len(split) + 10 * number + size)
             )
-    hub.start()
-    yield hub
-    hub.stop()
+    return hub
