@@ -91,6 +91,7 @@ class Reader:
             for index in range(taken, len(block)):
                 yield block[permuted(index, len(block), key)], start._replace(taken=index + 1)
             taken = 0
+            del block  # before the next one is read
 
     def share(self, epoch: int) -> list[tuple[int, int, int]]:
         """What this reader reads in an epoch: (unit, part, parts), rows part, part + parts, ... of it."""
