@@ -24,14 +24,22 @@ def stack_windows(windows: list[Window]) -> Batch:
     }
 
 
+def as_tensors(batch: Any) -> Batch:
+    """A policy's batch as tensors, which share its memory."""
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
 class IndexedWindows(Dataset):
-    """Windows by their place in the endless sequence of epochs."""
+    """Windows by their place in the endless sequence of epochs; a data loader fetches a batch at once."""
 
     def __init__(self, policy: WindowPolicy) -> None:
         self.policy = policy
 
     def __getitem__(self, position: int) -> Window:
         return self.policy.window(*divmod(position, len(self.policy)))
+
+    def __getitems__(self, positions: list[int]) -> Window:
+        return self.policy.batch(np.array(positions))
 
 
 class Positions:
