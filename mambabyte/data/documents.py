@@ -23,6 +23,11 @@ class Document:
     name: str
     data: bytes
 
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes in pieces, none of them empty; a document that is never whole in memory has many."""
+        if self.data:
+            yield self.data
+
 
 class DocumentSource(Protocol):
     """Where documents come from. A class of your own works too: name it in `data.source._target_`."""
@@ -37,6 +42,11 @@ class DocumentSource(Protocol):
     def identity(self) -> dict[str, Any]:
         """Plain JSON that names the bytes: two sources with equal identities yield equal documents."""
         ...
+
+    # A source may also have, and `prepare` uses where it does:
+    #   splits: the splits it offers, of SPLITS.
+    #   documents_after(split, count): documents(split) without the first `count`, which it need not read.
+    #   expected_bytes(split) -> int | None: about how many bytes the split holds, for the time left.
 
 
 def held_out(name: str, fraction: float) -> bool:
