@@ -239,7 +239,9 @@ def run_hydra(command: str, overrides: list[str], flags: list[str]) -> None:
     sys.argv = [program[0], *overrides, *flags]
     fault: BaseException | None = None
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command.replace(" ", "_"))(job)()
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command.replace(" ", "_"))(
+            job
+        )()
     except _Escaped as escaped:
         fault = escaped.__cause__
     except Exception as raised:

@@ -13,14 +13,15 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: the data cannot be read, has no such split, or the folder cannot be written.
     """
-    from mambabyte.data import ByteCorpus, prepare, source_from_config
+    from mambabyte.data import prepare, source_from_config
     from mambabyte.data.documents import SPLITS
+    from mambabyte.data.prepared import MappedCorpus
     from mambabyte.data.progress import counted
 
     data: Any = OmegaConf.to_container(cfg.data, resolve=True)
     source = source_from_config(data["source"])
     splits = getattr(source, "splits", SPLITS) if cfg.split == "all" else (cfg.split,)
-    found: dict[str, ByteCorpus] = {}
+    found: dict[str, MappedCorpus] = {}
     for split in splits:
         # as training does: a run validates on so many bytes
         limit = data["validation_bytes"] if split == "validation" else None

@@ -22,6 +22,7 @@ def run(cfg: DictConfig) -> None:
 
     from mambabyte import checkpoints
     from mambabyte.data import ByteDataModule
+    from mambabyte.data.documents import with_absolute_paths
     from mambabyte.models import config_from_dict
     from mambabyte.training.configuration import TrainerConfig
     from mambabyte.training.run_directory import check_same_run, hold
@@ -29,6 +30,7 @@ def run(cfg: DictConfig) -> None:
     settings = typed(cfg.trainer, TrainerConfig)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["model"] = config_from_dict(config["model"]).to_dict()
+    config["data"] = with_absolute_paths(config["data"])
     data = ByteDataModule.from_config(
         config["data"],
         cfg.context_length,
@@ -42,7 +44,8 @@ def run(cfg: DictConfig) -> None:
     if last is not None:
         saved = checkpoints.read(last)
         step = saved["global_step"]
-        check_same_run(run_dir, saved["mambabyte"]["config"], config)
+        before = saved["mambabyte"]["config"]
+        check_same_run(run_dir, {**before, "data": with_absolute_paths(before["data"])}, config)
         if main_process:
             verb = "is complete at" if step >= settings.max_steps else "goes on from"
             print(f"mambabyte: run '{cfg.name}' {verb} step {step}", file=sys.stderr)

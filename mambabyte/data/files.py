@@ -16,7 +16,6 @@ from typing import IO, Any
 from mambabyte.data.documents import Document, check_fraction, held_out
 from mambabyte.errors import UserError
 
-
 _CHUNK = 1 << 20
 
 
@@ -32,7 +31,7 @@ class FileDocument(Document):
     stop: int | None
 
     @property
-    def data(self) -> bytes:  # type: ignore[override]
+    def data(self) -> bytes:
         return b"".join(self.chunks())
 
     def chunks(self) -> Iterator[bytes]:
@@ -98,7 +97,9 @@ class FilesSource:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return {0: ("train",), 1: ("validation",)}.get(self.validation_fraction, ("train", "validation"))
+        if self.validation_fraction in (0, 1):
+            return ("validation",) if self.validation_fraction else ("train",)
+        return ("train", "validation")
 
     def expected_bytes(self, split: str) -> int | None:
         """About how many bytes the split holds; None if files are compressed."""

@@ -64,6 +64,10 @@ class HuggingFaceSource:
         self.streaming = streaming
         self.split_names = split_names
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.split_names)
+
     def documents(self, split: str) -> Iterator[Document]:
         with self._explaining():
             for row, record in enumerate(self._load(split, self.streaming)):

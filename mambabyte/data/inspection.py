@@ -87,9 +87,7 @@ def inspect_corpus(corpus: ByteCorpus, progress: Callable[[int, int], None] | No
             progress(end, last)
     zstd_bytes += len(compressor.flush())
     lengths = np.diff(corpus.offsets)
-    spread = dict(
-        zip((f"{q:.0%}" for q in QUANTILES), np.quantile(lengths, QUANTILES).tolist(), strict=True)
-    )
+    spread = dict(zip((f"{q:.0%}" for q in QUANTILES), np.quantile(lengths, QUANTILES).tolist(), strict=True))
     return Inspection(
         bytes=corpus.num_bytes,
         documents=corpus.num_documents,

@@ -68,8 +68,8 @@ class ByteCorpus:
         self.meta = meta or {}
 
     @classmethod
-    def open(cls, folder: Path) -> ByteCorpus:
-        return _MappedCorpus(folder)
+    def open(cls, folder: Path) -> MappedCorpus:
+        return MappedCorpus(folder)
 
     @property
     def num_bytes(self) -> int:
@@ -93,7 +93,9 @@ class ByteCorpus:
         return digest.hexdigest()
 
 
-class _MappedCorpus(ByteCorpus):
+class MappedCorpus(ByteCorpus):
+    """A prepared folder, whose files are mapped and not read. Raises UserError when they are damaged."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         try:
@@ -117,10 +119,10 @@ class _MappedCorpus(ByteCorpus):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A data-loading worker maps the folder again instead of receiving a copy of the bytes.
-        return _MappedCorpus, (self.folder,)
+        return MappedCorpus, (self.folder,)
 
 
-def prepare(source: DocumentSource, split: str, folder: Path, max_bytes: int | None = None) -> ByteCorpus:
+def prepare(source: DocumentSource, split: str, folder: Path, max_bytes: int | None = None) -> MappedCorpus:
     """Write one split of a source to <folder>/<key>/ and open it; open it at once if it is there already.
 
     The key is a hash of the source's identity, the split and max_bytes. Documents are streamed: memory holds

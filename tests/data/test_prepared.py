@@ -266,7 +266,9 @@ def test_folder_that_cannot_be_made_is_one_sentence(memory_source, tmp_path):
         prepare(memory_source(CONTENTS), "train", tmp_path / "file" / "prepared")
 
 
-@pytest.mark.parametrize("damaged", ["bytes.bin", "offsets.bin", "names.bin", "name_offsets.bin", "meta.json"])
+@pytest.mark.parametrize(
+    "damaged", ["bytes.bin", "offsets.bin", "names.bin", "name_offsets.bin", "meta.json"]
+)
 def test_damaged_folder_is_named(damaged, memory_source, tmp_path):
     source = memory_source(CONTENTS)
     folder = prepare(source, "train", tmp_path).folder
