@@ -126,7 +126,7 @@ def _checked(books: dict[str, int] | None) -> dict[str, int]:
 def _counted(
     documents: Iterable[Document], expected: int | None, split: str, count: int = 0
 ) -> Iterator[Document]:
-    """The documents, `count` of which were read before; UserError at their end if there are not `expected`."""
+    """The documents behind the first `count`; UserError at their end if there are not `expected` in all."""
     for document in documents:
         count += 1
         yield document
