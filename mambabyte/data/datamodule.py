@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from torch.utils.data import DataLoader
 from mambabyte.data.batches import Batch, IndexedWindows, Positions, StepLoader, as_tensors, stack_windows
 from mambabyte.data.documents import DocumentSource, source_from_config
 from mambabyte.data.prepared import ByteCorpus, prepare
-from mambabyte.data.streaming import StreamedBatches, StreamingSource
+from mambabyte.data.streaming import Place, StreamedBatches, StreamingSource, Unit
 from mambabyte.data.windows import POLICIES, WindowPolicy, window_policy
+from mambabyte.data.workers import start_worker
 from mambabyte.errors import UserError
+
+_START = Place()._asdict()
 
 
 class ByteDataModule(lightning.LightningDataModule):
@@ -31,10 +35,11 @@ class ByteDataModule(lightning.LightningDataModule):
     G = global_batch_size, whatever the number of ranks, workers and micro-batches, so restoring global_step
     is all it takes to resume.
 
-    Streaming road (streaming=True, with a source that has `stream`): nothing is written but the validation
-    split. Rank r of n reads the documents whose number is r modulo n, in the source's own order. Each batch
-    carries the place behind it as batch["position"]; call `trained(batch["position"])` after every optimizer
-    step, and a checkpoint resumes exactly there with the same number of ranks.
+    Streaming road (streaming=True, with a source that has `units`): nothing is written but the validation
+    split. Every worker of every rank is a reader with its own share of each epoch (streaming.Reader), and
+    goes on to its next epoch by itself. Each batch carries the place behind it as batch["position"]; call
+    `trained(batch["position"])` for every batch that was trained on, and a checkpoint taken between optimizer
+    steps resumes exactly there with the same number of ranks and workers.
 
     Raises UserError for settings that are wrong or do not go together.
     """
@@ -51,6 +56,7 @@ class ByteDataModule(lightning.LightningDataModule):
         folder: str | Path = "data/prepared",
         streaming: bool = False,
         validation_bytes: int | None = None,
+        block_windows: int = 1024,
     ) -> None:
         super().__init__()
         _check_integer("context_length", context_length, 1)
@@ -58,6 +64,7 @@ class ByteDataModule(lightning.LightningDataModule):
         _check_integer("the number of windows in a global batch", global_batch_size, 1)
         _check_integer("seed", seed, None)
         _check_integer("data.workers", workers, 0)
+        _check_integer("data.block_windows", block_windows, 1)
         if validation_bytes is not None:
             _check_integer("data.validation_bytes", validation_bytes, 1)
         if windows not in POLICIES:
@@ -66,8 +73,11 @@ class ByteDataModule(lightning.LightningDataModule):
             raise UserError(f"data.streaming must be true or false, not {streaming!r}")
         if not isinstance(folder, (str, Path)) or not str(folder):
             raise UserError(f"data.folder must be a path, not {folder!r}")
-        if streaming:
-            _check_streaming(source, windows, workers)
+        if streaming and not isinstance(source, StreamingSource):
+            raise UserError(
+                "data.streaming=true needs a source that can be streamed, such as data=hf; "
+                f"{type(source).__name__} is read from a local copy (data.streaming=false)"
+            )
         self.source = source
         self.context_length = context_length
         self.micro_batch_size = micro_batch_size
@@ -78,9 +88,9 @@ class ByteDataModule(lightning.LightningDataModule):
         self.folder = Path(folder)
         self.streaming = streaming
         self.validation_bytes = validation_bytes
-        self._position: dict[str, Any] | None = (
-            None  # streaming: this rank's place behind the last trained batch
-        )
+        self.block_windows = block_windows
+        # Streaming: where each worker of this rank stands behind the last trained batch, and who is next.
+        self._position: dict[str, Any] = {"next_worker": 0, "places": [_START] * max(workers, 1)}
         self._restored: dict[str, Any] | None = None
 
     @classmethod
@@ -93,7 +103,7 @@ class ByteDataModule(lightning.LightningDataModule):
         seed: int,
     ) -> ByteDataModule:
         """Build from a config's `data` section; what else stands in conf/data is shorthand for the source."""
-        fields = ("windows", "workers", "folder", "streaming", "validation_bytes")
+        fields = ("windows", "workers", "folder", "streaming", "validation_bytes", "block_windows")
         return cls(
             source_from_config(data.get("source", {})),
             context_length,
@@ -131,13 +141,18 @@ class ByteDataModule(lightning.LightningDataModule):
         return StepLoader(self._streamed_batches if self.streaming else self._local_batches, num_batches)
 
     def trained(self, position: dict[str, Any]) -> None:
-        """Streaming road: say that the optimizer has used everything up to this batch's position."""
-        self._position = position
+        """Streaming road: say that the batch with this position has been trained on."""
+        place = dict(position)
+        worker = place.pop("worker")
+        places = [*self._position["places"]]
+        places[worker] = place
+        self._position = {"next_worker": (worker + 1) % len(places), "places": places}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold to resume. Streaming: a collective call; it gathers the positions."""
         state: dict[str, Any] = {"settings": self._settings}
         if self.streaming:
+            state["source"] = self.source.identity()
             state["positions"] = _gather(self._position)
         return state
 
@@ -160,13 +175,21 @@ class ByteDataModule(lightning.LightningDataModule):
         return prepare(self.source, "validation", self.folder, self.validation_bytes)
 
     @cached_property
+    def _units(self) -> Sequence[Unit]:
+        units = self.source.units("train")  # type: ignore[attr-defined]
+        if not units:
+            raise UserError("the train split of this data holds no rows; choose other data")
+        return units
+
+    @cached_property
     def _settings(self) -> dict[str, Any]:
         """What the order of the windows depends on; a run that goes on must not change it."""
         if self.streaming:
-            data = json.dumps(self.source.identity(), sort_keys=True)
+            units = json.dumps([unit.identity for unit in self._units])
+            data = hashlib.sha256(units.encode()).hexdigest()
         else:
             data = self.train_corpus().fingerprint
-        return {
+        settings = {
             "the training data": data,
             "data.streaming": self.streaming,
             "data.windows": self.windows,
@@ -174,6 +197,7 @@ class ByteDataModule(lightning.LightningDataModule):
             "windows in a global batch": self.global_batch_size,
             "seed": self.seed,
         }
+        return {**settings, "data.block_windows": self.block_windows} if self.streaming else settings
 
     def _check_restored(self) -> None:
         if self._restored is None:
@@ -184,19 +208,39 @@ class ByteDataModule(lightning.LightningDataModule):
             return
         now, then = self._settings, self._restored["settings"]
         changed = [name for name in now if now[name] != then.get(name)]
+        if "the training data" in changed:
+            self._check_revision(self._restored.get("source", {}))
         if changed:
             raise UserError(
                 f"this run was trained with other settings ({', '.join(changed)}), so its place in the data "
                 "is lost; put them back, or start another run with name="
             )
         if self.streaming:
-            positions = self._restored["positions"]
-            if len(positions) != self._trainer.world_size:
-                raise UserError(
-                    f"this run streamed its data to {len(positions)} processes and cannot go on with "
-                    f"{self._trainer.world_size}; use {len(positions)} again, or data.streaming=false"
-                )
-            self._position = positions[self._trainer.global_rank]
+            self._position = self._position_of(self._restored["positions"])
+
+    def _check_revision(self, then: Mapping[str, Any]) -> None:
+        now = self.source.identity()
+        if then.get("revision") and then["revision"] != now.get("revision"):
+            raise UserError(
+                f"{now.get('name')} has moved on at the hub since this run began: it was commit "
+                f"{then['revision']} and is {now.get('revision')}; go on with the former by "
+                f"data.revision={then['revision']}, or start another run with name="
+            )
+
+    def _position_of(self, positions: list[dict[str, Any]]) -> dict[str, Any]:
+        """This rank's among the positions of all ranks."""
+        if len(positions) != self._trainer.world_size:
+            raise UserError(
+                f"this run streamed its data to {len(positions)} processes and cannot go on with "
+                f"{self._trainer.world_size}; use {len(positions)} again"
+            )
+        workers, now = len(positions[0]["places"]), max(self.workers, 1)
+        if workers != now:
+            raise UserError(
+                f"this run streamed its data with data.workers={workers} and cannot go on with {now}; "
+                f"set data.workers={workers} again"
+            )
+        return positions[self._trainer.global_rank]
 
     def _local_batches(self) -> Iterator[Batch]:
         trainer = self._trainer
@@ -213,33 +257,44 @@ class ByteDataModule(lightning.LightningDataModule):
             batch_sampler=positions,
             collate_fn=as_tensors,
             num_workers=self.workers,
+            worker_init_fn=start_worker,
         )
 
     def _streamed_batches(self) -> Iterator[Batch]:
         batches = StreamedBatches(
-            self.source,  # type: ignore[arg-type]
+            self._units,
             self.windows,
             self.context_length,
+            self.block_windows,
             self.micro_batch_size,
             self.seed,
             self._trainer.global_rank,
             self._trainer.world_size,
-            self._position,
+            self.workers,
+            [Place(**place) for place in self._position["places"]],
+            self._position["next_worker"],
         )
-        for windows, position in DataLoader(
-            batches, batch_size=None, num_workers=self.workers, collate_fn=_same
-        ):
-            yield {**stack_windows(windows), "position": position}
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=self.workers,
+            collate_fn=_same,
+            worker_init_fn=start_worker,
+        )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 def _same(item: Any) -> Any:
     return item
 
 
-def _gather(position: dict[str, Any] | None) -> list[dict[str, Any] | None]:
+def _gather(position: dict[str, Any]) -> list[dict[str, Any]]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [position]
-    positions: list[dict[str, Any] | None] = [None] * torch.distributed.get_world_size()
+    positions: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(positions, position)
     return positions
 
@@ -248,20 +303,3 @@ def _check_integer(name: str, value: Any, minimum: int | None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or (minimum is not None and value < minimum):
         least = "" if minimum is None else f" of at least {minimum}"
         raise UserError(f"{name} must be an integer{least}, not {value!r}")
-
-
-def _check_streaming(source: DocumentSource, windows: str, workers: int) -> None:
-    if not isinstance(source, StreamingSource):
-        raise UserError(
-            f"data.streaming=true needs a source that can be streamed, such as data=hf; "
-            f"{type(source).__name__} is read from a local copy (data.streaming=false)"
-        )
-    if windows == "packed":
-        raise UserError(
-            "data.windows=packed needs a local copy (data.streaming=false); stream with random_per_document "
-            "or contiguous"
-        )
-    if workers > 1:
-        raise UserError(
-            f"data.streaming=true reads with at most one worker; set data.workers=1, not {workers}"
-        )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from mambabyte.data.documents import SPLITS, Document
 from mambabyte.data.files import missing_column, text_bytes
+from mambabyte.data.retries import retried
+from mambabyte.data.shards import HubShard, LocalShard, RowGroup, Shard, all_row_groups, row_groups
 from mambabyte.errors import UserError
 
 
@@ -23,6 +25,7 @@ class HuggingFaceSource:
     whose data/) <split>*.parquet are looked for, or a glob of parquet files whose names begin with the split.
     split_names: what train, validation and test are called there.
     streaming: read rows as they come; false downloads to the datasets library's cache first.
+    retries: how often in a row the hub may fail after a first try (retries.Backoff).
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class HuggingFaceSource:
         text_column: str = "text",
         streaming: bool = True,
         split_names: dict[str, str] | None = None,
+        retries: int = 8,
     ) -> None:
         texts = {
             "name": name,
@@ -47,6 +51,8 @@ class HuggingFaceSource:
                 raise UserError(f"data.{field} must be text, not {value!r}")
         if not isinstance(streaming, bool):
             raise UserError(f"data.source.streaming must be true or false, not {streaming!r}")
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise UserError(f"data.retries must be an integer of at least 0, not {retries!r}")
         if not name and not path:
             raise UserError(
                 "give data.name=<data set of the hub> or data.path=<local folder of parquet files>"
@@ -63,6 +69,7 @@ class HuggingFaceSource:
         self.text_column = text_column
         self.streaming = streaming
         self.split_names = split_names
+        self.retries = retries
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -70,23 +77,29 @@ class HuggingFaceSource:
 
     def documents(self, split: str) -> Iterator[Document]:
         with self._explaining():
-            for row, record in enumerate(self._load(split, self.streaming)):
-                yield Document(f"{split}:{row}", self._text(record))
+            shards = self._shards(split) if self.streaming else None
+            if shards is None:
+                for row, record in enumerate(self._load(split)):
+                    yield Document(f"{split}:{row}", self._text(record))
+                return
+            row = 0
+            for shard in shards:
+                for group in row_groups(shard, self.text_column):
+                    for data in group.documents():
+                        yield Document(f"{split}:{row}", data.tobytes())
+                        row += 1
 
-    def stream(
-        self, split: str, cursor: dict[str, Any] | None = None
-    ) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """Yield (document, cursor), keeping no copy; a stream from a cursor begins with its document."""
+    def units(self, split: str) -> list[RowGroup]:
+        """The row groups of the split's parquet files (streaming.StreamingSource); reads their footers."""
         with self._explaining():
-            rows = self._load(split, streaming=True)
-            if cursor is not None:
-                rows.load_state_dict(cursor)
-            records = iter(rows)
-            # Before the first row there is no state to ask for: an iterator makes its own when it starts.
-            place = cursor if cursor is not None else rows.state_dict()
-            for record in records:
-                yield self._text(record), place
-                place = rows.state_dict()
+            shards = self._shards(split)
+            if shards is None:
+                raise UserError(
+                    f"{self.name!r} is not published as parquet files with a split "
+                    f"{self.split_names[split]!r}, so it cannot be streamed; use data.streaming=false, or "
+                    "data.revision=refs/convert/parquet where the hub has converted it"
+                )
+            return all_row_groups(shards, self.text_column)
 
     def identity(self) -> dict[str, Any]:
         identity: dict[str, Any] = {
@@ -115,20 +128,65 @@ class HuggingFaceSource:
             raise missing_column(self.text_column, list(record), where)
         return text_bytes(record[self.text_column], self.text_column, where)
 
-    def _load(self, split: str, streaming: bool) -> Any:
+    def _shards(self, split: str) -> Sequence[Shard] | None:
+        """The parquet files of a split; None if the hub has it as something else."""
+        if split not in self.split_names:
+            raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}")
+        if self.path:
+            return [LocalShard(file) for file in self._parquet_files(split, required=True)]
+        urls = self._data_files.get(self.split_names[split], [])
+        if not urls or not all(url.endswith(".parquet") for url in urls):
+            return None
+        from huggingface_hub import HfFileSystem
+
+        hub = HfFileSystem()  # knows the sizes from the listing
+        return [
+            HubShard(
+                url.partition("@")[2].partition("/")[2],
+                str(hub.url(url)),
+                retried(partial(hub.info, url), url, self.retries)["size"],
+                self.retries,
+            )
+            for url in urls
+        ]
+
+    @cached_property
+    def _data_files(self) -> dict[str, list[str]]:
+        """The hf:// urls of each split's files at our commit, as the data set's own card lays them out."""
+        from datasets import load_dataset_builder
+
+        def find() -> dict[str, list[str]]:
+            # A request of our own comes first: the library's say less while they are tried again.
+            self._dataset_info(self._commit)
+            builder = load_dataset_builder(str(self.name), self.configuration, revision=self._commit)
+            return {name: list(map(str, files)) for name, files in (builder.config.data_files or {}).items()}
+
+        return retried(find, f"the list of files of {self.name}", self.retries)
+
+    def _dataset_info(self, revision: str | None) -> Any:
+        from huggingface_hub import HfApi
+
+        return retried(
+            partial(HfApi().dataset_info, str(self.name), revision=revision),
+            f"the hub's entry of {self.name}",
+            self.retries,
+        )
+
+    def _load(self, split: str) -> Any:
+        """The rows of a split, by the datasets library: whatever it can read."""
         from datasets import load_dataset
 
         if split not in self.split_names:
             raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}")
         if self.path:
             files = self._parquet_files(split, required=True)
-            return load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming)
+            return load_dataset("parquet", data_files={split: files}, split=split, streaming=self.streaming)
         return load_dataset(
             self.name,
             self.configuration,
             revision=self._commit,
             split=self.split_names[split],
-            streaming=streaming,
+            streaming=self.streaming,
         )
 
     def _parquet_files(self, split: str, required: bool) -> list[str]:
@@ -150,15 +208,15 @@ class HuggingFaceSource:
         """The commit that the revision stands for today: names and branches move, commits do not."""
         if self.revision and re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
-        from huggingface_hub import HfApi
-
         with self._explaining():
-            return str(HfApi().dataset_info(str(self.name), revision=self.revision).sha)
+            return str(self._dataset_info(self.revision).sha)
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
         try:
             yield
+        except UserError:
+            raise
         except Exception as error:
             explanation = self._explanation(error)
             if explanation is None:

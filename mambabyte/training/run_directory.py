@@ -14,7 +14,10 @@ from mambabyte.errors import UserError
 
 # What may change between two sittings of one run: all else of these sections decides what the weights become.
 _SECTIONS = ("model", "data", "context_length", "seed")
-_FREE = ("data.workers", "data.folder")
+_FREE = (
+    *("data.workers", "data.folder", "data.retries", "data.source.retries"),
+    *("data.revision", "data.source.revision"),  # the data module compares the data itself
+)
 
 
 def check_same_run(run_dir: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:

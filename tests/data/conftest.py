@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mambabyte.data.documents import Document
@@ -14,7 +16,7 @@ from mambabyte.data.prepared import ByteCorpus, prepare
 
 
 class MemorySource:
-    """Documents from a list, in every split; counts how often it was read. A stream's cursor is a row."""
+    """Documents from a list, in every split, in units of two; counts how often it was read."""
 
     def __init__(self, contents: list[bytes]) -> None:
         self.contents = contents
@@ -28,11 +30,25 @@ class MemorySource:
     def identity(self) -> dict[str, Any]:
         return {"source": "MemorySource", "contents": [data.hex() for data in self.contents]}
 
-    def stream(
-        self, split: str, cursor: dict[str, Any] | None = None
-    ) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        for row in range(cursor["row"] if cursor else 0, len(self.contents)):
-            yield self.contents[row], {"row": row}
+    def units(self, split: str) -> list[MemoryUnit]:
+        return [MemoryUnit(self.contents[first : first + 2]) for first in range(0, len(self.contents), 2)]
+
+
+@dataclass(eq=False)
+class MemoryUnit:
+    """A unit of streaming from a list; batches of at most three documents that begin behind other bytes."""
+
+    contents: list[bytes]
+
+    @property
+    def identity(self) -> list[str]:
+        return [data.hex() for data in self.contents]
+
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for first in range(0, len(self.contents), 3):
+            batch = self.contents[first : first + 3]
+            data = np.frombuffer(b"before" + b"".join(batch), np.uint8)
+            yield data, np.cumsum([6, *map(len, batch)])
 
 
 def random_documents(lengths: list[int], seed: int = 0) -> list[bytes]:
@@ -44,6 +60,11 @@ def random_documents(lengths: list[int], seed: int = 0) -> list[bytes]:
 @pytest.fixture
 def memory_source():
     return MemorySource
+
+
+@pytest.fixture
+def memory_unit():
+    return MemoryUnit
 
 
 @pytest.fixture

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
+import signal
+from collections import Counter
 from itertools import islice
 from types import SimpleNamespace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
-from mambabyte.data import ByteDataModule
+from mambabyte.data import ByteDataModule, HuggingFaceSource
+from mambabyte.data.windows import POLICIES
 from mambabyte.errors import UserError
 
 CONTEXT = 16
@@ -144,34 +152,81 @@ def test_restored_with_other_data_is_refused(make, memory_source):
         make(restored=make().state_dict(), source=memory_source([bytes(100)])).train_dataloader()
 
 
-@pytest.mark.parametrize("windows", ["random_per_document", "contiguous"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("windows", POLICIES)
+@pytest.mark.parametrize("workers", [0, 1, 3])
 def test_streaming_resumes_behind_the_last_trained_batch(windows, workers, make):
     def streamed(**options):
-        return make(streaming=True, windows=windows, **options)
+        return make(streaming=True, windows=windows, workers=workers, block_windows=5, **options)
 
     whole = [rows(batch) for batch in islice(streamed().train_dataloader(), 40)]
-    module = streamed(workers=workers)
-    per_step = GLOBAL // 2
-    *_, last = islice(module.train_dataloader(), 3 * per_step)
-    module.trained(last["position"])
-    state = module.state_dict()
-    resumed = streamed(workers=workers, restored=state, step=3).train_dataloader()
-    assert [rows(batch) for batch in islice(resumed, 20)] == whole[3 * per_step : 3 * per_step + 20]
+    module, done = streamed(), 0
+    for step in (1, 3, 4):  # with three workers never at the first one's turn
+        for batch in islice(module.train_dataloader(), step * GLOBAL // 2 - done):
+            module.trained(batch["position"])
+        done = step * GLOBAL // 2
+        state = json.loads(json.dumps(module.state_dict()))
+        module = streamed(restored=state, step=step)
+    assert [rows(batch) for batch in islice(module.train_dataloader(), 24)] == whole[done:]
+
+
+@pytest.mark.parametrize("shards", [1, 4, 23])
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 2), (3, 0), (4, 0), (8, 0), (8, 2)])
+def test_streaming_ranks_and_workers_share_out_each_window_of_an_epoch_once(
+    shards, world_size, workers, make, tmp_path
+):
+    """Files of PG19's layout, fewer and more than there are readers; documents tell themselves apart."""
+    folder = tmp_path / "books"
+    folder.mkdir()
+    texts = [f"{number:06} " * 3 for number in range(23 * 4)]
+    for shard in range(shards):
+        table = pyarrow.table({"text": texts[shard::shards]})
+        pyarrow.parquet.write_table(table, folder / f"train-{shard:05}.parquet", row_group_size=3)
+    epochs = [Counter(), Counter()]
+    for rank in range(world_size):
+        module = make(
+            world_size=world_size,
+            rank=rank,
+            source=HuggingFaceSource(path=str(folder)),
+            streaming=True,
+            windows="contiguous",
+            workers=workers,
+            context_length=CONTEXT,
+            micro_batch_size=1,
+            global_batch_size=world_size,
+        )
+        going_on = set()  # the workers that have left both epochs behind
+        for batch in module.train_dataloader():
+            position = batch["position"]
+            if position["epoch"] < 2:
+                epochs[position["epoch"]].update(rows(batch))
+            else:
+                going_on.add(position["worker"])
+            if len(going_on) == max(workers, 1):
+                break
+    windows = Counter(
+        (text[begin : begin + CONTEXT]).encode().ljust(CONTEXT, b"\0")
+        for text in texts
+        for begin in range(0, len(text) - 1, CONTEXT)
+    )
+    assert epochs == [windows, windows]
 
 
 def test_streaming_state_holds_the_position_of_every_rank(make):
-    module = make(streaming=True)
-    module.trained({"epoch": 2})
+    module = make(streaming=True, workers=2)
+    place = {"epoch": 2, "unit": 1, "window": 3, "taken": 4}
+    module.trained({"worker": 0, **place})
+    start = dict.fromkeys(place, 0)
+    mine = {"next_worker": 1, "places": [place, start]}
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        assert module.state_dict()["positions"] == [{"epoch": 2}]
+        assert module.state_dict()["positions"] == [mine]
     finally:
         torch.distributed.destroy_process_group()
-    state = {**module.state_dict(), "positions": [{"epoch": 2}, {"epoch": 3}]}
-    second = make(streaming=True, restored=state, world_size=2, rank=1)
+    other = {"next_worker": 0, "places": [start, place]}
+    state = {**module.state_dict(), "positions": [mine, other]}
+    second = make(streaming=True, workers=2, restored=state, world_size=2, rank=1)
     second.train_dataloader()
-    assert second.state_dict()["positions"] == [{"epoch": 3}]
+    assert second.state_dict()["positions"] == [other]
 
 
 def test_streaming_prepares_nothing_but_validation(make, tmp_path):
@@ -184,8 +239,13 @@ def test_streaming_prepares_nothing_but_validation(make, tmp_path):
 
 def test_streaming_state_must_fit(make):
     state = make(streaming=True).state_dict()
+    make(streaming=True, restored=state, workers=1).train_dataloader()  # as none: one reader
     with pytest.raises(UserError, match="to 1 processes and cannot go on with 2"):
         make(streaming=True, restored=state, world_size=2).train_dataloader()
+    with pytest.raises(UserError, match="set data.workers=1 again"):
+        make(streaming=True, restored=state, workers=2).train_dataloader()
+    with pytest.raises(UserError, match=r"\(data.block_windows\)"):
+        make(streaming=True, restored=state, block_windows=2).train_dataloader()
     with pytest.raises(UserError, match="no place in the stream"):
         make(streaming=True, step=3).train_dataloader()
     with pytest.raises(UserError, match=r"data.streaming"):
@@ -199,10 +259,47 @@ def test_streaming_needs_what_can_be_streamed(make):
 
     with pytest.raises(UserError, match="data=hf"):
         make(streaming=True, source=Local())
-    with pytest.raises(UserError, match="packed"):
-        make(streaming=True, windows="packed")
-    with pytest.raises(UserError, match="at most one worker"):
-        make(streaming=True, workers=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_that_fails_says_so_in_its_own_words(workers, make, memory_source):
+    loader = make(streaming=True, source=memory_source([b"x"]), workers=workers).train_dataloader()
+    with pytest.raises(UserError) as caught:
+        next(iter(loader))
+    assert str(caught.value).startswith("the stream has no document")
+    with pytest.raises(UserError, match="holds no rows"):
+        list(make(streaming=True, source=memory_source([])).train_dataloader())
+
+
+def test_a_revision_that_moved_on_is_named(make, memory_source, make_documents):
+    class Versioned(memory_source):
+        def __init__(self, revision, contents):
+            super().__init__(contents)
+            self.revision = revision
+
+        def identity(self):
+            return {"name": "owner/set", "revision": self.revision}
+
+    contents = make_documents([40, 40])
+    state = make(streaming=True, source=Versioned("a" * 40, contents)).state_dict()
+    with pytest.raises(UserError, match=f"owner/set has moved on .* go on with .*data.revision={'a' * 40}"):
+        make(streaming=True, source=Versioned("b" * 40, contents[:1]), restored=state).train_dataloader()
+    # another commit of the same shards will do
+    make(streaming=True, source=Versioned("b" * 40, contents), restored=state).train_dataloader()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_workers_outlive_a_signal_to_all_processes(number, streaming, make):
+    loader = iter(make(streaming=streaming, workers=2, max_steps=50).train_dataloader())
+    batches = [rows(next(loader))]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, number)
+    batches += [rows(batch) for batch in islice(loader, 30)]
+    whole = make(streaming=streaming, workers=2, max_steps=50).train_dataloader()
+    assert batches == [rows(batch) for batch in islice(whole, 31)]
 
 
 @pytest.mark.parametrize(
@@ -219,6 +316,7 @@ def test_streaming_needs_what_can_be_streamed(make):
         ("folder", None),
         ("streaming", "yes"),
         ("validation_bytes", 0),
+        ("block_windows", 0),
     ],
 )
 def test_ill_typed_settings(field, value, make):

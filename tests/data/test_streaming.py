@@ -4,71 +4,149 @@ import json
 from collections import Counter
 from itertools import islice, pairwise
 
+import numpy as np
 import pytest
 
-from mambabyte.data.streaming import StreamedBatches
+from mambabyte.data.streaming import Place, Reader
+from mambabyte.data.windows import POLICIES, window_policy
 from mambabyte.errors import UserError
 
 CONTEXT = 8
-LENGTHS = [30, 1, 5, 0, 17, 9, 100, 2]
+LENGTHS = [30, 1, 5, 0, 17, 9, 100, 2, 64, 8, 0, 25]
 
 
-def stream(source, windows, rank=0, world_size=1, position=None, micro_batch_size=2):
-    return iter(StreamedBatches(source, windows, CONTEXT, micro_batch_size, 0, rank, world_size, position))
+@pytest.fixture
+def make_units(memory_unit, make_documents):
+    """make_units(n, 5) -> n units of 5 documents each, whose lengths differ; all bytes of all are random."""
+
+    def make(count, documents=12):
+        contents = make_documents([LENGTHS[i % len(LENGTHS)] for i in range(count * documents)])
+        return [memory_unit(contents[i * documents : (i + 1) * documents]) for i in range(count)]
+
+    return make
 
 
-def contents(batch):
-    windows, _ = batch
-    return [(window["bytes"].tobytes(), window["targets"].tobytes()) for window in windows]
+def reader(units, policy="contiguous", number=0, readers=1, block=7, seed=0, context=CONTEXT):
+    return Reader(units, policy, context, block, seed, number, readers)
 
 
-def read(batches, number):
-    return [contents(batch) for batch in islice(batches, number)]
+def content(window):
+    return tuple(array.tobytes() for array in window.values())
 
 
-@pytest.mark.parametrize("windows", ["random_per_document", "contiguous"])
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_every_position_resumes_exactly(windows, world_size, memory_source, make_documents):
-    source = memory_source(make_documents(LENGTHS))
-    for rank in range(world_size):
-        batches = list(islice(stream(source, windows, rank, world_size), 40))  # several epochs
-        for number in range(0, 30):
-            position = json.loads(json.dumps(batches[number][1]))
-            resumed = stream(source, windows, rank, world_size, position)
-            assert read(resumed, 4) == [contents(batch) for batch in batches[number + 1 : number + 5]]
+def epoch_of(reader, epoch):
+    """The windows of one epoch, in their order."""
+    windows = []
+    for window, place in reader.windows(Place(epoch)):
+        if place.epoch != epoch:
+            return windows
+        windows.append(content(window))
+    raise AssertionError("the stream ended")
 
 
-def test_contiguous_epoch_predicts_every_byte_once_over_the_ranks(memory_source, make_documents):
-    documents = make_documents(LENGTHS)
-    source = memory_source(documents)
-    pairs = Counter()
-    for rank in range(3):
-        for (window,), position in stream(source, "contiguous", rank, 3, micro_batch_size=1):
-            if position["epoch"]:
-                break
-            scored = window["targets"] >= 0
-            pairs.update(
-                zip(window["bytes"][scored].tolist(), window["targets"][scored].tolist(), strict=True)
-            )
-    assert pairs == Counter(pair for document in documents for pair in pairwise(document))
+def whole_epoch(units, policy, epoch, readers):
+    counts = Counter()
+    for number in range(readers):
+        counts.update(epoch_of(reader(units, policy, number, readers), epoch))
+    return counts
 
 
-def test_random_per_document_visits_each_document_once_an_epoch(memory_source):
-    source = memory_source([bytes([number]) * 20 for number in range(5)])
-    windows = [
-        windows[0] for windows, _ in islice(stream(source, "random_per_document", micro_batch_size=1), 10)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("number", "readers"), [(0, 1), (1, 3), (4, 6)])
+def test_every_place_resumes_exactly(policy, number, readers, make_units):
+    stream = reader(make_units(4), policy, number, readers)
+    served = list(islice(stream.windows(Place()), 150))
+    assert served[-1][1].epoch >= 1
+    for index in range(0, 140):
+        place = Place(**json.loads(json.dumps(served[index][1]._asdict())))
+        again = islice(stream.windows(place), 9)
+        assert [(content(w), p) for w, p in again] == [
+            (content(w), p) for w, p in served[index + 1 : index + 10]
+        ]
+
+
+@pytest.mark.parametrize("policy", ["contiguous", "packed"])
+@pytest.mark.parametrize("readers", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("count", [1, 4, 23])
+def test_readers_share_out_every_byte_of_an_epoch_once(policy, readers, count, make_units):
+    units = make_units(count, documents=17)
+    pairs = Counter(pair for unit in units for document in unit.contents for pair in pairwise(document))
+    for epoch in (0, 1):
+        served = Counter()
+        for texts, targets, _ in whole_epoch(units, policy, epoch, readers).elements():
+            targets = np.frombuffer(targets, np.int64)
+            scored = targets >= 0
+            inputs = np.frombuffer(texts, np.uint8)[scored].tolist()
+            served.update(zip(inputs, targets[scored].tolist(), strict=True))
+        assert served == pairs
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("count", [1, 4, 23])
+def test_readers_share_out_every_document_of_an_epoch_once(readers, count, memory_unit):
+    documents = [number.to_bytes(2, "big") * 3 for number in range(count * 9)]
+    units = [memory_unit(documents[i * 9 : (i + 1) * 9]) for i in range(count)]
+    for epoch in (0, 3):
+        served = whole_epoch(units, "random_per_document", epoch, readers)
+        assert sorted(text[:6] for text, _, _ in served.elements()) == documents
+        assert set(served.values()) == {1}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_unit_is_cut_as_the_local_policy_cuts_it(policy, make_units, make_corpus):
+    contents = make_units(1)[0].contents
+    contents = [data[: CONTEXT + 1] for data in contents] if policy == "random_per_document" else contents
+    local = window_policy(policy, make_corpus(contents), CONTEXT, seed=0)
+    ours = epoch_of(reader(make_units(1)[:0] or [type(make_units(1)[0])(contents)], policy), 0)
+    assert sorted(ours) == sorted(content(local.window(0, index)) for index in range(len(local)))
+
+
+def test_readers_never_wait_for_each_other_at_the_end_of_an_epoch(make_units):
+    units = make_units(5, documents=12)
+    for number in range(4):  # one of them has two units an epoch, the others one
+        windows = reader(units, "contiguous", number, 4).windows(Place())
+        assert len(list(islice(windows, 1000))) == 1000
+
+
+def test_blocks_and_epochs_are_shuffled_by_seed(make_units):
+    units = make_units(3)
+    in_order = epoch_of(reader(units, block=1), 0)
+    shuffled = epoch_of(reader(units, block=20), 0)
+    assert sorted(shuffled) == sorted(in_order) and shuffled != in_order
+    assert [sorted(shuffled[i : i + 20]) for i in range(0, len(shuffled), 20)] == [
+        sorted(in_order[i : i + 20]) for i in range(0, len(shuffled), 20)
     ]
-    assert [int(window["bytes"][0]) for window in windows] == [0, 1, 2, 3, 4] * 2
+    assert epoch_of(reader(units, block=20), 1) != shuffled
+    assert epoch_of(reader(units, block=20, seed=1), 0) != shuffled
+    shares = [[unit for unit, _, _ in reader(make_units(23)).share(epoch)] for epoch in range(3)]
+    assert all(sorted(share) == list(range(23)) for share in shares)
+    assert len({tuple(share) for share in shares}) == 3
 
 
-def test_single_document_can_be_left_and_resumed(memory_source):
-    source = memory_source([bytes(range(50))])
-    batches = list(islice(stream(source, "random_per_document"), 3))
-    assert read(stream(source, "random_per_document", position=batches[0][1]), 2) == list(
-        map(contents, batches[1:])
-    )
+def test_no_reader_is_left_out_where_documents_are_few(memory_unit):
+    units = [memory_unit([bytes([number]) * 5 for number in range(3)])]
+    for number in range(8):
+        stream = reader(units, "contiguous", number, 8)
+        assert {int(window["bytes"][0]) for window, _ in islice(stream.windows(Place()), 3)} == {0, 1, 2}
 
 
-def test_process_without_documents_is_told(memory_source):
-    with pytest.raises(UserError, match="process 1 of 2"):
-        next(stream(memory_source([bytes(100), b"x"]), "contiguous", rank=1, world_size=2))
+def test_a_stream_without_windows_is_told(memory_unit):
+    with pytest.raises(UserError, match=r"reader 2 of 3.*context_length=8"):
+        next(reader([memory_unit([b"x", b""])], number=1, readers=3).windows(Place()))
+
+
+def test_memory_is_that_of_a_block_however_long_the_unit(memory_unit):
+    """A unit that would be 10 GB: only as much of it is asked for as the block in use holds."""
+
+    class Endless:
+        identity = "endless"
+        decoded = 0
+
+        def batches(self):
+            for _ in range(10_000):
+                Endless.decoded += 1
+                yield np.zeros(1 << 20, np.uint8), np.array([0, 1 << 20])
+
+    stream = Reader([Endless()], "packed", 1024, 64, 0, 0, 1).windows(Place())
+    list(islice(stream, 100 * 1024))  # of 1,024 bytes each
+    assert Endless.decoded <= 102

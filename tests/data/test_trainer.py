@@ -29,7 +29,7 @@ class Recorder(lightning.LightningModule):
         return self.weight.sum()
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
-        if "position" in batch and (batch_idx + 1) % ACCUMULATION == 0:
+        if "position" in batch:
             self.trainer.datamodule.trained(batch["position"])
         if self.stop_at is not None and self.trainer.global_step == self.stop_at:
             self.trainer.should_stop = True
@@ -82,6 +82,7 @@ def fit(tmp_path):
         ("packed", False, 1),
         ("random_per_document", True, 0),
         ("contiguous", True, 1),
+        ("packed", True, 2),
     ],
 )
 def test_stopped_and_resumed_sees_the_same_windows(windows, streaming, workers, fit, tmp_path):
