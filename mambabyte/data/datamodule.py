@@ -13,7 +13,7 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
-from mambabyte.data.batches import Batch, IndexedWindows, Positions, StepLoader, as_tensors, stack_windows
+from mambabyte.data.batches import Batch, IndexedWindows, Positions, StepLoader, as_tensors
 from mambabyte.data.documents import DocumentSource, source_from_config
 from mambabyte.data.prepared import ByteCorpus, prepare
 from mambabyte.data.streaming import Place, StreamedBatches, StreamingSource, Unit

@@ -32,11 +32,11 @@ class PG19Source(HuggingFaceSource):
         super().__init__(**source)
         self.books = {} if self.path else _checked(books)
 
-    def documents(self, split: str) -> Iterator[Document]:
-        return _counted(super().documents(split), self.books.get(split), split)
+    def documents_after(self, split: str, count: int) -> Iterator[Document]:
+        return _counted(super().documents_after(split, count), self.books.get(split), split, count)
 
     def expected_bytes(self, split: str) -> int | None:
-        return _BYTES.get(split) if self.books else None
+        return _BYTES.get(split) if self.books else super().expected_bytes(split)
 
 
 class PG19TextsSource:

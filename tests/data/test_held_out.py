@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pyarrow
 import pyarrow.parquet
@@ -30,14 +31,29 @@ def test_every_document_is_on_one_side_and_copies_are_on_the_same(folder):
     assert 15 < len(set(validation)) < 50  # 30 of 150 expected, standard deviation 4.9
 
 
-def test_streaming_sees_what_is_prepared(folder):
+def streamed(source, split):
+    for unit in source.units(split):
+        for data, offsets in unit.batches():
+            yield from (data[begin:end].tobytes() for begin, end in itertools.pairwise(offsets))
+
+
+@pytest.mark.parametrize("fraction", [0, 0.2, 1])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_streaming_sees_what_is_prepared(fraction, split, folder):
+    source = HeldOutSource(path=str(folder), validation_fraction=fraction)
+    assert list(streamed(source, split)) == contents(source, split)
+
+
+def test_units_are_told_apart(folder):
+    source, other = (HeldOutSource(path=str(folder), validation_fraction=f) for f in (0.1, 0.2))
+    units = [*source.units("train"), *source.units("validation"), *other.units("train")]
+    assert len({json.dumps(unit.identity) for unit in units}) == len(units) == 3 * 7
+
+
+def test_goes_on_behind_documents_of_its_side(folder):
     source = HeldOutSource(path=str(folder), validation_fraction=0.2)
-    assert [document for document, _ in source.stream("train")] == contents(source, "train")
-    for place in (0, 1, 70):
-        ((_, cursor),) = itertools.islice(source.stream("train"), place, place + 1)
-        assert [document for document, _ in source.stream("train", cursor)] == contents(source, "train")[
-            place:
-        ]
+    whole = list(source.documents("validation"))
+    assert list(source.documents_after("validation", 5)) == whole[5:]
 
 
 def test_prepared_with_its_names(folder, tmp_path):
