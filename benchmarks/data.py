@@ -6,7 +6,8 @@ Every call delivers the same number of batches, in shuffled order, in this one p
 bytes and targets as tensors. The peers hold the text as their users cut it: rows of context_length + 1
 bytes. Beside that: parquet streamed through ByteDataModule, the wait for data in a training step of
 model=small, and memory as the data grows. mosaicml-streaming asks for other versions of what we pin:
-`pip install --no-deps mosaicml-streaming`, and what its import then misses. An absent peer is skipped by name.
+`pip install --no-deps mosaicml-streaming`, and what its import then
+misses. An absent peer is skipped by name.
 """
 
 from __future__ import annotations

@@ -15,15 +15,6 @@ from mambabyte.data.windows import Window, WindowPolicy
 Batch = dict[str, Any]
 
 
-def stack_windows(windows: list[Window]) -> Batch:
-    """One batch of tensors (b, L) from b windows."""
-    return {
-        "bytes": torch.from_numpy(np.stack([window["bytes"] for window in windows])),
-        "targets": torch.from_numpy(np.stack([window["targets"] for window in windows])),
-        "document_start": torch.from_numpy(np.stack([window["document_start"] for window in windows])),
-    }
-
-
 def as_tensors(batch: Any) -> Batch:
     """A policy's batch as tensors, which share its memory."""
     return {name: torch.from_numpy(array) for name, array in batch.items()}

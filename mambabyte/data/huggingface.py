@@ -111,8 +111,7 @@ class HuggingFaceSource:
             if shards is None:
                 raise UserError(
                     f"{self.name!r} is not published as parquet files with a split "
-                    f"{self.split_names[split]!r}, so it cannot be streamed; use data.streaming=false, or "
-                    "data.revision=refs/convert/parquet where the hub has converted it"
+                    f"{self.split_names[split]!r}, so it cannot be streamed; use data.streaming=false"
                 )
             return all_row_groups(shards, self.text_column)
 

@@ -9,11 +9,12 @@ from itertools import islice
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from mambabyte.data.batches import Batch, stack_windows
+from mambabyte.data.batches import Batch
 from mambabyte.data.permutation import hash64, permuted
-from mambabyte.data.windows import NOT_SCORED, Window, cut, num_contiguous_windows, random_start
+from mambabyte.data.windows import NOT_SCORED, num_contiguous_windows, random_start
 from mambabyte.errors import UserError
 
 _EMPTY_EPOCHS = 100  # in a row, before a reader gives up
@@ -79,8 +80,8 @@ class Reader:
     number: int
     readers: int
 
-    def windows(self, place: Place) -> Iterator[tuple[Window, Place]]:
-        """The windows behind a place without end, each with the place behind itself.
+    def pieces(self, place: Place) -> Iterator[tuple[Piece, Place]]:
+        """What comes behind a place, without end, each piece with the place behind itself.
 
         Raises UserError when there is no window in many epochs.
         """
@@ -88,9 +89,9 @@ class Reader:
         for start, block in self._blocks(place._replace(taken=0)):
             key = hash64(self.seed, self.number, *start)
             for index in range(taken, len(block)):
-                piece = block[permuted(index, len(block), key)]
-                yield window_of(piece, self.context_length), start._replace(taken=index + 1)
+                yield block[permuted(index, len(block), key)], start._replace(taken=index + 1)
             taken = 0
+            del block  # before the next one is read
 
     def share(self, epoch: int) -> list[tuple[int, int, int]]:
         """What this reader reads in an epoch: (unit, part, parts), rows part, part + parts, ... of it."""
@@ -107,7 +108,7 @@ class Reader:
         while empty_epochs < max(_EMPTY_EPOCHS, self.readers):
             block: list[Piece] = []
             empty_epochs += 1
-            for piece, after in self._pieces(start):
+            for piece, after in self._rest_of_epoch(start):
                 block.append(Piece(piece.text.copy(), piece.starts))
                 empty_epochs = 0
                 if len(block) == self.block_windows:
@@ -122,8 +123,8 @@ class Reader:
             "use fewer ranks or data.workers"
         )
 
-    def _pieces(self, start: Place) -> Iterator[tuple[Piece, Place]]:
-        """The rest of an epoch, each piece with the place where a block behind it would begin."""
+    def _rest_of_epoch(self, start: Place) -> Iterator[tuple[Piece, Place]]:
+        """The pieces in order, each with the place where a block behind it would begin."""
         share = self.share(start.epoch)
         first = start.window
         for place in range(start.unit, len(share)):
@@ -150,14 +151,20 @@ class Reader:
                         yield Piece(document[start : start + length + 1], _NONE if start else _FIRST)
 
 
-def window_of(piece: Piece, context_length: int) -> Window:
-    """The window of a piece; no byte is predicted from another document's."""
-    window = cut(piece.text, 0, context_length)
-    inputs = min(len(piece.text), context_length)
-    window["document_start"][0] = False
-    window["document_start"][piece.starts[piece.starts < inputs]] = True
-    window["targets"][piece.starts[piece.starts > 0] - 1] = NOT_SCORED
-    return window
+def stack_pieces(pieces: Sequence[Piece], context_length: int) -> Batch:
+    """One batch of tensors (b, L) from b pieces; no byte is predicted from another document's."""
+    shape = len(pieces), context_length
+    inputs, targets = np.zeros(shape, np.uint8), np.full(shape, NOT_SCORED, np.int16)
+    document_start = np.zeros(shape, bool)
+    for row, (text, starts) in enumerate(pieces):
+        size = min(len(text), context_length)
+        inputs[row, :size] = text[:size]
+        targets[row, : len(text) - 1] = text[1:]
+        if len(starts):
+            document_start[row, starts[starts < size]] = True
+            targets[row, starts[starts > 0] - 1] = NOT_SCORED
+    arrays = {"bytes": inputs, "targets": targets, "document_start": document_start}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _dealt(
@@ -233,11 +240,12 @@ class StreamedBatches(IterableDataset):
             self.world_size * workers,
         )
         try:
-            windows = []
-            for window, place in reader.windows(self.places[worker]):
-                windows.append(window)
-                if len(windows) == self.micro_batch_size:
-                    yield {**stack_windows(windows), "position": {"worker": worker, **place._asdict()}}
-                    windows = []
+            pieces = []
+            for piece, place in reader.pieces(self.places[worker]):
+                pieces.append(piece)
+                if len(pieces) == self.micro_batch_size:
+                    position = {"worker": worker, **place._asdict()}
+                    yield {**stack_pieces(pieces, self.context_length), "position": position}
+                    pieces = []
         except UserError as error:
             yield error  # raised in a worker, it would come with a traceback in its sentence

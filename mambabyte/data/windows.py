@@ -136,21 +136,6 @@ class WindowPolicy(ABC):
         return permuted_array(indices, len(self), hash64(self.seed, epoch))
 
 
-def cut(document: np.ndarray, start: int, context_length: int) -> Window:
-    """The window that begins at `start` of one document, a uint8 array; what is missing behind is padded."""
-    inputs = document[start : start + context_length]
-    following = document[start + 1 : start + 1 + context_length]
-    window = Window(
-        bytes=np.zeros(context_length, dtype=np.uint8),
-        targets=np.full(context_length, NOT_SCORED, dtype=np.int16),
-        document_start=np.zeros(context_length, dtype=bool),
-    )
-    window["bytes"][: len(inputs)] = inputs
-    window["targets"][: len(following)] = following
-    window["document_start"][0] = start == 0
-    return window
-
-
 def num_contiguous_windows(num_bytes: int, context_length: int) -> int:
     """Windows it takes to predict every byte of a document but its first."""
     return -(-max(num_bytes - 1, 0) // context_length)

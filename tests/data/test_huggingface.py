@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 
 import datasets
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from mambabyte.data import HuggingFaceSource
 from mambabyte.data.shards import RowGroup
+from mambabyte.data.streaming import StreamingSource
 from mambabyte.errors import UserError
 
 ROWS = 40
@@ -31,14 +33,15 @@ def folder(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Makes load_dataset raise what the hub's client would."""
+    """Makes load_dataset_builder raise what the hub's client would."""
 
     def fail(error):
         def load_dataset(*arguments, **options):
             raise error
 
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        return HuggingFaceSource(name="owner/set", revision="0" * 40)
+        monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset)
+        monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *arguments, **options: None)
+        return HuggingFaceSource(name="owner/set", revision="0" * 40, retries=0)
 
     return fail
 
@@ -92,18 +95,24 @@ def test_without_streaming_the_same_documents(folder, monkeypatch, tmp_path):
     assert list(cached.documents("train")) == list(streamed.documents("train"))
 
 
-def test_stream_goes_on_from_any_cursor_twice_over(folder):
-    source = HuggingFaceSource(path=str(folder))
-    whole = list(source.stream("train"))
-    assert [document for document, _ in whole] == [expected(row) for row in range(ROWS)]
-    for row in (0, 1, 7, 24, 25, 26, ROWS - 1):
-        cursor = json.loads(json.dumps(whole[row][1]))
-        rest = list(source.stream("train", cursor))
-        assert [document for document, _ in rest] == [expected(number) for number in range(row, ROWS)]
-        if row < 24:  # and from a cursor of the stream that went on
-            again = source.stream("train", json.loads(json.dumps(rest[2][1])))
-            assert next(again)[0] == expected(row + 2)
-            again.close()
+def test_units_are_row_groups_in_order(folder):
+    groups = HuggingFaceSource(path=str(folder)).units("train")
+    assert [group.number for group in groups] == [0, 1, 2, 3, 0, 1, 2]
+    assert [text.tobytes() for group in groups for text in group.documents()] == [
+        expected(row) for row in range(ROWS)
+    ]
+    assert isinstance(HuggingFaceSource(path=str(folder)), StreamingSource)
+
+
+def test_units_of_the_hub(hub, monkeypatch):
+    """What the loopback hub of tests/hub does not show: other formats, and a split that is not there."""
+    source = hub(RuntimeError())
+    files = {"train": ["hf://datasets/owner/set@0/train.jsonl"]}
+    monkeypatch.setattr(HuggingFaceSource, "_data_files", files)
+    with pytest.raises(UserError, match=r"'owner/set' is not published as parquet .*data\.streaming=false"):
+        source.units("train")
+    with pytest.raises(UserError, match="split 'test'"):
+        source.units("test")
 
 
 def test_identity_sees_files_and_fields(folder):
@@ -115,8 +124,6 @@ def test_identity_sees_files_and_fields(folder):
 
 
 def test_identity_of_a_hub_revision(monkeypatch):
-    import huggingface_hub
-
     class Info:
         sha = "a" * 40
 
@@ -158,7 +165,11 @@ def test_data_set_published_as_a_script(hub):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ConnectionError("Couldn't reach the hub"), "cannot reach the Hugging Face hub .* data.path="),
+        (ConnectionError("Couldn't reach the hub"), r"gave up on the list of files of owner/set .* the hub"),
+        (
+            huggingface_hub.errors.OfflineModeIsEnabled("offline"),
+            r"cannot reach the .* hub .* data\.path=",
+        ),
         (
             datasets.exceptions.DatasetNotFoundError("Dataset 'owner/set' doesn't exist"),
             "no data set 'owner/set'",
@@ -168,7 +179,7 @@ def test_data_set_published_as_a_script(hub):
 )
 def test_hub_errors_are_one_sentence(error, message, hub):
     source = hub(error)
-    for read in (source.documents, source.stream):
+    for read in (source.documents, source.units):
         with pytest.raises(UserError, match=message):
             list(read("train"))
 
@@ -186,6 +197,8 @@ def test_unknown_errors_keep_their_traceback(hub):
         {"path": "x", "text_column": ["text"]},
         {"path": "x", "streaming": "maybe"},
         {"path": "x", "split_names": {"dev": "validation"}},
+        {"path": "x", "retries": -1},
+        {"path": "x", "retries": "often"},
     ],
 )
 def test_ill_typed_settings(options):

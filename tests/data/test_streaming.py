@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 
-from mambabyte.data.streaming import Place, Reader
+from mambabyte.data.streaming import Place, Reader, stack_pieces
 from mambabyte.data.windows import POLICIES, window_policy
 from mambabyte.errors import UserError
 
@@ -30,17 +30,18 @@ def reader(units, policy="contiguous", number=0, readers=1, block=7, seed=0, con
     return Reader(units, policy, context, block, seed, number, readers)
 
 
-def content(window):
-    return tuple(array.tobytes() for array in window.values())
+def content(piece):
+    """bytes, targets and document_start of a window."""
+    return tuple(tensor.numpy().tobytes() for tensor in stack_pieces([piece], CONTEXT).values())
 
 
 def epoch_of(reader, epoch):
     """The windows of one epoch, in their order."""
     windows = []
-    for window, place in reader.windows(Place(epoch)):
+    for piece, place in reader.pieces(Place(epoch)):
         if place.epoch != epoch:
             return windows
-        windows.append(content(window))
+        windows.append(content(piece))
     raise AssertionError("the stream ended")
 
 
@@ -55,11 +56,11 @@ def whole_epoch(units, policy, epoch, readers):
 @pytest.mark.parametrize(("number", "readers"), [(0, 1), (1, 3), (4, 6)])
 def test_every_place_resumes_exactly(policy, number, readers, make_units):
     stream = reader(make_units(4), policy, number, readers)
-    served = list(islice(stream.windows(Place()), 150))
+    served = list(islice(stream.pieces(Place()), 150))
     assert served[-1][1].epoch >= 1
     for index in range(0, 140):
         place = Place(**json.loads(json.dumps(served[index][1]._asdict())))
-        again = islice(stream.windows(place), 9)
+        again = islice(stream.pieces(place), 9)
         assert [(content(w), p) for w, p in again] == [
             (content(w), p) for w, p in served[index + 1 : index + 10]
         ]
@@ -93,18 +94,20 @@ def test_readers_share_out_every_document_of_an_epoch_once(readers, count, memor
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_unit_is_cut_as_the_local_policy_cuts_it(policy, make_units, make_corpus):
+def test_a_unit_is_cut_as_the_local_policy_cuts_it(policy, make_units, memory_unit, make_corpus):
     contents = make_units(1)[0].contents
     contents = [data[: CONTEXT + 1] for data in contents] if policy == "random_per_document" else contents
     local = window_policy(policy, make_corpus(contents), CONTEXT, seed=0)
-    ours = epoch_of(reader(make_units(1)[:0] or [type(make_units(1)[0])(contents)], policy), 0)
-    assert sorted(ours) == sorted(content(local.window(0, index)) for index in range(len(local)))
+    ours = epoch_of(reader([memory_unit(contents)], policy), 0)
+    assert sorted(ours) == sorted(
+        tuple(array.tobytes() for array in local.window(0, index).values()) for index in range(len(local))
+    )
 
 
 def test_readers_never_wait_for_each_other_at_the_end_of_an_epoch(make_units):
     units = make_units(5, documents=12)
     for number in range(4):  # one of them has two units an epoch, the others one
-        windows = reader(units, "contiguous", number, 4).windows(Place())
+        windows = reader(units, "contiguous", number, 4).pieces(Place())
         assert len(list(islice(windows, 1000))) == 1000
 
 
@@ -127,12 +130,12 @@ def test_no_reader_is_left_out_where_documents_are_few(memory_unit):
     units = [memory_unit([bytes([number]) * 5 for number in range(3)])]
     for number in range(8):
         stream = reader(units, "contiguous", number, 8)
-        assert {int(window["bytes"][0]) for window, _ in islice(stream.windows(Place()), 3)} == {0, 1, 2}
+        assert {int(piece.text[0]) for piece, _ in islice(stream.pieces(Place()), 3)} == {0, 1, 2}
 
 
 def test_a_stream_without_windows_is_told(memory_unit):
     with pytest.raises(UserError, match=r"reader 2 of 3.*context_length=8"):
-        next(reader([memory_unit([b"x", b""])], number=1, readers=3).windows(Place()))
+        next(reader([memory_unit([b"x", b""])], number=1, readers=3).pieces(Place()))
 
 
 def test_memory_is_that_of_a_block_however_long_the_unit(memory_unit):
@@ -147,6 +150,6 @@ def test_memory_is_that_of_a_block_however_long_the_unit(memory_unit):
                 Endless.decoded += 1
                 yield np.zeros(1 << 20, np.uint8), np.array([0, 1 << 20])
 
-    stream = Reader([Endless()], "packed", 1024, 64, 0, 0, 1).windows(Place())
+    stream = Reader([Endless()], "packed", 1024, 64, 0, 0, 1).pieces(Place())
     list(islice(stream, 100 * 1024))  # of 1,024 bytes each
     assert Endless.decoded <= 102

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mambabyte.data.permutation import hash64, permuted
-from mambabyte.data.windows import POLICIES, cut, random_start, window_policy
+from mambabyte.data.windows import POLICIES, Window, random_start, window_policy
 from mambabyte.errors import UserError
 
 CONTEXT = 8
@@ -117,6 +117,21 @@ def test_random_per_document_reaches_every_place_evenly(make_corpus):
     assert sorted(counts) == [0, 1, 2, 3]
     assert all(55 < count < 145 for count in counts.values())
     assert all(window["document_start"][0] == (window["bytes"][0] == 0) for window in windows)
+
+
+def cut(document, start, context_length):
+    """The window that begins at `start` of one document; what is missing behind is padded."""
+    inputs = document[start : start + context_length]
+    following = document[start + 1 : start + 1 + context_length]
+    window = Window(
+        bytes=np.zeros(context_length, dtype=np.uint8),
+        targets=np.full(context_length, -100, dtype=np.int16),
+        document_start=np.zeros(context_length, dtype=bool),
+    )
+    window["bytes"][: len(inputs)] = inputs
+    window["targets"][: len(following)] = following
+    window["document_start"][0] = start == 0
+    return window
 
 
 def windows_one_by_one(name, documents, seed, positions):

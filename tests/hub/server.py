@@ -9,7 +9,6 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,21 +21,24 @@ COMMIT = "c0ffee" + "0" * 34
 
 @dataclass
 class Hub:
-    """One data set at one commit. `faults` are taken one by one by the requests for bytes of a shard; once
-    they are used up, all is well again."""
+    """One data set at one commit. `faults` are taken one by one by the requests for bytes of a shard, None
+    being no fault; once they are used up, all is well again."""
 
     name: str = "emozilla/pg19"
     commit: str = COMMIT
     files: dict[str, bytes] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[Fault | None] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
-    served: int = 0  # bytes of shards
+    port: int = 0  # 0: any, and the same again when it comes back
 
     def start(self) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", self.port), type("Handler", (_Handler,), {"hub": self})
+        )
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self.port = self._server.server_port
+        self.endpoint = f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
         self._server.shutdown()
@@ -112,10 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
             body, status = whole[first : last + 1], 206
             headers["Content-Range"] = f"bytes {first}-{first + len(body) - 1}/{len(whole)}"
         if name.endswith(".parquet") and not head:
-            if self.hub.faults:
-                self.hub.faults.pop(0)(self, body)
+            fault = self.hub.faults.pop(0) if self.hub.faults else None
+            if fault is not None:
+                fault(self, body)
                 return
-            self.hub.served += len(body)
         self.send_head(status, len(body), headers)
         if not head:
             self.wfile.write(body)
@@ -165,13 +167,9 @@ def reset(handler: _Handler, body: bytes) -> None:
     handler.close_connection = True
 
 
-def stall(seconds: float) -> Fault:
-    """Send the headers and nothing else for so long."""
-
-    def fault(handler: _Handler, body: bytes) -> None:
-        handler.send_head(206, len(body))
-        handler.wfile.flush()
-        time.sleep(seconds)
-        handler.close_connection = True
-
-    return fault
+def stall(handler: _Handler, body: bytes) -> None:
+    """Send the headers and nothing else until the other side goes away."""
+    handler.send_head(206, len(body))
+    handler.wfile.flush()
+    handler.connection.recv(1)
+    handler.close_connection = True
