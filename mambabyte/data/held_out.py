@@ -33,7 +33,7 @@ class HeldOutSource(HuggingFaceSource):
 
     def documents(self, split: str) -> Iterator[Document]:
         validation = _is_validation(split)
-        for document in super().documents("train"):
+        for document in super().documents_after("train", 0):
             if held_out(document.data, self.validation_fraction) == validation:
                 yield document
 

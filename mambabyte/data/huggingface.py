@@ -102,7 +102,8 @@ class HuggingFaceSource:
         """About how many bytes a split of local files holds; the hub is not asked."""
         if not (self.path and self.streaming):
             return None
-        return sum(group.num_bytes for group in self.units(split))
+        groups = all_row_groups(self._shards(split) or (), self.text_column)
+        return sum(group.num_bytes for group in groups)
 
     def units(self, split: str) -> list[RowGroup]:
         """The row groups of the split's parquet files (streaming.StreamingSource); reads their footers."""
