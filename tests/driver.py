@@ -47,8 +47,8 @@ class Runs:
         return Run(int(answer), out.read_text("utf-8", "replace"), err.read_text())
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(60)
+        self._process.kill()  # between runs, with nothing to finish
+        self._process.communicate()
 
 
 def windows(log: Path) -> list[tuple[int, str]]:
