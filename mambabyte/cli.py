@@ -25,13 +25,18 @@ COMMANDS = {
     "train": "train a model: mambabyte train experiment=quickstart",
     "eval": "measure a model: mambabyte eval --bpb --ckpt runs/quickstart",
     "generate": "continue a prompt: mambabyte generate --ckpt runs/quickstart --prompt 'def '",
+    "data prepare": "write a corpus as training reads it: mambabyte data prepare data=pg19",
+    "data inspect": "say what a corpus is made of: mambabyte data inspect data=stdlib",
     "doctor": "say what is there to train with, and what to do about what is not",
 }
 TASKS = {
     "train": "mambabyte.commands.train",
     "eval": "mambabyte.commands.evaluate",
     "generate": "mambabyte.commands.generate",
+    "data prepare": "mambabyte.commands.data_prepare",
+    "data inspect": "mambabyte.commands.data_inspect",
 }
+FAMILIES = {name.split(" ")[0] for name in COMMANDS if " " in name}  # commands of two words
 HYDRA_FLAGS = ("help", "cfg", "resolve", "package", "multirun", "config_dir", "info", "shell_completion")
 
 
@@ -62,7 +67,7 @@ def run(argv: list[str]) -> int:
         usage="mambabyte COMMAND [group=choice ...] [key=value ...] [options]",
         description="Byte-level language models: train, measure and use them.",
         epilog="commands:\n"
-        + "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
+        + "\n".join(f"  {name:14}{text}" for name, text in COMMANDS.items())
         + "\n\n`mambabyte COMMAND --help` lists a command's settings and options."
         + '\nTab completion in bash: eval "$(mambabyte -sc install=bash)"',
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,19 +78,42 @@ def run(argv: list[str]) -> int:
     if command is None:
         parser.print_help(sys.stderr)
         return 1
+    arguments = argv[1:]
+    if command in FAMILIES:
+        command, arguments = with_second_word(command, arguments)
     if command not in COMMANDS:
         from mambabyte.configuration import suggestion
 
         raise UserError(f"there is no command '{command}'" + suggestion(command, COMMANDS))
     if command == "doctor":
-        return doctor(argv[1:])
-    overrides, flags = hydra_arguments(command, argv[1:])
+        return doctor(arguments)
+    overrides, flags = hydra_arguments(command, arguments)
     with TemporaryDirectory() as scratch:
         # Hydra notes each sweep in a file. That of `train` belongs to its run_dir; the others leave nothing.
         if command != "train":
             overrides.insert(0, f"hydra.sweep.dir={quoted(scratch)}")
         run_hydra(command, overrides, flags)
     return 0
+
+
+def with_second_word(family: str, argv: list[str]) -> tuple[str, list[str]]:
+    """The command of two words that begins with ``family``, and what follows it.
+
+    Raises:
+        UserError: there is no second word.
+        SystemExit: after printing the family's help.
+    """
+    members = {name: text for name, text in COMMANDS.items() if name.startswith(f"{family} ")}
+    if argv and not argv[0].startswith("-"):
+        return f"{family} {argv[0]}", argv[1:]
+    parser = Parser(
+        prog=f"mambabyte {family}",
+        usage=f"mambabyte {family} WORD [group=choice ...] [key=value ...] [options]",
+        epilog="commands:\n" + "\n".join(f"  {name:14}{text}" for name, text in members.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(argv[:1])
+    raise UserError(f"mambabyte {family} needs another word: {' or '.join(members)}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -139,6 +167,7 @@ def command_parser(command: str) -> Parser:
         parser.add_argument("--ckpt", metavar="PATH", help="a run directory or a checkpoint file (ckpt=PATH)")
     if command == "eval":
         parser.add_argument("--bpb", action="store_true", help="measure bits per byte (metrics=[bpb])")
+    if command in ("eval", "data prepare", "data inspect"):
         parser.add_argument("--json", action="store_true", help="print one JSON object (json=true)")
     if command == "generate":
         parser.add_argument("--prompt", metavar="TEXT", help="the text to continue (prompt=TEXT)")
@@ -195,7 +224,7 @@ def run_hydra(command: str, overrides: list[str], flags: list[str]) -> None:
                 arguments.append(own_run_dir(cfg, settings.job.override_dirname))
             # Lightning starts the other ranks with this program's arguments: those of this job alone.
             arguments += [flag for flag in flags if flag.startswith("--config-dir=")]
-            sys.argv = [program[0], command, *arguments]
+            sys.argv = [program[0], *command.split(" "), *arguments]
             check_settings(command, cfg)
             return import_module(TASKS[command]).run(cfg)
         except Exception as fault:
@@ -210,7 +239,9 @@ def run_hydra(command: str, overrides: list[str], flags: list[str]) -> None:
     sys.argv = [program[0], *overrides, *flags]
     fault: BaseException | None = None
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(job)()
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command.replace(" ", "_"))(
+            job
+        )()
     except _Escaped as escaped:
         fault = escaped.__cause__
     except Exception as raised:
@@ -244,12 +275,16 @@ def own_run_dir(cfg: DictConfig, job: str) -> str:
 def complete(argv: list[str]) -> int:
     """Answers bash: commands from us, what follows a command from Hydra, which knows of no commands."""
     typed = os.environ.get("COMP_LINE", "").split(" ")
-    command = next((word for word in typed[1:-1] if word in TASKS), None)
+    words = [word for word in typed[1:-1] if word]  # whole ones: the last is being typed
+    command = next((name for name in TASKS if words[: name.count(" ") + 1] == name.split(" ")), None)
     if any("query" in word for word in argv) and command is None:
-        print(" ".join(COMMANDS))
+        family = words[0] if words and words[0] in FAMILIES else None
+        members = [name.split(" ")[1] for name in COMMANDS if name.startswith(f"{family} ")]
+        print(" ".join(members or dict.fromkeys(name.split(" ")[0] for name in COMMANDS)))
         return 0
     if command is not None:
-        typed.remove(command)
+        for word in command.split(" "):
+            typed.remove(word)
         os.environ["COMP_LINE"] = " ".join(typed)
     run_hydra(command or "train", argv[1:], ["--shell-completion"])
     return 0

@@ -60,7 +60,34 @@ class GenerateSettings:
     device: str
 
 
-SETTINGS = {"train": TrainSettings, "eval": EvalSettings, "generate": GenerateSettings}
+@dataclass
+class DataPrepareSettings:
+    """The keys of conf/data_prepare.yaml that are no group."""
+
+    split: Literal["train", "validation", "test", "all"]
+    json: bool
+
+
+@dataclass
+class DataInspectSettings:
+    """The keys of conf/data_inspect.yaml that are no group."""
+
+    split: Literal["train", "validation", "test"]
+    max_bytes: int | None
+    context_length: int
+    samples: int
+    seed: int
+    plot: str | None
+    json: bool
+
+
+SETTINGS = {
+    "train": TrainSettings,
+    "eval": EvalSettings,
+    "generate": GenerateSettings,
+    "data prepare": DataPrepareSettings,
+    "data inspect": DataInspectSettings,
+}
 
 
 def config_dir() -> Path:

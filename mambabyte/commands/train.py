@@ -22,6 +22,7 @@ def run(cfg: DictConfig) -> None:
 
     from mambabyte import checkpoints
     from mambabyte.data import ByteDataModule
+    from mambabyte.data.documents import with_absolute_paths
     from mambabyte.models import config_from_dict
     from mambabyte.training.budget import within_budget
     from mambabyte.training.configuration import TrainerConfig
@@ -31,6 +32,7 @@ def run(cfg: DictConfig) -> None:
     settings = typed(cfg.trainer, TrainerConfig)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["model"] = config_from_dict(config["model"]).to_dict()
+    config["data"] = with_absolute_paths(config["data"])
     data = ByteDataModule.from_config(
         config["data"],
         cfg.context_length,
@@ -44,7 +46,8 @@ def run(cfg: DictConfig) -> None:
     if last is not None:
         saved = checkpoints.read(last)
         step = saved["global_step"]
-        check_same_run(run_dir, saved["mambabyte"]["config"], config)
+        before = saved["mambabyte"]["config"]
+        check_same_run(run_dir, {**before, "data": with_absolute_paths(before["data"])}, config)
         if main_process:
             verb = "is complete at" if step >= settings.max_steps else "goes on from"
             print(f"mambabyte: run '{cfg.name}' {verb} step {step}", file=sys.stderr)

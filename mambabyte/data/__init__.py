@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from mambabyte.data.datamodule import ByteDataModule
     from mambabyte.data.documents import Document, DocumentSource, source_from_config
     from mambabyte.data.files import FilesSource
+    from mambabyte.data.held_out import HeldOutSource
     from mambabyte.data.huggingface import HuggingFaceSource
+    from mambabyte.data.pg19 import PG19Source, PG19TextsSource
     from mambabyte.data.prepared import ByteCorpus, prepare
     from mambabyte.data.stdlib import StandardLibrarySource
 
@@ -19,7 +21,10 @@ __all__ = [
     "Document",
     "DocumentSource",
     "FilesSource",
+    "HeldOutSource",
     "HuggingFaceSource",
+    "PG19Source",
+    "PG19TextsSource",
     "StandardLibrarySource",
     "prepare",
     "source_from_config",
@@ -28,7 +33,10 @@ _HOMES = {
     "ByteCorpus": "prepared",
     "ByteDataModule": "datamodule",
     "FilesSource": "files",
+    "HeldOutSource": "held_out",
     "HuggingFaceSource": "huggingface",
+    "PG19Source": "pg19",
+    "PG19TextsSource": "pg19",
     "StandardLibrarySource": "stdlib",
     "prepare": "prepared",
 }

@@ -15,23 +15,22 @@ from mambabyte.data.windows import Window, WindowPolicy
 Batch = dict[str, Any]
 
 
-def stack_windows(windows: list[Window]) -> Batch:
-    """One batch of tensors (b, L) from b windows."""
-    return {
-        "bytes": torch.from_numpy(np.stack([window["bytes"] for window in windows])),
-        "targets": torch.from_numpy(np.stack([window["targets"] for window in windows])),
-        "document_start": torch.from_numpy(np.stack([window["document_start"] for window in windows])),
-    }
+def as_tensors(batch: Any) -> Batch:
+    """A policy's batch as tensors, which share its memory."""
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 class IndexedWindows(Dataset):
-    """Windows by their place in the endless sequence of epochs."""
+    """Windows by their place in the endless sequence of epochs; a data loader fetches a batch at once."""
 
     def __init__(self, policy: WindowPolicy) -> None:
         self.policy = policy
 
     def __getitem__(self, position: int) -> Window:
         return self.policy.window(*divmod(position, len(self.policy)))
+
+    def __getitems__(self, positions: list[int]) -> Window:
+        return self.policy.batch(np.array(positions))
 
 
 class Positions:

@@ -13,7 +13,7 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
-from mambabyte.data.batches import Batch, IndexedWindows, Positions, StepLoader, stack_windows
+from mambabyte.data.batches import Batch, IndexedWindows, Positions, StepLoader, as_tensors
 from mambabyte.data.documents import DocumentSource, source_from_config
 from mambabyte.data.prepared import ByteCorpus, prepare
 from mambabyte.data.streaming import Place, StreamedBatches, StreamingSource, Unit
@@ -27,7 +27,7 @@ _START = Place()._asdict()
 class ByteDataModule(lightning.LightningDataModule):
     """Batches of windows for training, and the corpus that validates it.
 
-    A batch holds bytes (b, L) uint8, targets (b, L) int64 (-100 where nothing is scored) and document_start
+    A batch holds bytes (b, L) uint8, targets (b, L) int16 (-100 where nothing is scored) and document_start
     (b, L) bool, b = micro_batch_size windows of L = context_length bytes. Batches never end but for the
     trainer's max_steps, and start at `trainer.global_step`.
 
@@ -255,7 +255,7 @@ class ByteDataModule(lightning.LightningDataModule):
         yield from DataLoader(
             IndexedWindows(self._policy),
             batch_sampler=positions,
-            collate_fn=stack_windows,
+            collate_fn=as_tensors,
             num_workers=self.workers,
             worker_init_fn=start_worker,
         )

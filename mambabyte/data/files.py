@@ -16,6 +16,35 @@ from typing import IO, Any
 from mambabyte.data.documents import Document, check_fraction, held_out
 from mambabyte.errors import UserError
 
+_CHUNK = 1 << 20
+
+
+class FileDocument(Document):
+    """Bytes [start, stop) of a file, decompressed; read when asked for, in pieces by `chunks`."""
+
+    def __init__(self, name: str, path: Path, start: int = 0, stop: int | None = None) -> None:
+        for field, value in (("name", name), ("path", path), ("start", start), ("stop", stop)):
+            object.__setattr__(self, field, value)
+
+    path: Path
+    start: int
+    stop: int | None
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self.chunks())
+
+    def chunks(self) -> Iterator[bytes]:
+        with _explaining_read_errors(self.path), _open(self.path) as file:
+            place = file.seek(self.start) if self.start else 0
+            while self.stop is None or place < self.stop:
+                size = _CHUNK if self.stop is None else min(_CHUNK, self.stop - place)
+                chunk = file.read(size)
+                if not chunk:
+                    break
+                place += len(chunk)
+                yield chunk
+
 
 class FilesSource:
     """Every file is one document, its bytes unchanged, but for:
@@ -57,9 +86,34 @@ class FilesSource:
                 if held_out(document.name, fraction) == (split == "validation"):
                     yield document
             else:
-                border = len(document.data) - round(fraction * len(document.data))
-                data = document.data[border:] if split == "validation" else document.data[:border]
-                yield Document(document.name, data)
+                length = sum(map(len, document.chunks()))
+                border = length - round(fraction * length)
+                if isinstance(document, FileDocument):
+                    start, stop = (border, None) if split == "validation" else (0, border)
+                    yield FileDocument(document.name, document.path, start, stop)
+                else:
+                    data = document.data[border:] if split == "validation" else document.data[:border]
+                    yield Document(document.name, data)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        if self.validation_fraction in (0, 1):
+            return ("validation",) if self.validation_fraction else ("train",)
+        return ("train", "validation")
+
+    def expected_bytes(self, split: str) -> int | None:
+        """About how many bytes the split holds; None if files are compressed."""
+        total = 0
+        for name, path in self._files():
+            if name.lower().endswith((".gz", ".zst")):
+                return None
+            if name.lower().endswith(".parquet"):
+                with _explaining_read_errors(path):
+                    total += _parquet_bytes(path, self.text_column)
+            else:
+                total += path.stat().st_size
+        share = self.validation_fraction if split == "validation" else 1 - self.validation_fraction
+        return round(total * share)
 
     def identity(self) -> dict[str, Any]:
         files = [(name, path.stat()) for name, path in self._files()]
@@ -76,7 +130,7 @@ class FilesSource:
             return True
         seen = set()
         for document in self._all():
-            if document.data:
+            if any(document.chunks()):
                 seen.add(held_out(document.name, self.validation_fraction))
             if len(seen) == 2:
                 return True
@@ -91,8 +145,7 @@ class FilesSource:
                 elif suffixes.endswith(".jsonl"):
                     yield from self._jsonl(name, path)
                 else:
-                    with _open(path) as file:
-                        yield Document(name, file.read())
+                    yield FileDocument(name, path)
 
     def _jsonl(self, name: str, path: Path) -> Iterator[Document]:
         with _open(path) as file:
@@ -152,7 +205,7 @@ def _walk(path: Path) -> Iterator[Path]:
     elif path.is_dir():
         for folder, subfolders, names in os.walk(path):
             # A folder of prepared data (mambabyte.data.prepared) holds copies of documents, not documents.
-            if {"bytes.bin", "offsets.npy", "meta.json"} <= set(names):
+            if {"bytes.bin", "meta.json"} <= set(names) and {"offsets.bin", "offsets.npy"} & set(names):
                 subfolders.clear()
                 continue
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -160,6 +213,16 @@ def _walk(path: Path) -> Iterator[Path]:
                 file = Path(folder, name)
                 if not name.startswith(".") and file.is_file():
                     yield file
+
+
+def _parquet_bytes(path: Path, column: str) -> int:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        metadata = file.metadata
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+        return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
 
 
 def missing_column(column: str, columns: list[str], where: str) -> UserError:

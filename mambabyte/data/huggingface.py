@@ -71,19 +71,39 @@ class HuggingFaceSource:
         self.split_names = split_names
         self.retries = retries
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.split_names)
+
     def documents(self, split: str) -> Iterator[Document]:
+        return self.documents_after(split, 0)
+
+    def documents_after(self, split: str, count: int) -> Iterator[Document]:
+        """The split without its first documents; row groups that hold none but those are not read."""
         with self._explaining():
             shards = self._shards(split) if self.streaming else None
             if shards is None:
                 for row, record in enumerate(self._load(split)):
-                    yield Document(f"{split}:{row}", self._text(record))
+                    if row >= count:
+                        yield Document(f"{split}:{row}", self._text(record))
                 return
             row = 0
             for shard in shards:
                 for group in row_groups(shard, self.text_column):
+                    if row + group.num_rows <= count:
+                        row += group.num_rows
+                        continue
                     for data in group.documents():
-                        yield Document(f"{split}:{row}", data.tobytes())
+                        if row >= count:
+                            yield Document(f"{split}:{row}", data.tobytes())
                         row += 1
+
+    def expected_bytes(self, split: str) -> int | None:
+        """About how many bytes a split of local files holds; the hub is not asked."""
+        if not (self.path and self.streaming):
+            return None
+        groups = all_row_groups(self._shards(split) or (), self.text_column)
+        return sum(group.num_bytes for group in groups)
 
     def units(self, split: str) -> list[RowGroup]:
         """The row groups of the split's parquet files (streaming.StreamingSource); reads their footers."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
+
 _MASK = 2**64 - 1
 _ROUNDS = 4
 
@@ -12,6 +14,14 @@ def hash64(*numbers: int) -> int:
     """An integer in [0, 2**64) that depends on every one of the numbers, each below 2**127 in size."""
     content = b"".join(number.to_bytes(16, "little", signed=True) for number in numbers)
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def hash64_each(*numbers: int, last: np.ndarray) -> np.ndarray:
+    """hash64(*numbers, n) for every n of an array, as uint64."""
+    head = b"".join(number.to_bytes(16, "little", signed=True) for number in numbers)
+    tails = (n.to_bytes(16, "little", signed=True) for n in last.tolist())
+    digests = b"".join(hashlib.blake2b(head + tail, digest_size=8).digest() for tail in tails)
+    return np.frombuffer(digests, dtype="<u8")
 
 
 def permuted(index: int, size: int, key: int) -> int:
@@ -33,9 +43,40 @@ def permuted(index: int, size: int, key: int) -> int:
             return index
 
 
+def permuted_array(indices: np.ndarray, size: int, key: int) -> np.ndarray:
+    """`permuted` of every index of an array, as int64; indices must lie in range(size)."""
+    if len(indices) < 32:  # below that, Python's integers are faster than starting numpy's loops
+        return np.array([permuted(int(index), size, key) for index in indices], dtype=np.int64)
+    if indices.min() < 0 or indices.max() >= size:
+        raise IndexError(f"an index is outside range({size})")
+    half = np.uint64(((size - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << int(half)) - 1)
+    result = np.empty(len(indices), dtype=np.int64)
+    waiting, current = np.arange(len(indices)), indices.astype(np.uint64)
+    while len(waiting):
+        left, right = current >> half, current & mask
+        for round_number in range(_ROUNDS):
+            left, right = right, left ^ (_mix_array(right, key, round_number) & mask)
+        current = left << half | right
+        inside = current < np.uint64(size)
+        result[waiting[inside]] = current[inside]
+        waiting, current = waiting[~inside], current[~inside]
+    return result
+
+
+# splitmix64's finaliser (Steele et al. 2014) over the half, the key and the round; uint64 wraps by itself.
+
+
 def _mix(value: int, key: int, round_number: int) -> int:
-    # splitmix64's finaliser (Steele et al. 2014) over the half, the key and the round.
     z = (key + (value << 3 | round_number) * 0x9E3779B97F4A7C15) & _MASK
     z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ z >> 27) * 0x94D049BB133111EB) & _MASK
     return z ^ z >> 31
+
+
+def _mix_array(value: np.ndarray, key: int, round_number: int) -> np.ndarray:
+    u = np.uint64
+    z = (value << u(3) | u(round_number)) * u(0x9E3779B97F4A7C15) + u(key)
+    z = (z ^ z >> u(30)) * u(0xBF58476D1CE4E5B9)
+    z = (z ^ z >> u(27)) * u(0x94D049BB133111EB)
+    return z ^ z >> u(31)

@@ -141,6 +141,15 @@ class RowGroup:
         """Plain JSON that changes when the shard does."""
         return [self.shard.name, self.shard.size, self.footer, self.number]
 
+    @property
+    def num_rows(self) -> int:
+        return self.metadata.row_group(self.number).num_rows
+
+    @property
+    def num_bytes(self) -> int:
+        """Of text, about: what the column takes decompressed."""
+        return self._chunk().total_uncompressed_size
+
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (data, offsets): document i of the batch is data[offsets[i]:offsets[i + 1]], uint8. The bytes
         as they are stored, valid UTF-8 or not; a missing value has none."""

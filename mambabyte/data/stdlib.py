@@ -38,6 +38,10 @@ class StandardLibrarySource:
             if held_out(name, self.validation_fraction) == (split == "validation"):
                 yield Document(name, path.read_bytes())
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", "validation")
+
     def identity(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for name, path in self._files():

@@ -154,7 +154,7 @@ class Reader:
 def stack_pieces(pieces: Sequence[Piece], context_length: int) -> Batch:
     """One batch of tensors (b, L) from b pieces; no byte is predicted from another document's."""
     shape = len(pieces), context_length
-    inputs, targets = np.zeros(shape, np.uint8), np.full(shape, NOT_SCORED, np.int64)
+    inputs, targets = np.zeros(shape, np.uint8), np.full(shape, NOT_SCORED, np.int16)
     document_start = np.zeros(shape, bool)
     for row, (text, starts) in enumerate(pieces):
         size = min(len(text), context_length)

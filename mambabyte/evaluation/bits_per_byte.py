@@ -14,6 +14,7 @@ import torch
 
 from mambabyte.checkpoints import weights_fingerprint
 from mambabyte.data import ByteCorpus
+from mambabyte.data.progress import counted
 from mambabyte.errors import UserError
 from mambabyte.evaluation import protocols
 from mambabyte.models import ByteLM
@@ -45,8 +46,8 @@ class BitsPerByte:
         protocol = self.protocol
         return (
             f"{self.bits_per_byte:.4f} bits per byte ({protocol['name']}, context "
-            f"{protocol['context_length']:,} bytes, {self.bytes:,} bytes in {self.documents:,} documents, "
-            f"{self.precision})"
+            f"{protocol['context_length']:,} bytes, {counted(self.bytes, 'byte')} in "
+            f"{counted(self.documents, 'document')}, {self.precision})"
         )
 
 

@@ -58,7 +58,7 @@ class ByteLMModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         logits = self.model(batch["bytes"], document_start=batch["document_start"])
-        targets = batch["targets"].flatten()
+        targets = batch["targets"].flatten().long()
         nats = functional.cross_entropy(
             logits.float().flatten(0, 1), targets, ignore_index=-100, reduction="sum"
         )

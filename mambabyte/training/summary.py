@@ -11,6 +11,7 @@ import torch
 
 from mambabyte.checkpoints import load_model
 from mambabyte.data import ByteCorpus
+from mambabyte.data.progress import counted
 from mambabyte.evaluation import compressor_bits_per_byte, evaluate
 from mambabyte.evaluation.bits_per_byte import first_documents, progress_line
 from mambabyte.training.configuration import CallbacksConfig
@@ -78,8 +79,8 @@ def report(summary: Mapping[str, Any]) -> str:
     return "\n".join(
         (
             f"validation: {result['bits_per_byte']:.4f} bits per byte (protocol {protocol['name']}, context "
-            f"{protocol['context_length']:,} bytes, {result['bytes']:,} bytes in "
-            f"{result['documents']:,} documents)",
+            f"{protocol['context_length']:,} bytes, {counted(result['bytes'], 'byte')} in "
+            f"{counted(result['documents'], 'document')})",
             f"with the state carried through each document: "
             f"{summary['validation_stateful']['bits_per_byte']:.4f} (protocol stateful)",
             f"on the same bytes: {rivals}",

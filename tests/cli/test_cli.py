@@ -237,10 +237,35 @@ def test_cfg_prints_one_group_and_runs_nothing(cli):
         (["eval", "ckpt=a", "max_bytes=all"], "max_bytes must be an integer or null, not 'all'"),
         (["generate", "ckpt=a", "temperature=hot"], "temperature must be a number, not 'hot'"),
         (["doctor", "now"], "unrecognized arguments: now"),
+        (["data"], "mambabyte data needs another word: data prepare or data inspect"),
+        (["data", "prepar"], "there is no command 'data prepar'; did you mean data prepare?"),
+        (["data", "--json"], "unrecognized arguments: --json; see mambabyte data --help"),
+        (["data", "inspect", "split=all"], "split must be one of train, validation, test, not 'all'"),
+        (["data", "prepare", "split=dev"], "split must be one of train, validation, test, all, not 'dev'"),
+        (["data", "prepare", "--bpb"], "unrecognized arguments: --bpb; see mambabyte data prepare --help"),
     ],
 )
 def test_a_mistake_is_answered_with_one_sentence(cli, argv, sentence):
     assert sentence in cli.complaint(*argv)
+
+
+def test_commands_of_two_words(cli):
+    assert cli("data", "inspect", "--json", "split=validation", "plot=a.png") == 0
+    assert cli.jobs[0] == {
+        "split": "validation", "max_bytes": None, "context_length": 256, "samples": 3, "seed": 0,
+        "plot": "a.png", "json": True, "data": {"path": None},
+    }  # fmt: skip
+    assert cli.argv[0][:3] == ["mambabyte", "data", "inspect"]
+    assert cli("data", "prepare", "data=files", "data.path=~/x") == 0
+    assert (cli.jobs[0]["split"], cli.jobs[0]["json"]) == ("all", False)
+    assert cli("data", "prepare", "-m", "split=train,validation") == 0
+    assert [job["split"] for job in cli.jobs] == ["train", "validation"]
+    assert list(cli.folder.iterdir()) == []
+    for words in (["data", "--help"], ["--help"]):
+        assert cli(*words) == 0
+        assert "data prepare" in cli.out and "data inspect" in cli.out
+    assert cli("data", "prepare", "--help") == 0
+    assert "split: all" in cli.out
 
 
 def test_faults_of_the_task(cli):
@@ -346,6 +371,12 @@ def test_control_c_leaves_with_130(conf):
         ("mambabyte train seed=1 model=s", "model=small"),
         ("mambabyte eval prot", "protocol="),
         ("/usr/bin/mambabyte eval ", "batch_size="),
+        ("mambabyte da", "data"),
+        ("mambabyte data ", "prepare"),
+        ("mambabyte data ins", "inspect"),
+        ("mambabyte data prepare da", "data="),
+        ("mambabyte data prepare data=", "data=stdlib"),
+        ("mambabyte data inspect sam", "samples="),
     ],
 )
 def test_tab_completion(cli, monkeypatch, line, expected):

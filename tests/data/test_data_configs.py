@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from mambabyte.data import ByteDataModule, FilesSource, HuggingFaceSource, StandardLibrarySource
-from mambabyte.data.documents import source_from_config
+from mambabyte.data import (
+    ByteDataModule,
+    FilesSource,
+    HeldOutSource,
+    HuggingFaceSource,
+    StandardLibrarySource,
+)
+from mambabyte.data.documents import source_from_config, with_absolute_paths
 from mambabyte.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -31,7 +38,7 @@ def module(section):
 def test_every_config_has_the_same_fields(name):
     section = data(f"data={name}")
     assert set(section) >= FIELDS
-    assert section.windows == "random_per_document"
+    assert section.windows == ("packed" if name == "code" else "random_per_document")
     assert section.streaming is False
 
 
@@ -72,7 +79,70 @@ def test_hf():
 def test_pg19():
     source = source_from_config(data("data=pg19").source, only_ours=True)
     assert (source.name, source.path, source.text_column) == ("emozilla/pg19", None, "text")
-    assert source_from_config(data("data=pg19", "data.path=books").source).path == "books"
+    assert source.books == {"train": 28602, "validation": 50, "test": 100}
+    assert source.splits == ("train", "validation", "test")
+    local = source_from_config(data("data=pg19", "data.path=books").source)
+    assert (local.path, local.books) == ("books", {})
+    assert source_from_config(data("data=pg19", "data.books=null").source).books == {}
+
+
+def test_pg19_texts():
+    source = source_from_config(data("data=pg19_texts").source, only_ours=True)
+    assert (source.remote, source.books["train"]) == (True, 28602)
+    local = source_from_config(data("data=pg19_texts", "data.texts=/books").source)
+    assert (local.remote, local.texts) == (False, "/books")
+
+
+@pytest.mark.parametrize(
+    ("name", "repository", "configuration"),
+    [
+        ("stories", "lucadiliello/STORIES", None),
+        ("books", "common-pile/pre_1929_books_filtered", None),
+        ("arxiv", "common-pile/arxiv_papers_filtered", None),
+        ("code", "common-pile/stackv2_edu_filtered", None),
+        ("fineweb_edu", "HuggingFaceFW/fineweb-edu", "sample-10BT"),
+        ("wikipedia", "wikimedia/wikipedia", "20231101.en"),
+    ],
+)
+def test_corpora_of_the_hub(name, repository, configuration):
+    section = data(f"data={name}")
+    source = source_from_config(section.source, only_ours=True)
+    assert (source.name, source.configuration, source.text_column) == (repository, configuration, "text")
+    assert source.identity()["revision"] == section.revision  # a commit: the hub is not asked
+    if name == "stories":
+        assert source.split_names["validation"] == "dev"
+    else:
+        assert isinstance(source, HeldOutSource)
+        assert (source.validation_fraction, source.splits) == (0.01, ("train", "validation"))
+        assert section.validation_bytes == 10_000_000
+
+
+def test_wikipedia_of_another_language():
+    source = source_from_config(data("data=wikipedia", "data.language=ja").source)
+    assert source.configuration == "20231101.ja"
+
+
+def test_paths_are_made_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+
+    def paths(*overrides):
+        section = OmegaConf.to_container(data(*overrides), resolve=True)
+        found = with_absolute_paths(section)
+        assert found["source"]["_target_"] == section["source"]["_target_"]
+        key = "texts" if "texts" in section else "path"
+        assert found[key] == found["source"][key]
+        return found[key]
+
+    here = str(tmp_path)
+    assert paths("data=files", "data.path=books/*.txt") == f"{here}/books/*.txt"
+    assert paths("data=files", "data.path=[a,/b]") == [f"{here}/a", "/b"]
+    assert paths("data=hf", "data.path='~/c'") == "/home/me/c"
+    assert paths("data=pg19") is None
+    assert paths("data=pg19_texts").startswith("https://")
+    theirs = {"path": "a", "source": {"_target_": "their.Source", "path": "a"}}
+    assert with_absolute_paths(theirs) == theirs
+    assert "path" not in with_absolute_paths(OmegaConf.to_container(data("data=stdlib")))
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_batch_has_its_shapes_and_types(make):
     batch = next(iter(make().train_dataloader()))
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in batch.items()} == {
         "bytes": ((2, CONTEXT), torch.uint8),
-        "targets": ((2, CONTEXT), torch.int64),
+        "targets": ((2, CONTEXT), torch.int16),
         "document_start": ((2, CONTEXT), torch.bool),
     }
     scored = batch["targets"][:, :-1] >= 0

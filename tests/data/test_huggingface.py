@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from mambabyte.data import HuggingFaceSource
+from mambabyte.data.shards import RowGroup
 from mambabyte.data.streaming import StreamingSource
 from mambabyte.errors import UserError
 
@@ -47,6 +48,28 @@ def hub(monkeypatch):
 
 def expected(row):
     return f"text {row} é".encode()
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_goes_on_behind_documents_without_reading_their_row_groups(streaming, folder, monkeypatch):
+    read = []
+    documents = RowGroup.documents
+    monkeypatch.setattr(RowGroup, "documents", lambda group: read.append(group) or documents(group))
+    source = HuggingFaceSource(path=str(folder), streaming=streaming)
+    whole = list(source.documents("train"))
+    for count in (0, 6, 7, 25, 26, ROWS, ROWS + 1):
+        read.clear()
+        assert list(source.documents_after("train", count)) == whole[count:]
+        ends = [7, 14, 21, 25, 32, 39, 40]  # of the row groups
+        assert len(read) == (sum(end > count for end in ends) if streaming else 0)
+
+
+def test_expected_bytes_of_local_files(folder):
+    source = HuggingFaceSource(path=str(folder))
+    held = sum(len(document.data) for document in source.documents("train"))
+    # parquet's own 4 bytes a row and its page headers come on top of these short texts
+    assert held <= source.expected_bytes("train") < 4 * held
+    assert HuggingFaceSource(name="owner/set").expected_bytes("train") is None
 
 
 @pytest.mark.parametrize("place", [".", "data", "*.parquet"])

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from mambabyte.data.permutation import hash64, permuted
+from mambabyte.data.permutation import hash64, hash64_each, permuted, permuted_array
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 1000])
@@ -31,3 +32,23 @@ def test_index_outside_the_range_is_refused():
 
 def test_hash64_depends_on_each_number_and_their_order():
     assert len({hash64(0, 1), hash64(1, 0), hash64(0, 0), hash64(-1, 0), hash64(0), hash64(0, 1, 0)}) == 6
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 1000, 4096, 10**12])
+def test_arrays_are_permuted_like_single_indices(size):
+    indices = np.arange(min(size, 100))[::-1]
+    for key in (0, 12345, 2**64 - 1):
+        expected = [permuted(int(index), size, key) for index in indices]
+        assert permuted_array(indices, size, key).tolist() == expected
+    assert permuted_array(indices[:0], size, 0).tolist() == []
+
+
+def test_array_outside_the_range_is_refused():
+    for wrong in (-1, 40):
+        with pytest.raises(IndexError):
+            permuted_array(np.array([*range(39), wrong]), 40, 0)
+
+
+def test_hashes_of_an_array():
+    numbers = np.array([0, 5, 2**40])
+    assert hash64_each(-3, 9, last=numbers).tolist() == [hash64(-3, 9, int(n)) for n in numbers]

@@ -75,7 +75,7 @@ def test_readers_share_out_every_byte_of_an_epoch_once(policy, readers, count, m
     for epoch in (0, 1):
         served = Counter()
         for texts, targets, _ in whole_epoch(units, policy, epoch, readers).elements():
-            targets = np.frombuffer(targets, np.int64)
+            targets = np.frombuffer(targets, np.int16)
             scored = targets >= 0
             inputs = np.frombuffer(texts, np.uint8)[scored].tolist()
             served.update(zip(inputs, targets[scored].tolist(), strict=True))

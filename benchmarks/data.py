@@ -1,0 +1,284 @@
+"""Windows a second from the local road, beside `datasets` and mosaicml-streaming on the same bytes.
+
+    python benchmarks/data.py [--megabytes 200 --document-bytes 400000 --batch-bytes 393216]
+
+Every call delivers the same number of batches, in shuffled order, in this one process and on one core:
+bytes and targets as tensors. The peers hold the text as their users cut it: rows of context_length + 1
+bytes. Beside that: parquet streamed through ByteDataModule, the wait for data in a training step of
+model=small, and memory as the data grows. mosaicml-streaming asks for other versions of what we pin:
+`pip install --no-deps mosaicml-streaming`, and what its import then
+misses. An absent peer is skipped by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import torch
+from measuring import measure, parser, report
+
+from mambabyte.data import ByteDataModule, Document, HuggingFaceSource
+from mambabyte.data.windows import POLICIES
+
+CONTEXTS = (8192, 1024, 256)
+ROW_GROUP_ROWS = 100
+
+
+class RandomText:
+    """Documents of random letters, their lengths spread around a mean: one source, whatever is measured."""
+
+    def __init__(self, num_bytes: int, document_bytes: int) -> None:
+        self.num_bytes, self.document_bytes = num_bytes, document_bytes
+
+    def identity(self) -> dict[str, Any]:
+        return {"source": "RandomText", "bytes": self.num_bytes, "mean": self.document_bytes}
+
+    def documents(self, split: str) -> Iterator[Document]:
+        generator, left, number = np.random.default_rng(0), self.num_bytes, 0
+        while left > 0:
+            length = min(int(generator.exponential(self.document_bytes)) + 2, left)
+            text = generator.integers(97, 123, length, dtype=np.uint8)
+            yield Document(str(number), text.tobytes())
+            left, number = left - length, number + 1
+
+
+def main() -> None:
+    arguments = parser(__doc__.splitlines()[0], repeats=5)
+    arguments.add_argument("--megabytes", type=int, default=200, help="of text")
+    arguments.add_argument("--document-bytes", type=int, default=400_000, help="mean length of a document")
+    arguments.add_argument("--batch-bytes", type=int, default=48 * 8192, help="of inputs in a batch")
+    arguments.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    if options.memory_of is not None:
+        print(peak_of_a_loader(options.memory_of * 1_000_000, options))
+        return
+    torch.set_num_threads(1)
+    source = RandomText(options.megabytes * 1_000_000, options.document_bytes)
+    with TemporaryDirectory() as folder:
+        calls, delivered = local_calls(source, options.batch_bytes, Path(folder))
+        calls["parquet streamed, context 8192"], delivered["parquet streamed, context 8192"] = streamed(
+            source, options.batch_bytes, Path(folder)
+        )
+        timings = measure(calls, options.repeats)
+    rates = {name: delivered[name] / timings[name].median for name in calls}
+    peers = [rate for name, rate in rates.items() if name.startswith(("datasets", "mosaicml"))]
+    ratios = {
+        f"{policy} / fastest peer, context 8192": rates[f"{policy}, context 8192"] / max(peers)
+        for policy in POLICIES
+    }
+    wait = share_of_waiting()
+    memory = {
+        f"peak_megabytes_at_{size}_megabytes": peak_in_a_process(size, options)
+        for size in (options.megabytes // 10, options.megabytes)
+    }
+    setting = {key: getattr(options, key) for key in ("megabytes", "document_bytes", "batch_bytes")}
+    megabytes = {f"{name}, MB/s": round(rate / 1e6, 1) for name, rate in rates.items()}
+    if not options.json:
+        print("\n".join(f"  {name:46}{rate:10,.1f}" for name, rate in megabytes.items()))
+        megabytes = {}
+    report(
+        "data", timings, ratios, options.json, **setting, **megabytes,
+        wait_share_of_a_training_step=round(wait, 5), **memory,
+    )  # fmt: skip
+
+
+def data_module(source: Any, context_length: int, batch_bytes: int, folder: Path, **options: Any) -> Any:
+    """Our public road, with a stand-in for the trainer that says which step it is."""
+    windows = batch_bytes // context_length
+    module = ByteDataModule(source, context_length, windows, windows, folder=folder, **options)
+    module.trainer = SimpleNamespace(global_step=0, world_size=1, global_rank=0, max_steps=10**6)
+    return module
+
+
+def local_calls(source: RandomText, batch_bytes: int, folder: Path) -> tuple[dict[str, Callable], dict]:
+    batches = max(source.num_bytes // batch_bytes // 2, 1)
+    calls: dict[str, Callable[[], object]] = {}
+    for context_length in CONTEXTS:
+        for policy in POLICIES:
+            module = data_module(source, context_length, batch_bytes, folder, windows=policy)
+            module.prepare_data()
+            calls[f"{policy}, context {context_length}"] = taking(module.train_dataloader(), batches)
+    rows = module.train_corpus().bytes
+    for name, make in (("datasets", datasets_peer), ("mosaicml-streaming", mosaicml_peer)):
+        try:
+            for context_length in CONTEXTS:
+                loader = make(rows, context_length, batch_bytes // context_length, folder)
+                calls[f"{name}, context {context_length}"] = taking(loader, batches)
+        except ImportError as error:
+            print(f"{name} is skipped: {error}", file=sys.stderr)
+    return calls, dict.fromkeys(calls, batches * batch_bytes)
+
+
+def taking(loader: Any, batches: int) -> Callable[[], None]:
+    """A call that takes so many batches; each call begins an iteration anew where the loader ends."""
+
+    def take() -> None:
+        taken = 0
+        while taken < batches:
+            for _ in islice(loader, batches - taken):
+                taken += 1
+
+    return take
+
+
+def datasets_peer(text: np.ndarray, context_length: int, batch: int, folder: Path) -> Any:
+    """The library's own iteration over a shuffled map-style set of rows, as numpy arrays."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+
+    rows = text[: len(text) // (context_length + 1) * (context_length + 1)].reshape(-1, context_length + 1)
+    values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), context_length + 1)
+    path = folder / f"rows-{context_length}.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"bytes": values}), path, row_group_size=1000)
+    shuffled = Dataset.from_parquet(str(path), cache_dir=str(folder / "datasets")).shuffle(seed=0)
+
+    def batches() -> Iterator[dict[str, torch.Tensor]]:
+        for found in shuffled.with_format("numpy").iter(batch, drop_last_batch=True):
+            yield inputs_and_targets(np.stack(found["bytes"]))
+
+    return Restarting(batches)
+
+
+def mosaicml_peer(text: np.ndarray, context_length: int, batch: int, folder: Path) -> Any:
+    """MDS shards of raw rows, shuffled by the library, through torch's DataLoader as its users do."""
+    stand_in_for_torchvision()
+    from streaming import MDSWriter, StreamingDataset
+    from torch.utils.data import DataLoader
+
+    out = folder / f"mds-{context_length}"
+    with MDSWriter(out=str(out), columns={"bytes": "bytes"}) as writer:
+        for start in range(0, len(text) - context_length, context_length + 1):
+            writer.write({"bytes": text[start : start + context_length + 1].tobytes()})
+    dataset = StreamingDataset(local=str(out), shuffle=True, batch_size=batch)
+
+    def collate(samples: list[dict[str, bytes]]) -> dict[str, torch.Tensor]:
+        joined = b"".join(sample["bytes"] for sample in samples)
+        return inputs_and_targets(np.frombuffer(joined, np.uint8).reshape(len(samples), -1))
+
+    return DataLoader(dataset, batch_size=batch, collate_fn=collate, drop_last=True)
+
+
+def stand_in_for_torchvision() -> None:
+    """mosaicml-streaming imports torchvision for its images; a build of it rarely fits the torch at hand."""
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
+        return
+    for name in (
+        "torchvision",
+        "torchvision.datasets",
+        "torchvision.transforms",
+        "torchvision.transforms.functional",
+    ):
+        sys.modules[name] = ModuleType(name)
+    sys.modules["torchvision.datasets"].VisionDataset = object  # type: ignore[attr-defined]
+    sys.modules["torchvision.transforms.functional"].to_tensor = None  # type: ignore[attr-defined]
+
+
+def inputs_and_targets(rows: np.ndarray) -> dict[str, torch.Tensor]:
+    found = torch.from_numpy(np.require(rows, np.uint8, ["W"]))
+    return {"bytes": found[:, :-1], "targets": found[:, 1:].to(torch.int16)}
+
+
+class Restarting:
+    def __init__(self, batches: Callable[[], Iterator[Any]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches()
+
+
+def streamed(source: RandomText, batch_bytes: int, folder: Path) -> tuple[Callable[[], object], int]:
+    """One epoch's worth of contiguous windows from local parquet files through the streaming road."""
+    texts = [document.data.decode() for document in source.documents("train")]
+    parquet = folder / "parquet"
+    parquet.mkdir()
+    for number, start in enumerate(range(0, len(texts), 4 * ROW_GROUP_ROWS)):
+        table = pyarrow.table({"text": texts[start : start + 4 * ROW_GROUP_ROWS]})
+        pyarrow.parquet.write_table(
+            table, parquet / f"train-{number:05}.parquet", row_group_size=ROW_GROUP_ROWS
+        )
+    batches = max(source.num_bytes // batch_bytes // 2, 1)
+
+    def stream() -> None:
+        origin = HuggingFaceSource(path=str(parquet))
+        module = data_module(origin, 8192, batch_bytes, folder, windows="contiguous", streaming=True)
+        taking(module.train_dataloader(), batches)()
+
+    return stream, batches * batch_bytes
+
+
+def share_of_waiting(steps: int = 12) -> float:
+    """Seconds in the data loader as a share of all seconds of training steps of model=small on this CPU."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from mambabyte.configuration import config_dir
+    from mambabyte.models import config_from_dict
+
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("train", ["model=small"])
+    model = config_from_dict(OmegaConf.to_container(cfg.model, resolve=True)).build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    waited = worked = 0.0
+    with TemporaryDirectory() as folder:
+        source = RandomText(5_000_000, 20_000)
+        batch_bytes = cfg.trainer.micro_batch_size * cfg.context_length
+        module = data_module(source, cfg.context_length, batch_bytes, Path(folder))
+        batches = iter(module.train_dataloader())
+        for step in range(steps):
+            begin = time.perf_counter()
+            batch = next(batches)
+            ready = time.perf_counter()
+            logits = model(batch["bytes"], document_start=batch["document_start"])
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), batch["targets"].flatten().long(), ignore_index=-100
+            )
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step >= 2:  # the first ones compile the kernel and fill caches
+                waited += ready - begin
+                worked += time.perf_counter() - ready
+    return waited / (waited + worked)
+
+
+def peak_in_a_process(megabytes: int, options: Any) -> float:
+    command = [sys.executable, __file__, "--memory-of", str(megabytes)]
+    command += ["--document-bytes", str(options.document_bytes), "--batch-bytes", str(options.batch_bytes)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def peak_of_a_loader(num_bytes: int, options: Any) -> float:
+    """Peak anonymous memory in MB of a process that prepared the data and took half an epoch of windows; the
+    mapped pages of the byte file are the system's to drop and are not counted."""
+    with TemporaryDirectory() as folder:
+        source = RandomText(num_bytes, options.document_bytes)
+        module = data_module(source, 8192, options.batch_bytes, Path(folder), windows="contiguous")
+        module.prepare_data()
+        peak = 0.0
+        for number, _ in enumerate(islice(module.train_dataloader(), num_bytes // options.batch_bytes // 2)):
+            if number % 16 == 0:
+                peak = max(peak, anonymous_megabytes())
+        return peak
+
+
+def anonymous_megabytes() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""mambabyte data prepare and data inspect on a small corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from mambabyte import checkpoints
+from mambabyte.commands import data_inspect, data_prepare, evaluate
+from mambabyte.errors import UserError
+
+
+@pytest.fixture
+def places(corpus: Path, tmp_path: Path) -> list[str]:
+    return [
+        "data=files",
+        f"data.path={corpus}",
+        "data.validation_fraction=0.2",
+        f"data.folder={tmp_path}/prepared",
+    ]
+
+
+def test_prepare_writes_every_split_once(configure, places, capsys, tmp_path: Path) -> None:
+    data_prepare.run(configure("data_prepare", *places))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["train", "validation"]
+    assert lines[0].endswith(f"in {Path(lines[0].split(' in ')[1])}")
+    data_prepare.run(configure("data_prepare", *places, "json=true"))
+    found = json.loads(capsys.readouterr().out)
+    assert sum(split["num_documents"] for split in found.values()) == 20
+    for split in found.values():
+        for name, sha256 in split["sha256"].items():
+            assert hashlib.sha256((Path(split["folder"]) / name).read_bytes()).hexdigest() == sha256
+    assert len(list((tmp_path / "prepared").glob("[!.]*"))) == 2
+
+
+def test_prepare_one_split_and_what_training_validates_on(configure, places, capsys) -> None:
+    data_prepare.run(configure("data_prepare", *places, "split=validation", "data.validation_bytes=100"))
+    assert "100 bytes" in capsys.readouterr().out
+    with pytest.raises(UserError, match="splits train and validation, not 'test'"):
+        data_prepare.run(configure("data_prepare", *places, "split=test"))
+    (path,) = (place for place in places if place.startswith("data.path"))
+    one = [path + "/07.txt" if place == path else place for place in places]
+    data_prepare.run(configure("data_prepare", *one, "split=train"))
+    assert capsys.readouterr().out.startswith("train: 1 document, ")
+    all_train = configure("data_prepare", *one, "data.validation_fraction=0")
+    data_prepare.run(all_train)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["train"]
+
+
+def test_inspect_reports_and_plots(configure, places, capsys, tmp_path: Path) -> None:
+    data_inspect.run(configure("data_inspect", *places, "context_length=40", "samples=2"))
+    out = capsys.readouterr().out
+    for part in ("documents, ", "bytes per document: min ", "valid UTF-8: 100.00% of the documents", "zstd"):
+        assert part in out
+    assert out.count("window ") == 2
+    plot = Path(next(line for line in out.splitlines() if line.startswith("plot: ")).removeprefix("plot: "))
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert plot.parent == next((tmp_path / "prepared").glob("[!.]*"))
+
+
+def test_inspect_as_json(configure, places, capsys, tmp_path: Path) -> None:
+    plot = tmp_path / "here.png"
+    overrides = ["json=true", "max_bytes=500", f"plot={plot}", "split=validation", "context_length=40"]
+    data_inspect.run(configure("data_inspect", *places, *overrides))
+    found = json.loads(capsys.readouterr().out)
+    assert (found["bytes"], sum(found["histogram"]), found["ascii_share"]) == (500, 500, 1.0)
+    assert found["meta"]["split"] == "validation"
+    assert len(found["windows"]) == min(3, found["documents"])
+    assert found["plot"] == str(plot) and plot.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("plot=/nowhere/at/all.png", "set plot="),
+        ("plot=a.strange", "set plot="),
+        ("context_length=0", "context_length must be 1 or more"),
+        ("samples=-1", "samples must be 0 or more"),
+    ],
+)
+def test_inspect_with_wrong_settings(override, message, configure, places) -> None:
+    with pytest.raises(UserError, match=message):
+        data_inspect.run(configure("data_inspect", *places, override))
+
+
+def test_a_run_on_a_relative_path_is_resumed_there_and_evaluated_from_anywhere(
+    configure, start, corpus: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(corpus.parent)
+    relative = [
+        "data=files",
+        f"data.path={corpus.name}",
+        "data.validation_fraction=0.2",
+        "data.windows=packed",
+    ]
+    run_dir = start("relative", *relative)
+    assert checkpoints.run_config(run_dir)["data"]["path"] == str(corpus)
+    assert start("relative", *relative, "trainer.max_steps=14") == run_dir
+    assert checkpoints.read(run_dir)["global_step"] == 14
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    evaluate.run(configure("eval", f"ckpt={run_dir}"))
+    assert "bits per byte" in capsys.readouterr().out
+
+
+def test_a_run_that_stored_a_relative_path_goes_on(start, corpus: Path, monkeypatch) -> None:
+    # as version 0.1.0 did
+    monkeypatch.chdir(corpus.parent)
+    relative = [
+        "data=files",
+        f"data.path={corpus.name}",
+        "data.validation_fraction=0.2",
+        "data.windows=packed",
+    ]
+    monkeypatch.setattr("mambabyte.data.documents.with_absolute_paths", dict)
+    run_dir = start("relative", *relative)
+    assert checkpoints.run_config(run_dir)["data"]["path"] == corpus.name
+    monkeypatch.undo()
+    monkeypatch.chdir(corpus.parent)
+    start("relative", *relative, "trainer.max_steps=14")
+    assert checkpoints.read(run_dir)["global_step"] == 14
