@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from train_step import transformers_model
 
 from mambabyte.data import ByteCorpus, FilesSource, HuggingFaceSource, StandardLibrarySource, prepare
+from mambabyte.data.batches import as_tensors
 from mambabyte.data.windows import WindowPolicy, window_policy
 from mambabyte.evaluation.bits_per_byte import evaluate
 from mambabyte.evaluation.compressors import compressor_bits_per_byte
@@ -112,10 +113,8 @@ def train(model: ByteLM, policy: WindowPolicy, precision: str, options) -> int:
         rate = schedule.learning_rate_at(int(SCHEDULE * elapsed / options.seconds), SCHEDULE)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        indices = range(step * options.batch, (step + 1) * options.batch)
-        windows = [policy.window(i // len(policy), i % len(policy)) for i in indices]
-        inputs = torch.from_numpy(np.stack([window["bytes"] for window in windows]))
-        targets = torch.from_numpy(np.stack([window["targets"] for window in windows]))
+        batch = as_tensors(policy.batch(np.arange(step * options.batch, (step + 1) * options.batch)))
+        inputs, targets = batch["bytes"], batch["targets"].long()
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits = model(inputs)
