@@ -23,7 +23,7 @@ def run(cfg: DictConfig) -> None:
     from mambabyte import checkpoints
     from mambabyte.commands.devices import choose_device
     from mambabyte.evaluation import evaluate
-    from mambabyte.evaluation.bits_per_byte import progress_line
+    from mambabyte.evaluation.progress import progress_bar
 
     device = choose_device(cfg.device)
     trained = checkpoints.run_config(cfg.ckpt)
@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> None:
         device=device,
         precision=cfg.precision,
         max_bytes=cfg.max_bytes,
-        progress=progress_line,
+        progress=progress_bar(cfg.protocol),
     )
     if cfg.json:
         where = {"checkpoint": str(checkpoints.resolve(cfg.ckpt)), "split": cfg.split}
