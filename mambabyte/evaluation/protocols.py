@@ -5,9 +5,8 @@ it goes. Long windows come first, so that those of one batch are of like length 
 padding, which stands only behind the bytes of a document, where a causal model cannot see it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
 from mambabyte.models.byte_lm import VOCABULARY
+from mambabyte.models.states import restart_rows, select_rows
 
 
 @dataclass(frozen=True)
@@ -133,28 +133,8 @@ def stateful(
             following.append(document)
         state = restart_rows(state, model, fresh)
         cursor.lanes = following
-        cursor.state = state if len(kept) == len(spans) else map_tensors(itemgetter(kept), state)
+        cursor.state = state if len(kept) == len(spans) else select_rows(state, kept)
         yield spans
-
-
-def restart_rows(state: Any, model: ByteLM, rows: list[int]) -> Any:
-    """The state with the rows of its batch that are named set to the state before any byte."""
-    if not rows:
-        return state
-    fresh = model.initial_state(len(rows))
-
-    def restart(carried: Tensor, new: Tensor) -> Tensor:
-        return carried.index_copy(0, torch.tensor(rows, device=carried.device), new.to(carried.dtype))
-
-    return map_tensors(restart, state, fresh)
-
-
-def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
-    """Apply ``function`` to the tensors of states of one structure: (lists and tuples of) tensors."""
-    first = trees[0]
-    if isinstance(first, (list, tuple)):
-        return type(first)(map_tensors(function, *children) for children in zip(*trees, strict=True))
-    return function(*trees)
 
 
 def _pad(windows: list[np.ndarray], model: ByteLM) -> tuple[Tensor, Tensor]:

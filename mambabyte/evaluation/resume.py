@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from mambabyte.errors import UserError
-from mambabyte.evaluation.protocols import Cursor, map_tensors
+from mambabyte.evaluation.protocols import Cursor
+from mambabyte.models.states import map_tensors
 
 
 @dataclass
