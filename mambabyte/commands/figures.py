@@ -72,9 +72,7 @@ def noise(
         )
     found.values["noise"] = rows
     found.lines.append(f"noise: bits per byte, and word perplexity above {before:.6g}:")
-    found.lines += [
-        f"  {row['noise']:16}{row['bits_per_byte']:8.4f}{row['increase']:+14.6g}" for row in rows
-    ]
+    found.lines += [f"  {row['noise']:16}{row['bits_per_byte']:8.4f}{row['increase']:+14.6g}" for row in rows]
 
 
 def lengths(

@@ -233,7 +233,10 @@ def test_cfg_prints_one_group_and_runs_nothing(cli):
         (["train", "--fast"], "unrecognized arguments: --fast; see mambabyte train --help"),
         (["train", "--bpb"], "unrecognized arguments: --bpb"),
         (["eval"], "ckpt is not set; add ckpt=VALUE"),
-        (["eval", "ckpt=a", "protocol=folding"], "protocol must be one of disjoint, sliding, stateful, not 'folding'"),
+        (
+            ["eval", "ckpt=a", "protocol=folding"],
+            "protocol must be one of disjoint, sliding, stateful, not 'folding'",
+        ),
         (["eval", "ckpt=a", "max_bytes=all"], "max_bytes must be an integer or null, not 'all'"),
         (["generate", "ckpt=a", "temperature=hot"], "temperature must be a number, not 'hot'"),
         (["doctor", "now"], "unrecognized arguments: now"),

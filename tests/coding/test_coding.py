@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from mambabyte.coding import compress_file, container, decode, decompress_file, encode
+from mambabyte.coding import compress_file, container, decode, decompress_file, encode, prove
 from mambabyte.coding.predictions import predictions
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
@@ -235,3 +235,24 @@ def test_files_that_cannot_be_read_or_written_are_told(model: ByteLM, tmp_path: 
         with pytest.raises(UserError):
             compress_file(model, tmp_path / "file", tmp_path / "out", **settings)
     assert (tmp_path / "file").read_bytes() == b"abc"
+
+
+def test_the_proof_is_a_file_of_the_computed_size(model: ByteLM) -> None:
+    model = deepcopy(model)
+    with torch.no_grad():
+        model.lm_head.weight.div_(5)  # nothing less likely than 2^-24, which the coder would round up
+    lengths = [900, 700, 1, 1400]
+    corpus = ByteCorpus(random_bytes(sum(lengths)), np.concatenate(([0], np.cumsum(lengths))), list("abcd"))
+    documents = [corpus.document(i) for i in range(4)]
+    for protocol, window in (("stateful", None), ("disjoint", 32)):
+        computed = evaluate(model, corpus, protocol, 32).bits_per_byte
+        proof = prove(model, documents, computed, window)
+        payload = 8 * (proof.file_bytes - proof.overhead) / proof.bytes
+        assert payload == pytest.approx(computed, rel=1e-3)  # the promise of `--prove`
+        assert proof.relative_difference == pytest.approx(proof.bits_per_byte / computed - 1)
+
+
+def test_a_proof_that_fails_is_no_proof(model: ByteLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mambabyte.coding.proof.decode", lambda *_: np.zeros(20, np.uint8))
+    with pytest.raises(UserError, match="the proof failed"):
+        prove(model, [random_bytes(20)], 8.0, None)
