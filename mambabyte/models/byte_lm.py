@@ -56,8 +56,8 @@ class ByteLMConfig:
 class ByteLM(nn.Module):
     """A causal language model over the 256 bytes; none of them is padding.
 
-    recurrent: the state's size does not grow with the bytes behind it, so that a document of any length can be
-    scored and continued in constant memory.
+    recurrent: the state's size does not grow with the bytes behind it, so that a document of any length can
+    be scored and continued in constant memory.
     """
 
     recurrent: ClassVar[bool] = False

@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import VOCABULARY, ByteLM, ByteLMConfig, FlopsPerByte, State
 from mambabyte.ops import causal_conv1d, residual_norm, selective_scan
+from mambabyte.ops.mamba_step import MambaBlockWeights, mamba_step, serves_mamba_step
 
 
 @dataclass
@@ -155,6 +156,22 @@ class Block(nn.Module):
         update, state = self.mixer(normed, state, document_start)
         return residual, update, state
 
+    def weights(self) -> MambaBlockWeights:
+        norm, mixer = self.norm, self.mixer
+        return MambaBlockWeights(
+            norm.weight,
+            norm.bias,
+            mixer.in_proj.weight,
+            mixer.conv1d.weight.squeeze(1),
+            mixer.conv1d.bias,  # type: ignore[arg-type]
+            mixer.x_proj.weight,
+            mixer.dt_proj.weight,
+            mixer.dt_proj.bias,
+            mixer.A_log,
+            mixer.D,
+            mixer.out_proj.weight,
+        )
+
 
 class Backbone(nn.Module):
     def __init__(self, config: MambaByteConfig) -> None:
@@ -185,6 +202,22 @@ class MambaByte(ByteLM):
 
     def prefill(self, bytes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         return self._run(bytes, state, None)
+
+    def step(self, byte: Tensor, state: State) -> tuple[Tensor, State]:
+        if not serves_mamba_step(self.lm_head.weight):
+            return super().step(byte, state)
+        backbone, config = self.backbone, self.config
+        return mamba_step(
+            byte,
+            backbone.embedding.weight,
+            [layer.weights() for layer in backbone.layers],  # type: ignore[operator]
+            backbone.norm_f.weight,
+            backbone.norm_f.bias,
+            self.lm_head.weight,
+            state,
+            config.norm_epsilon,
+            config.norm == "rms",
+        )
 
     def initial_state(self, batch_size: int) -> State:
         config, weight = self.config, self.lm_head.weight

@@ -20,6 +20,7 @@ BACKENDS = {
     "selective_scan": ("cpu", "triton", "mamba_ssm", "reference"),
     "causal_conv1d": ("cpu", "reference"),
     "residual_norm": ("cpu", "reference"),
+    "mamba_step": ("cpu", "reference"),
 }
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _override = os.environ.get("MAMBABYTE_BACKEND")  # a plain global: torch.compile can read it

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.cpu.arguments import as_rows, kernel_dtype, pointer
+from mambabyte.ops.cpu.arguments import as_rows, empty, kernel_dtype, num_threads, pointer
 from mambabyte.ops.cpu.build import library
+from mambabyte.ops.operators import operator
 
 
 def causal_conv1d(
@@ -120,12 +121,12 @@ class _Arguments(ctypes.Structure):
     ]
 
 
-@torch.library.custom_op("mambabyte::causal_conv1d", mutates_args=())
+@operator("mambabyte::causal_conv1d")
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None, document_start: Tensor | None
 ) -> Tensor:
     rows = as_rows(x, kernel_dtype(x.dtype))
-    out = torch.empty(x.shape, dtype=rows.dtype)
+    out = empty(x.shape, rows.dtype)
     _run("forward", rows, weight, bias, initial_state, document_start, out=out)
     return out.to(x.dtype)
 
@@ -137,7 +138,7 @@ def _(
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("mambabyte::causal_conv1d_backward", mutates_args=())
+@operator("mambabyte::causal_conv1d_backward")
 def _backward(
     grad_out: Tensor,
     x: Tensor,
@@ -149,7 +150,7 @@ def _backward(
     rows = as_rows(x, kernel_dtype(x.dtype))
     batch, _, channels = x.shape
     width = weight.shape[1]
-    grad_x = torch.empty(x.shape, dtype=rows.dtype)
+    grad_x = empty(x.shape, rows.dtype)
     grad_weight = torch.empty(batch, width, channels)
     grad_bias = torch.empty(batch, channels)
     grad_state = torch.empty(batch, width - 1, channels)
@@ -211,7 +212,7 @@ def _run(
     start = None if document_start is None else document_start.to(torch.uint8).contiguous()
     arguments = _Arguments(
         batch=batch, length=length, channels=channels, width=width,
-        threads=torch.get_num_threads(), bfloat16=x.dtype == torch.bfloat16,
+        threads=num_threads(), bfloat16=x.dtype == torch.bfloat16,
         x=pointer(x), x_batch_stride=x.stride(0), x_time_stride=x.stride(1),
         weight=pointer(taps), bias=pointer(bias), state=pointer(state), document_start=pointer(start),
         **{name: pointer(tensor) for name, tensor in tensors.items()},

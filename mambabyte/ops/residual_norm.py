@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.cpu.arguments import kernel_dtype, pointer
+from mambabyte.ops.cpu.arguments import empty, kernel_dtype, num_threads, pointer
 from mambabyte.ops.cpu.build import library
+from mambabyte.ops.operators import operator
 
 
 def residual_norm(
@@ -43,10 +44,7 @@ def residual_norm(
     device = residual.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else residual.dtype
     if choose_backend("residual_norm", residual.device, residual.dtype, backend) == "cpu":
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            out, x = _forward(residual, update, weight, bias, epsilon, rms, kernel_dtype(dtype))
-        else:
-            out, x = _run_forward(residual, update, weight, bias, epsilon, rms, kernel_dtype(dtype))
+        out, x = _forward(residual, update, weight, bias, epsilon, rms, kernel_dtype(dtype))
         return out.to(dtype), x
     x = residual if update is None else residual + update.to(residual.dtype)
     with torch.autocast(device, enabled=False):
@@ -73,7 +71,7 @@ class _Arguments(ctypes.Structure):
 
 def _run(direction: str, residual: Tensor, epsilon: float, rms: bool, **tensors: Tensor | None) -> None:
     width = residual.shape[-1]
-    rows, threads = residual.numel() // width, torch.get_num_threads()
+    rows, threads = residual.numel() // width, num_threads()
     low = tensors["out"] if direction == "forward" else tensors["grad_out"]
     arguments = _Arguments(
         rows=rows,
@@ -89,12 +87,18 @@ def _run(direction: str, residual: Tensor, epsilon: float, rms: bool, **tensors:
     getattr(library(), f"mambabyte_residual_norm_{direction}")(ctypes.byref(arguments))
 
 
-def _run_forward(
-    residual: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, rms: bool,
+@operator("mambabyte::residual_norm")
+def _forward(
+    residual: Tensor,
+    update: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    epsilon: float,
+    rms: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     residual = residual.float().contiguous()
-    out, x = torch.empty(residual.shape, dtype=dtype), torch.empty_like(residual)
+    out, x = empty(residual.shape, dtype), empty(residual.shape)
     _run(
         "forward",
         residual,
@@ -109,19 +113,6 @@ def _run_forward(
     return out, x
 
 
-@torch.library.custom_op("mambabyte::residual_norm", mutates_args=())
-def _forward(
-    residual: Tensor,
-    update: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    epsilon: float,
-    rms: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    return _run_forward(residual, update, weight, bias, epsilon, rms, dtype)
-
-
 @_forward.register_fake
 def _(
     residual: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, rms: bool,
@@ -130,7 +121,7 @@ def _(
     return residual.new_empty(residual.shape, dtype=dtype), residual.new_empty(residual.shape)
 
 
-@torch.library.custom_op("mambabyte::residual_norm_backward", mutates_args=())
+@operator("mambabyte::residual_norm_backward")
 def _backward(
     grad_out: Tensor,
     grad_sum: Tensor,
@@ -140,8 +131,8 @@ def _backward(
     epsilon: float,
     rms: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tasks, width = torch.get_num_threads(), x.shape[-1]
-    grad_x = torch.empty_like(x)
+    tasks, width = num_threads(), x.shape[-1]
+    grad_x = empty(x.shape)
     grad_weight = torch.empty(tasks, width)
     grad_bias = torch.empty(tasks, width)
     _run(

@@ -34,8 +34,9 @@ def run(scan, arguments, document_start=None, wide=False):
     leaves = {n: (v.double() if wide else v).detach().requires_grad_() for n, v in arguments.items()}
     out, state = scan(leaves, document_start)
     generator = torch.Generator().manual_seed(1)
-    loss = (out.double() * torch.randn(out.shape, generator=generator, dtype=torch.float64)).sum()
-    loss = loss + (state.double() * torch.randn(state.shape, generator=generator, dtype=torch.float64)).sum()
+    # Of few bits, so that the gradient that reaches the output is the same number in every precision.
+    weights = [torch.randn(x.shape, generator=generator).bfloat16().double() for x in (out, state)]
+    loss = (out.double() * weights[0]).sum() + (state.double() * weights[1]).sum()
     gradients = torch.autograd.grad(loss, [leaves[n] for n in NAMES])
     return {"out": out, "state": state, **{f"grad_{n}": g for n, g in zip(NAMES, gradients, strict=True)}}
 
@@ -95,6 +96,18 @@ def test_low_precision_activations_keep_fp32_arithmetic(backend, dtype):
     assert actual["out"].dtype == actual["grad_u"].dtype == dtype and actual["grad_A"].dtype == torch.float32
     assert_equal(actual, expected, TOLERANCE[dtype])
     assert relative_error(actual["state"], expected["state"]) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("states", [1, 8, 16, 64, 128])
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 1000, 4097])
+def test_the_kernel_equals_the_double_reference_at_every_size(length, states, dtype):
+    arguments = make_arguments(
+        1, length, 20, states, dtype
+    )  # 20 channels: a whole register and a part of one
+    expected = run(fused("reference"), arguments, wide=True)
+    # gradients of A, D and the bias add up to 4,097 terms in fp32
+    assert_equal(run(fused("cpu"), arguments), expected, max(TOLERANCE[dtype], 2e-5))
 
 
 def test_long_window_at_any_number_of_threads_with_the_same_bits():

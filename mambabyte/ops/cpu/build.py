@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCES = ("selective_scan.cpp", "causal_conv1d.cpp", "residual_norm.cpp")
+SOURCES = ("selective_scan.cpp", "causal_conv1d.cpp", "residual_norm.cpp", "mamba_step.cpp")
 HEADERS = ("vector.h",)
 # No -ffast-math: it would reassociate the rounding in exp2, and leave the whole process flushing denormals.
 FLAGS = (

@@ -62,35 +62,48 @@ struct SelectiveScanArguments {
 
 namespace {
 
-struct Block {  // what one block of 16 channels needs of one chunk
-  Vec u[kChunk], dt[kChunk], dtu[kChunk], y[kChunk];
+struct Block {  // what one block of 16 channels needs of one chunk; slope: of softplus
+  Vec u[kChunk], dt[kChunk], dtu[kChunk], slope[kChunk], y[kChunk];
 };
 
-// Walks `steps` steps of NT states from `h`, adding to y. With Save, decays[t] and states[t] (before step t) are kept.
+// exp(dt A) of NT states at each step of a chunk; zero where a document starts, which forgets the state.
+template <int NT>
+inline void decay_tile(const Block& block, int steps, const Vec* A_log2e, const uint8_t* start, Vec* decays) {
+  constexpr int kTogether = NT < 4 ? NT : 4;
+  for (int t = 0; t < steps; ++t)
+    for (int n = 0; n < NT; n += kTogether) {
+      Vec decay[kTogether];
+      for (int i = 0; i < kTogether; ++i) decay[i] = block.dt[t] * A_log2e[n + i];
+      exp2_all<kTogether>(decay);
+      for (int i = 0; i < kTogether; ++i) decays[t * NT + n + i] = decay[i];
+    }
+  if (start)
+    for (int t = 0; t < steps; ++t)
+      if (start[t]) std::memset(static_cast<void*>(decays + t * NT), 0, NT * sizeof(Vec));
+}
+
+// Walks `steps` steps of NT states from `h`, adding to y. With Save, states[t] (before step t) are kept.
 template <int NT, bool Save>
-inline void scan_tile(const Block& block, int steps, const float* B, const float* C, int64_t N, const Vec* A_log2e,
-                      const uint8_t* start, Vec* h, Vec* y, Vec* decays, Vec* states) {
-  Vec state[NT], rate[NT];
-  for (int n = 0; n < NT; ++n) state[n] = h[n], rate[n] = A_log2e[n];
+inline void scan_tile(const Block& block, int steps, const float* B, const float* C, int64_t N, const Vec* decays,
+                      Vec* h, Vec* y, Vec* states) {
+  Vec state[NT];
+  for (int n = 0; n < NT; ++n) state[n] = h[n];
   for (int t = 0; t < steps; ++t) {
-    const Vec dt = block.dt[t], dtu = block.dtu[t];
-    const float keep = start && start[t] ? 0.0f : 1.0f;
-    Vec total = {};
+    const Vec dtu = block.dtu[t];
+    Vec total[2] = {y[t], Vec{}};  // two sums: half as long a chain of additions
 #pragma GCC unroll 8
     for (int n = 0; n < NT; ++n) {
-      Vec decay = exp2(dt * rate[n]);
-      if (start) decay *= keep;
-      if (Save) decays[t * NT + n] = decay, states[t * NT + n] = state[n];
-      state[n] = state[n] * decay + dtu * B[t * N + n];
-      total += state[n] * C[t * N + n];
+      if (Save) states[t * NT + n] = state[n];
+      state[n] = state[n] * decays[t * NT + n] + dtu * B[t * N + n];
+      total[n % 2] += state[n] * C[t * N + n];
     }
-    y[t] += total;
+    y[t] = total[0] + total[1];
   }
   for (int n = 0; n < NT; ++n) h[n] = state[n];
 }
 
-struct Gradients {  // of one chunk and one block of channels
-  Vec y[kChunk], dt[kChunk], dtu[kChunk];
+struct Gradients {  // of one chunk and one block of channels; z: but for the factor y + D u
+  Vec y[kChunk], dt[kChunk], dtu[kChunk], z[kChunk];
 };
 
 template <int NT>
@@ -186,12 +199,23 @@ class SelectiveScan {
     const Vec bias = optional(a_.delta_bias, block, lanes);
     for (int t = 0; t < steps(chunk); ++t) {
       const int64_t row = chunk * kChunk + t;
-      const Vec raw = load(delta_.at(b, row) + block * kLanes, lanes) + bias;
-      x.u[t] = load(u_.at(b, row) + block * kLanes, lanes);
-      x.dt[t] = a_.softplus ? softplus(raw) : raw;
+      const T *delta = delta_.at(b, row) + block * kLanes, *u = u_.at(b, row) + block * kLanes;
+      prefetch_next(delta), prefetch_next(u);
+      if (z_.data) prefetch_next(z_.at(b, row) + block * kLanes);
+      const Vec raw = load(delta, lanes) + bias;
+      const Softplus step = a_.softplus ? softplus(raw) : Softplus{raw, splat(1.0f)};
+      x.u[t] = load(u, lanes);
+      x.dt[t] = step.value, x.slope[t] = step.slope;
       x.dtu[t] = x.dt[t] * x.u[t];
       x.y[t] = Vec{};
     }
+  }
+
+  template <int NT>
+  void walk(Block& x, int steps, int64_t n, const Vec* rate, Vec* state) const {
+    Vec decays[kChunk * NT];
+    decay_tile<NT>(x, steps, rate + n, start_, decays);
+    scan_tile<NT, false>(x, steps, B_ + n, C_ + n, N_, decays, state + n, x.y, nullptr);
   }
 
   void forward(int64_t b, int64_t chunk, int64_t block, int64_t local) const {
@@ -202,9 +226,8 @@ class SelectiveScan {
     const Vec* rate = rate_ + local * N_;
     int64_t n = 0;
     for (; n + kTile <= N_; n += kTile)
-      scan_tile<kTile, false>(x, steps(chunk), B_ + n, C_ + n, N_, rate + n, start_, next + n, x.y, nullptr, nullptr);
-    for (; n < N_; ++n)
-      scan_tile<1, false>(x, steps(chunk), B_ + n, C_ + n, N_, rate + n, start_, next + n, x.y, nullptr, nullptr);
+      walk<kTile>(x, steps(chunk), n, rate, next);
+    for (; n < N_; ++n) walk<1>(x, steps(chunk), n, rate, next);
     const int lanes = this->lanes(block);
     const Vec D = optional(a_.D, block, lanes);
     for (int t = 0; t < steps(chunk); ++t) {
@@ -223,7 +246,8 @@ class SelectiveScan {
                                    const Vec* rate, Vec* carry, Vec* grad_A, Vec* grad_B, Vec* grad_C) const {
     Vec decays[kChunk * NT], states[kChunk * NT], h[NT];
     for (int i = 0; i < NT; ++i) h[i] = before[n + i];
-    scan_tile<NT, true>(x, steps, B_ + n, C_ + n, N_, rate + n, start_, h, x.y, decays, states);
+    decay_tile<NT>(x, steps, rate + n, start_, decays);
+    scan_tile<NT, true>(x, steps, B_ + n, C_ + n, N_, decays, h, x.y, states);
     backward_tile<NT>(x, grad, steps, B_ + n, C_ + n, N_, A + n, decays, states, h, carry + n, grad_A + n, grad_B + n,
                       grad_C + n);
   }
@@ -254,10 +278,13 @@ class SelectiveScan {
     const Rows<T> grad_out = a_.grad_out.as<T>();
     for (int t = 0; t < steps; ++t) {
       const int64_t row = chunk * kChunk + t;
-      grad.y[t] = load(grad_out.at(b, row) + first_channel, lanes);
+      const T* out = grad_out.at(b, row) + first_channel;
+      prefetch_next(out);
+      grad.y[t] = load(out, lanes);
       if (z_.data) {
-        const Vec z = load(z_.at(b, row) + first_channel, lanes);
-        grad.y[t] *= z * sigmoid(z);
+        const Vec z = load(z_.at(b, row) + first_channel, lanes), gate = sigmoid(z);
+        grad.z[t] = grad.y[t] * gate * (1.0f + z * (1.0f - gate));
+        grad.y[t] *= z * gate;
       }
       grad.dt[t] = grad.dtu[t] = Vec{};
     }
@@ -271,18 +298,13 @@ class SelectiveScan {
     for (; n < N_; ++n)
       recompute_and_differentiate<1>(x, grad, steps, n, before, A, rate, carry, grad_A, grad_B, grad_C);
 
-    const Vec D = optional(a_.D, block, lanes), bias = optional(a_.delta_bias, block, lanes);
+    const Vec D = optional(a_.D, block, lanes);
     Vec grad_D = {}, grad_bias = {};
     for (int t = 0; t < steps; ++t) {
       const int64_t row = chunk * kChunk + t;
-      if (z_.data) {
-        const Vec z = load(z_.at(b, row) + first_channel, lanes), gate = sigmoid(z);
-        const Vec out = load(grad_out.at(b, row) + first_channel, lanes);
-        const Vec grad_z = out * (x.y[t] + D * x.u[t]) * gate * (1.0f + z * (1.0f - gate));
-        store(a_.grad_z.as<T>().at(b, row) + first_channel, grad_z, lanes);
-      }
-      Vec grad_delta = grad.dt[t] + grad.dtu[t] * x.u[t];
-      if (a_.softplus) grad_delta *= sigmoid(load(delta_.at(b, row) + first_channel, lanes) + bias);
+      if (z_.data)
+        store(a_.grad_z.as<T>().at(b, row) + first_channel, grad.z[t] * (x.y[t] + D * x.u[t]), lanes);
+      const Vec grad_delta = (grad.dt[t] + grad.dtu[t] * x.u[t]) * x.slope[t];
       store(a_.grad_delta.as<T>().at(b, row) + first_channel, grad_delta, lanes);
       store(a_.grad_u.as<T>().at(b, row) + first_channel, grad.y[t] * D + grad.dtu[t] * x.dt[t], lanes);
       grad_D += grad.y[t] * x.u[t];

@@ -38,38 +38,53 @@ static inline HalfVec to_bfloat16(Vec x) {
 #endif
 }
 
-// `lanes` < kLanes only in the last block of channels: the missing lanes read as zero and are not written.
-static inline Vec load(const float* p, int lanes) {
-  Vec v = {};
-  if (lanes == kLanes)
+// `lanes` < kLanes only in the last block of channels: the missing lanes read as zero and are not written. Whole
+// registers have a path of their own, or the compiler would send them through memory.
+template <class Register, class T>
+static inline Register load_lanes(const T* p, int lanes) {
+  Register v = {};
+  if (__builtin_expect(lanes == kLanes, 1)) {
     std::memcpy(&v, p, sizeof v);
-  else
-    std::memcpy(&v, p, lanes * sizeof(float));
+    return v;
+  }
+  for (int i = 0; i < lanes; ++i) std::memcpy(reinterpret_cast<T*>(&v) + i, p + i, sizeof(T));
   return v;
 }
 
-static inline Vec load(const BFloat16* p, int lanes) {
-  HalfVec v = {};
-  if (lanes == kLanes)
-    std::memcpy(&v, p, sizeof v);
-  else
-    std::memcpy(&v, p, lanes * sizeof(BFloat16));
-  return to_float(v);
+static inline Vec load(const float* p, int lanes) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(0xffffu >> (kLanes - lanes), p));
+#else
+  return load_lanes<Vec>(p, lanes);
+#endif
 }
 
+static inline Vec load(const BFloat16* p, int lanes) { return to_float(load_lanes<HalfVec>(p, lanes)); }
+
 static inline void store(float* p, Vec v, int lanes) {
-  if (lanes == kLanes)
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, 0xffffu >> (kLanes - lanes), reinterpret_cast<__m512>(v));
+#else
+  if (__builtin_expect(lanes == kLanes, 1))
     std::memcpy(p, &v, sizeof v);
   else
     std::memcpy(p, &v, lanes * sizeof(float));
+#endif
 }
 
 static inline void store(BFloat16* p, Vec x, int lanes) {
   const HalfVec v = to_bfloat16(x);
-  if (lanes == kLanes)
+  if (__builtin_expect(lanes == kLanes, 1))
     std::memcpy(p, &v, sizeof v);
   else
     std::memcpy(p, &v, lanes * sizeof(BFloat16));
+}
+
+// Kernels that walk down the rows of a (B, L, D) tensor, one block of channels at a time, jump from row to row, which
+// the processor does not foresee: they ask for the next block of a row while they read this one.
+template <class T>
+static inline void prefetch_next(const T* p) {
+  __builtin_prefetch(p + kLanes);
 }
 
 static inline float scalar(float x) { return x; }
@@ -80,35 +95,54 @@ static inline float scalar(BFloat16 x) {
   return value;
 }
 
+// In halves: four short additions after one another instead of fifteen.
 static inline float sum(Vec v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
+  typedef float Half __attribute__((vector_size(32)));
+  typedef float Quarter __attribute__((vector_size(16)));
+  Half halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  const Half half = halves[0] + halves[1];
+  Quarter quarters[2];
+  std::memcpy(quarters, &half, sizeof half);
+  const Quarter quarter = quarters[0] + quarters[1];
+  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
-// 2^x: x = n + f with integer n and |f| <= 1/2, a polynomial of degree 5 for 2^f (relative error 1e-7), then the
-// exponent is raised by n.
-static inline Vec exp2(Vec x) {
+// x[i] = 2^x[i]: x = n + f with integer n and |f| <= 1/2, a polynomial of degree 5 for 2^f (relative error 1e-7), then
+// the exponent is raised by n. The K of them go hand in hand, so that each waits for its own result only.
+template <int K>
+static inline void exp2_all(Vec* x) {
+  Vec n[K], p[K];
 #if defined(__AVX512F__)
-  const Vec n = reinterpret_cast<Vec>(_mm512_roundscale_ps(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
+  for (int i = 0; i < K; ++i)
+    n[i] = reinterpret_cast<Vec>(
+        _mm512_roundscale_ps(reinterpret_cast<__m512>(x[i]), _MM_FROUND_TO_NEAREST_INT));
 #else
-  const Vec clamped = x < -126.0f ? splat(-126.0f) : (x > 127.0f ? splat(127.0f) : x);
-  x = clamped;
+  Vec shifted[K];
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
-  const Vec shifted = x + magic;
-  const Vec n = shifted - magic;
+  for (int i = 0; i < K; ++i) x[i] = x[i] < -126.0f ? splat(-126.0f) : (x[i] > 127.0f ? splat(127.0f) : x[i]);
+  for (int i = 0; i < K; ++i) shifted[i] = x[i] + magic;
+  for (int i = 0; i < K; ++i) n[i] = shifted[i] - magic;
 #endif
-  const Vec f = x - n;
-  Vec p = f * 1.32647e-3f + 9.67151e-3f;
-  p = p * f + 5.550734e-2f;
-  p = p * f + 2.4022242e-1f;
-  p = p * f + 6.9314698e-1f;
-  p = p * f + 1.0f;
+  for (int i = 0; i < K; ++i) x[i] -= n[i];
+  for (int i = 0; i < K; ++i) p[i] = x[i] * 1.32647e-3f + 9.67151e-3f;
+  for (int i = 0; i < K; ++i) p[i] = p[i] * x[i] + 5.550734e-2f;
+  for (int i = 0; i < K; ++i) p[i] = p[i] * x[i] + 2.4022242e-1f;
+  for (int i = 0; i < K; ++i) p[i] = p[i] * x[i] + 6.9314698e-1f;
+  for (int i = 0; i < K; ++i) p[i] = p[i] * x[i] + 1.0f;
 #if defined(__AVX512F__)
-  return reinterpret_cast<Vec>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+  for (int i = 0; i < K; ++i)
+    x[i] = reinterpret_cast<Vec>(
+        _mm512_scalef_ps(reinterpret_cast<__m512>(p[i]), reinterpret_cast<__m512>(n[i])));
 #else
-  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p) + (reinterpret_cast<IntVec>(shifted) << 23));
+  for (int i = 0; i < K; ++i)
+    x[i] = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p[i]) + (reinterpret_cast<IntVec>(shifted[i]) << 23));
 #endif
+}
+
+static inline Vec exp2(Vec x) {
+  exp2_all<1>(&x);
+  return x;
 }
 
 constexpr float kLog2E = 1.4426950408889634f;
@@ -123,18 +157,23 @@ static inline Vec sigmoid(Vec x) {
   return (x >= 0.0f ? splat(1.0f) : e) / (1.0f + e);
 }
 
+struct Softplus {
+  Vec value, slope;  // log(1 + e^x) and its derivative, the sigmoid
+};
+
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|), with log1p(t) = 2 atanh(t / (2 + t)): accurate for the small step sizes
-// (1e-3) where 1 + t would round t away.
-static inline Vec softplus(Vec x) {
+// (1e-3) where 1 + t would round t away. One division serves both results.
+static inline Softplus softplus(Vec x) {
   const Vec t = exp2(absolute(x) * -kLog2E);
-  const Vec s = t / (2.0f + t);
+  const Vec reciprocal = 1.0f / ((1.0f + t) * (2.0f + t));
+  const Vec s = t * (1.0f + t) * reciprocal;
   const Vec q = s * s;
   Vec p = q * 0.2429030f + 0.2143056f;
   p = p * q + 0.28616612f;
   p = p * q + 0.39998888f;
   p = p * q + 0.66666676f;
   const Vec log1p = s * 2.0f + s * q * p;
-  return (x > 0.0f ? x : splat(0.0f)) + log1p;
+  return {(x > 0.0f ? x : splat(0.0f)) + log1p, (x >= 0.0f ? splat(1.0f) : t) * ((2.0f + t) * reciprocal)};
 }
 
 // Decayed states become denormal numbers, on which x86 cores are a hundred times slower: flush them to zero while a

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from mambabyte.ops.cpu.arguments import Rows, as_rows, kernel_dtype, pointer, rows
+from mambabyte.ops.cpu.arguments import Rows, as_rows, empty, kernel_dtype, num_threads, pointer, rows
 from mambabyte.ops.cpu.build import library
 
 CHUNK, LANES = 32, 16  # kChunk and kLanes of the C++ source
@@ -73,12 +73,12 @@ def forward(
     parameters = [_float(x) for x in (A, D, delta_bias)]
     start = None if document_start is None else document_start.to(torch.uint8).contiguous()
     batch, kept, *block = states_shape(u, A)
-    states = torch.empty(batch, kept if keep_states else 2, *block)
+    states = empty((batch, kept if keep_states else 2, *block))
     if initial_state is None:
         states[:, 0].zero_()
     else:
         states[:, 0].copy_(_blocks(initial_state))
-    out = torch.empty(u.shape, dtype=dtype)
+    out = empty(u.shape, dtype)
     arguments = _arguments(inputs, parameters, start, out, states, delta_softplus, keep_states)
     library().mambabyte_selective_scan_forward(ctypes.byref(arguments))
     last = states[:, kept - 1 if keep_states else (kept - 1) % 2]
@@ -108,9 +108,9 @@ def backward(
     start = None if document_start is None else document_start.to(torch.uint8).contiguous()
     batch, length, channels = u.shape
     grad_out = as_rows(grad_out, dtype)
-    grad_u = torch.empty(u.shape, dtype=dtype)
-    grad_delta = torch.empty_like(grad_u)
-    grad_z = None if z is None else torch.empty_like(grad_u)
+    grad_u = empty(u.shape, dtype)
+    grad_delta = empty(u.shape, dtype)
+    grad_z = None if z is None else empty(u.shape, dtype)
     # The kernel writes the initial state's gradient over this: it must not be autograd's own tensor.
     if grad_final_state is None:
         grad_state = states.new_zeros(batch, *states.shape[2:])
@@ -153,7 +153,7 @@ def _arguments(
     u = inputs[0]
     assert u is not None
     batch, length, channels = u.shape
-    threads = torch.get_num_threads()
+    threads = num_threads()
     arguments = _Arguments(batch=batch, length=length, channels=channels, states=states.shape[3])
     # One task per (batch, group of channel blocks): as many groups as keep every thread equally busy.
     arguments.groups = min(threads // math.gcd(batch, threads), states.shape[2])
