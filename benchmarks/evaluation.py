@@ -1,6 +1,6 @@
 """Evaluation and compression beside what they are made of: a training step, the forward pass, generation.
 
-    python benchmarks/evaluation.py [--context 1024 --batch 8 --megabytes 10 --code-bytes 65536]
+    python benchmarks/evaluation.py [--context 1024 --batch 8 --megabytes 10 --code-bytes 65536 --lanes 64]
 
 The model is `conf/model/small.yaml`, untrained, on random bytes: time does not depend on what they say. Each
 ratio is between parts of this run. Peak memory is that of a process of its own for each document length.
@@ -30,14 +30,20 @@ _GENERATED = 256
 
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0], repeats=5)
-    for name, default in (("context", 1024), ("batch", 8), ("megabytes", 10), ("code-bytes", 1 << 16)):
+    for name, default in (
+        ("context", 1024),
+        ("batch", 8),
+        ("megabytes", 10),
+        ("code-bytes", 1 << 16),
+        ("lanes", 64),
+    ):
         arguments.add_argument(f"--{name}", type=int, default=default)
     options = arguments.parse_args()
     model, size = small_model(), options.context * options.batch
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     windows = torch.from_numpy(random_bytes(size + options.batch)).long().view(options.batch, -1)
     text = random_bytes(options.code_bytes)
-    lanes = max(1, min(64, options.code_bytes >> 14))
+    lanes = options.lanes  # as many as `mambabyte compress` takes for 1 MB
     lengths = [len(part) for part in np.array_split(text, lanes)]
     compressed = io.BytesIO()
     coded = encode(model, text, lengths, compressed, lanes)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from mambabyte.coding.coder import Progress, decode, encode
 from mambabyte.coding.predictions import MAX_LANES
@@ -61,7 +62,9 @@ def prove(
     lengths = [len(document) for document in documents]
     data = np.concatenate(documents)
     with tempfile.TemporaryFile() as file:
-        coded = encode(model, data, lengths, file, MAX_LANES, window, progress=show("compressing"))
+        coded = encode(
+            model, data, lengths, file, MAX_LANES, window, torch.get_num_threads(), show("compressing")
+        )
         file.seek(0)
         back = decode(model, file, lambda size: np.zeros(size, np.uint8), show("decompressing"))
     if not np.array_equal(back, data):
