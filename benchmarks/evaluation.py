@@ -40,13 +40,15 @@ def main() -> None:
         arguments.add_argument(f"--{name}", type=int, default=default)
     options = arguments.parse_args()
     model, size = small_model(), options.context * options.batch
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    # all the work of a step, and the weights stay those that the file was compressed with
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     windows = torch.from_numpy(random_bytes(size + options.batch)).long().view(options.batch, -1)
     text = random_bytes(options.code_bytes)
     lanes = options.lanes  # as many as `mambabyte compress` takes for 1 MB
     lengths = [len(part) for part in np.array_split(text, lanes)]
     compressed = io.BytesIO()
-    coded = encode(model, text, lengths, compressed, lanes)
+    threads = torch.get_num_threads()
+    coded = encode(model, text, lengths, compressed, lanes, threads=threads)
 
     def train() -> None:
         optimizer.zero_grad()
@@ -73,7 +75,7 @@ def main() -> None:
             "evaluate, disjoint": lambda: evaluate(model, corpus, "disjoint", options.context, options.batch),
             "evaluate, stateful": lambda: evaluate(model, corpus, "stateful", options.context, options.batch),
             "forward of the coded bytes": forward_of_the_coded_bytes,
-            "compress": lambda: encode(model, text, lengths, io.BytesIO(), lanes),
+            "compress": lambda: encode(model, text, lengths, io.BytesIO(), lanes, threads=threads),
             "decompress": lambda: decode(
                 model, io.BytesIO(compressed.getvalue()), lambda count: np.zeros(count, np.uint8)
             ),
