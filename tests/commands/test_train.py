@@ -356,3 +356,14 @@ def test_wandb_without_a_key_records_offline_and_keeps_its_run(
     import wandb
 
     wandb.finish()
+
+
+def test_a_model_whose_state_grows_is_summarized_without_stateful(
+    start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mambabyte.models import MambaByte
+
+    monkeypatch.setattr(MambaByte, "recurrent", False)
+    summary = json.loads((start("grows") / "summary.json").read_text())
+    assert summary["validation_stateful"] is None
+    assert summary["validation"]["protocol"]["name"] == "disjoint"
