@@ -25,6 +25,8 @@ COMMANDS = {
     "train": "train a model: mambabyte train experiment=quickstart",
     "eval": "measure a model: mambabyte eval --bpb --ckpt runs/quickstart",
     "generate": "continue a prompt: mambabyte generate --ckpt runs/quickstart --prompt 'def '",
+    "compress": "compress a file losslessly by a model: mambabyte compress FILE --ckpt runs/quickstart",
+    "decompress": "get the file back: mambabyte decompress FILE.mbc --ckpt runs/quickstart",
     "data prepare": "write a corpus as training reads it: mambabyte data prepare data=pg19",
     "data inspect": "say what a corpus is made of: mambabyte data inspect data=stdlib",
     "doctor": "say what is there to train with, and what to do about what is not",
@@ -33,8 +35,18 @@ TASKS = {
     "train": "mambabyte.commands.train",
     "eval": "mambabyte.commands.evaluate",
     "generate": "mambabyte.commands.generate",
+    "compress": "mambabyte.commands.compress",
+    "decompress": "mambabyte.commands.compress",
     "data prepare": "mambabyte.commands.data_prepare",
     "data inspect": "mambabyte.commands.data_inspect",
+}
+EVAL_METRICS = {
+    "bpb": "measure bits per byte",
+    "word_perplexity": "and the perplexity of words that follows from it",
+    "compressors": "and what gzip, bzip2, xz, zstd and brotli need",
+    "noise": "and what six kinds of noise in the text cost",
+    "lengths": "and the figure by position and by context, up to 64 times the training length",
+    "utf8": "and the share of generated samples that are valid UTF-8",
 }
 FAMILIES = {name.split(" ")[0] for name in COMMANDS if " " in name}  # commands of two words
 HYDRA_FLAGS = ("help", "cfg", "resolve", "package", "multirun", "config_dir", "info", "shell_completion")
@@ -138,13 +150,17 @@ def hydra_arguments(command: str, argv: list[str]) -> tuple[list[str], list[str]
         parser.print_help()
         print()
     overrides = [as_meant(override) for override in options.overrides]
-    for key in ("ckpt", "prompt"):
+    if command in ("compress", "decompress"):
+        overrides = [f"file={quoted(each)}" if "=" not in each else each for each in overrides]
+    for key in ("ckpt", "prompt", "output"):
         if getattr(options, key, None) is not None:
             overrides.append(f"{key}={quoted(getattr(options, key))}")
-    if getattr(options, "json", False):
-        overrides.append("json=true")
-    if getattr(options, "bpb", False):
-        overrides.append("metrics=[bpb]")
+    if getattr(options, "show", None) is not None:
+        overrides.append(f"show={options.show}")
+    overrides += [f"{key}=true" for key in ("json", "prove") if getattr(options, key, False)]
+    metrics = [metric for metric in EVAL_METRICS if getattr(options, metric, False)]
+    if metrics:
+        overrides.append(f"metrics=[{','.join(metrics)}]")
     flags = []
     for name in HYDRA_FLAGS:
         value = getattr(options, name)
@@ -163,14 +179,20 @@ def command_parser(command: str) -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
-    if command in ("eval", "generate"):
+    if command in ("eval", "generate", "compress", "decompress"):
         parser.add_argument("--ckpt", metavar="PATH", help="a run directory or a checkpoint file (ckpt=PATH)")
     if command == "eval":
-        parser.add_argument("--bpb", action="store_true", help="measure bits per byte (metrics=[bpb])")
+        for metric, what in EVAL_METRICS.items():
+            flag = f"--{metric.replace('_', '-')}"
+            parser.add_argument(flag, action="store_true", help=f"{what} (metrics=[{metric}])")
+        parser.add_argument("--prove", action="store_true", help="compress the data and back (prove=true)")
+        parser.add_argument("--show", metavar="N", help="colour the first N bytes by their bits (show=N)")
     if command in ("eval", "data prepare", "data inspect"):
         parser.add_argument("--json", action="store_true", help="print one JSON object (json=true)")
     if command == "generate":
         parser.add_argument("--prompt", metavar="TEXT", help="the text to continue (prompt=TEXT)")
+    if command in ("compress", "decompress"):
+        parser.add_argument("-o", "--output", metavar="PATH", help="the file to write (output=PATH)")
     parser.add_argument("-h", "--help", action="store_true", help="show this, the groups and the settings")
     parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"), help="print the configuration")
     parser.add_argument("--resolve", action="store_true", help="with --cfg, resolve interpolations")

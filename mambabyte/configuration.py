@@ -36,14 +36,43 @@ class EvalSettings:
 
     ckpt: str
     split: Literal["train", "validation", "test"]
-    protocol: Literal["disjoint", "stateful"]
+    protocol: Literal["disjoint", "sliding", "stateful"]
     context_length: int | None
+    stride: int | None
     batch_size: int
     precision: Literal["fp32", "bf16"]
     max_bytes: int | None
     device: str
     json: bool
     metrics: list[str]
+    prove: bool
+    show: int
+    samples: int
+    sample_bytes: int
+    output_dir: str
+    save_every: float
+
+
+@dataclass
+class CompressSettings:
+    """The keys of conf/compress.yaml."""
+
+    ckpt: str
+    file: str
+    output: str | None
+    lanes: int | None
+    threads: int
+    device: str
+
+
+@dataclass
+class DecompressSettings:
+    """The keys of conf/decompress.yaml."""
+
+    ckpt: str
+    file: str
+    output: str | None
+    device: str
 
 
 @dataclass
@@ -85,6 +114,8 @@ SETTINGS = {
     "train": TrainSettings,
     "eval": EvalSettings,
     "generate": GenerateSettings,
+    "compress": CompressSettings,
+    "decompress": DecompressSettings,
     "data prepare": DataPrepareSettings,
     "data inspect": DataInspectSettings,
 }

@@ -2,5 +2,6 @@
 
 from mambabyte.evaluation.bits_per_byte import BitsPerByte, evaluate
 from mambabyte.evaluation.compressors import compressor_bits_per_byte
+from mambabyte.evaluation.resume import SavedProgress
 
-__all__ = ["BitsPerByte", "compressor_bits_per_byte", "evaluate"]
+__all__ = ["BitsPerByte", "SavedProgress", "compressor_bits_per_byte", "evaluate"]

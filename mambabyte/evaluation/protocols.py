@@ -1,86 +1,140 @@
 """Which context each byte is predicted from.
 
-A protocol scores every byte of every document but the first, exactly once, and returns nats per document.
-Long windows come first, so that those of one batch are of like length and little is computed on padding,
-which stands only behind the bytes of a document, where a causal model cannot see it.
+A protocol scores every byte of every document but the first, exactly once, and yields the nats of each as
+it goes. Long windows come first, so that those of one batch are of like length and little is computed on
+padding, which stands only behind the bytes of a document, where a causal model cannot see it.
 """
 
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
+from mambabyte.models.byte_lm import VOCABULARY
+from mambabyte.models.states import restart_rows, select_rows
 
-Progress = Callable[[int], None]
+
+@dataclass(frozen=True)
+class Span:
+    """Nats (n,) float64 of the bytes [start, start + n) of a document."""
+
+    document: int
+    start: int
+    nats: np.ndarray
 
 
-def disjoint(
-    model: ByteLM, documents: Sequence[np.ndarray], context_length: int, batch_size: int, progress: Progress
-) -> np.ndarray:
-    """Windows of ``context_length`` predictions, each from a fresh state and one byte of earlier context.
+@dataclass
+class Cursor:
+    """How far an evaluation has come: what it needs to go on from there.
 
-    Returns:
-        (len(documents),) float64 nats.
+    scored: (documents,) int64, bytes of each document that are behind it, from the document's start.
+    lanes, state: of ``stateful``: the documents in flight, and the model's state with a row for each.
     """
-    nats = np.zeros(len(documents))
-    lengths = np.array([len(document) for document in documents], dtype=np.int64)
-    owner = np.repeat(np.arange(len(documents)), -(-(lengths - 1) // context_length))
-    first = np.concatenate(([0], np.cumsum(np.bincount(owner, minlength=len(documents)))))[owner]
-    start = 1 + (np.arange(len(owner)) - first) * context_length
-    scored = np.minimum(context_length, lengths[owner] - start)
-    order = np.argsort(-scored, kind="stable")
-    for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
-        windows = [documents[owner[i]][start[i] - 1 : start[i] + scored[i]] for i in chosen]
+
+    scored: np.ndarray
+    lanes: list[int] = field(default_factory=list)
+    state: Any = None
+
+    @classmethod
+    def at_start(cls, documents: int) -> "Cursor":
+        """Behind every document's first byte, which no protocol predicts."""
+        return cls(np.ones(documents, dtype=np.int64))
+
+    def advance(self, spans: Sequence[Span]) -> None:
+        for span in spans:
+            self.scored[span.document] = span.start + len(span.nats)
+
+
+def sliding(
+    model: ByteLM,
+    documents: Sequence[np.ndarray],
+    context_length: int,
+    stride: int,
+    batch_size: int,
+    cursor: Cursor,
+) -> Iterator[list[Span]]:
+    """Windows of ``context_length`` inputs, each from a fresh state, ``stride`` bytes after the one before.
+
+    The first window of a document scores all its predictions, a later one the last ``stride``, each of which
+    sees ``context_length - stride + 1`` bytes or more. With ``stride == context_length`` the windows are
+    disjoint: each begins with the last byte that the one before it scored.
+
+    ``cursor`` says what is scored already; the caller advances it by each batch of spans.
+    """
+    last = np.array([len(document) - 1 for document in documents], dtype=np.int64)
+    counts = np.where(last > 0, 1 + -(-np.maximum(last - context_length, 0) // stride), 0)
+    owner = np.repeat(np.arange(len(documents)), counts)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begin = number * stride  # the first input
+    end = np.minimum(begin + context_length, last[owner])  # the last byte scored
+    first = np.where(number == 0, 1, begin - stride + context_length + 1)
+    order = np.argsort(begin - end, kind="stable")  # of one document, in the order of the text
+    order = order[first[order] >= cursor.scored[owner[order]]]
+    for place in range(0, len(order), batch_size):
+        chosen = order[place : place + batch_size]
+        windows = [documents[owner[i]][begin[i] : end[i] + 1] for i in chosen]
         inputs, targets = _pad(windows, model)
-        window_nats = _nats(model(inputs), targets, scored[chosen])
-        np.add.at(nats, owner[chosen], window_nats)
-        progress(int(scored[chosen].sum()))
-    return nats
+        nats = _nats(model(inputs), targets)
+        yield [
+            Span(int(owner[i]), int(first[i]), row[first[i] - begin[i] - 1 : end[i] - begin[i]])
+            for i, row in zip(chosen, nats, strict=True)
+        ]
 
 
 def stateful(
-    model: ByteLM, documents: Sequence[np.ndarray], chunk_length: int, batch_size: int, progress: Progress
-) -> np.ndarray:
+    model: ByteLM, documents: Sequence[np.ndarray], chunk_length: int, batch_size: int, cursor: Cursor
+) -> Iterator[list[Span]]:
     """Each byte from all bytes before it in its document: the state is carried from chunk to chunk.
 
     ``batch_size`` documents are in flight; one that ends gives its place, with a fresh state, to the next.
-    Memory does not grow with the documents' length.
+    Memory does not grow with the documents' length. When spans are yielded, ``cursor.lanes`` and
+    ``cursor.state`` are those that follow them.
 
-    Returns:
-        (len(documents),) float64 nats.
+    Raises:
+        UserError: the model's state grows with what it has read.
     """
-    nats = np.zeros(len(documents))
-    waiting = [int(i) for i in np.argsort([-len(document) for document in documents], kind="stable")]
-    waiting = [i for i in waiting if len(documents[i]) > 1][::-1]
-    active = [
-        [waiting.pop(), 1] for _ in range(min(batch_size, len(waiting)))
-    ]  # (document, next byte to score)
-    state = model.initial_state(len(active)) if active else None
-    while active:
-        windows = [documents[i][position - 1 : position + chunk_length] for i, position in active]
+    if not model.recurrent:
+        raise UserError(
+            f"protocol=stateful needs a model whose state stays the same size, which that of "
+            f"{type(model).__name__} does not; measure it with protocol=disjoint or protocol=sliding"
+        )
+    longest_first = np.argsort([-len(document) for document in documents], kind="stable")
+    waiting = [int(i) for i in longest_first if cursor.scored[i] < len(documents[i])]
+    waiting = [i for i in waiting if i not in cursor.lanes][::-1]
+    if not cursor.lanes:
+        cursor.lanes = [waiting.pop() for _ in range(min(batch_size, len(waiting)))]
+        cursor.state = model.initial_state(len(cursor.lanes)) if cursor.lanes else None
+    while cursor.lanes:
+        lanes = cursor.lanes
+        starts = [int(cursor.scored[i]) for i in lanes]
+        windows = [
+            documents[i][start - 1 : start + chunk_length] for i, start in zip(lanes, starts, strict=True)
+        ]
         inputs, targets = _pad(windows, model)
-        scored = np.array([len(window) - 1 for window in windows])
-        logits, state = model.prefill(inputs, state)
-        nats[[i for i, _ in active]] += _nats(logits, targets, scored)
-        progress(int(scored.sum()))
-        kept, fresh = [], []
-        for row, (slot, count) in enumerate(zip(active, scored, strict=True)):
-            slot[1] += int(count)
-            if slot[1] == len(documents[slot[0]]) and waiting:
-                slot[:] = [waiting.pop(), 1]
+        logits, state = model.prefill(inputs, cursor.state)
+        spans = [
+            Span(i, start, row[: len(window) - 1])
+            for i, start, row, window in zip(lanes, starts, _nats(logits, targets), windows, strict=True)
+        ]
+        kept, fresh, following = [], [], []
+        for row, span in enumerate(spans):
+            document = span.document
+            if span.start + len(span.nats) == len(documents[document]):
+                if not waiting:
+                    continue
+                document = waiting.pop()
                 fresh.append(row)
-            if slot[1] < len(documents[slot[0]]):
-                kept.append(row)
-        state = _restart_rows(state, model, fresh)
-        if len(kept) < len(active):
-            active = [active[row] for row in kept]
-            state = _map(itemgetter(kept), state)
-    return nats
+            kept.append(row)
+            following.append(document)
+        state = restart_rows(state, model, fresh)
+        cursor.lanes = following
+        cursor.state = state if len(kept) == len(spans) else select_rows(state, kept)
+        yield spans
 
 
 def _pad(windows: list[np.ndarray], model: ByteLM) -> tuple[Tensor, Tensor]:
@@ -92,28 +146,14 @@ def _pad(windows: list[np.ndarray], model: ByteLM) -> tuple[Tensor, Tensor]:
     return on_device[:, :-1], on_device[:, 1:]
 
 
-def _nats(logits: Tensor, targets: Tensor, scored: np.ndarray) -> np.ndarray:
-    """(batch,) float64: log-softmax in float32, summed in float64 over a row's first ``scored`` positions."""
-    log_probabilities = torch.log_softmax(logits.float(), dim=-1).gather(-1, targets[..., None])[..., 0]
-    rows = log_probabilities.cpu().double().numpy()
-    # summed row by row over exactly the scored positions: the padding's length must not change the rounding
-    return np.array([-row[:count].sum() for row, count in zip(rows, scored, strict=True)])
-
-
-def _restart_rows(state: Any, model: ByteLM, rows: list[int]) -> Any:
-    if not rows:
-        return state
-    fresh = model.initial_state(len(rows))
-
-    def restart(carried: Tensor, new: Tensor) -> Tensor:
-        return carried.index_copy(0, torch.tensor(rows, device=carried.device), new.to(carried.dtype))
-
-    return _map(restart, state, fresh)
-
-
-def _map(function: Callable[..., Tensor], *trees: Any) -> Any:
-    """Apply ``function`` to the tensors of states of one structure: (lists and tuples of) tensors."""
-    first = trees[0]
-    if isinstance(first, (list, tuple)):
-        return type(first)(_map(function, *children) for children in zip(*trees, strict=True))
-    return function(*trees)
+def _nats(logits: Tensor, targets: Tensor) -> np.ndarray:
+    """(batch, length) float64, from a log-softmax in float32 (float64 for a float64 model)."""
+    if logits.shape[-1] != VOCABULARY:
+        raise UserError(
+            f"this model predicts {logits.shape[-1]} symbols and not the 256 bytes: its bits per byte cannot "
+            "be compared; choose a checkpoint of a byte-level model"
+        )
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    return nats.cpu().double().numpy()

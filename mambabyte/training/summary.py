@@ -13,7 +13,8 @@ from mambabyte.checkpoints import load_model
 from mambabyte.data import ByteCorpus
 from mambabyte.data.progress import counted
 from mambabyte.evaluation import compressor_bits_per_byte, evaluate
-from mambabyte.evaluation.bits_per_byte import first_documents, progress_line
+from mambabyte.evaluation.bits_per_byte import first_documents
+from mambabyte.evaluation.progress import progress_bar
 from mambabyte.training.configuration import CallbacksConfig
 from mambabyte.training.loss_curve import plot_loss_curve
 from mambabyte.training.metrics import read_metrics
@@ -31,14 +32,18 @@ def summarize(
 ) -> dict[str, Any]:
     """Measure the run's last checkpoint on all validation bytes; write summary.json and loss_curve.png.
 
-    The figures are those of ``mambabyte eval --bpb ckpt=RUN``, without and with ``protocol=stateful``.
+    The figures are those of ``mambabyte eval --bpb ckpt=RUN``, without and with ``protocol=stateful``; the
+    second is None for a model whose state grows.
     """
     print(f"mambabyte: measuring {corpus.num_bytes:,} validation bytes", file=sys.stderr)
     model = load_model(run_dir)
-    result, stateful = (
-        evaluate(model, corpus, protocol, context_length, device=device, progress=progress_line)
-        for protocol in ("disjoint", "stateful")
-    )
+    measured = {
+        protocol: evaluate(
+            model, corpus, protocol, context_length, device=device, progress=progress_bar(protocol)
+        )
+        for protocol in (("disjoint", "stateful") if model.recurrent else ("disjoint",))
+    }
+    result, stateful = measured["disjoint"], measured.get("stateful")
     compressors = compressor_bits_per_byte(first_documents(corpus))
     rows = read_metrics(run_dir / "metrics.csv")
     curve = run_dir / "loss_curve.png"
@@ -49,8 +54,8 @@ def summarize(
         "bytes_seen": rows[-1]["bytes"] if rows else None,
         "training_seconds": rows[-1]["seconds"] if rows else None,
         "parameters": model.num_parameters(),
-        "validation": result.to_dict(),
-        "validation_stateful": stateful.to_dict(),
+        "validation": result.to_dict(per_document=False),
+        "validation_stateful": stateful and stateful.to_dict(per_document=False),
         "compressors": compressors,
         "sample": callbacks.sample_prompt
         + sample_text(model, callbacks.sample_prompt, callbacks.sample_bytes),
@@ -75,14 +80,19 @@ def read_summary(run_dir: Path, step: int) -> dict[str, Any] | None:
 def report(summary: Mapping[str, Any]) -> str:
     """The end of a run in a few lines."""
     result, protocol = summary["validation"], summary["validation"]["protocol"]
+    stateful = summary["validation_stateful"]
+    carried = (
+        [f"with the state carried through each document: {stateful['bits_per_byte']:.4f} (protocol stateful)"]
+        if stateful
+        else []
+    )
     rivals = " | ".join(f"{name} {value:.4f}" for name, value in summary["compressors"].items())
     return "\n".join(
         (
             f"validation: {result['bits_per_byte']:.4f} bits per byte (protocol {protocol['name']}, context "
             f"{protocol['context_length']:,} bytes, {counted(result['bytes'], 'byte')} in "
             f"{counted(result['documents'], 'document')})",
-            f"with the state carried through each document: "
-            f"{summary['validation_stateful']['bits_per_byte']:.4f} (protocol stateful)",
+            *carried,
             f"on the same bytes: {rivals}",
             "sample:",
             *(f"  {line}" for line in _printable(summary["sample"]).split("\n")),

@@ -113,6 +113,20 @@ def test_flags_become_overrides_in_any_order(cli, argv):
     assert "data" not in job
 
 
+def test_the_flags_of_eval_add_up(cli):
+    assert cli("eval", "--show", "2000", "--noise", "ckpt=a", "--prove", "--bpb", "--word-perplexity") == 0
+    (job,) = cli.jobs
+    assert (job["metrics"], job["prove"], job["show"]) == (["bpb", "word_perplexity", "noise"], True, 2000)
+
+
+@pytest.mark.parametrize("file", ["notes.txt", "it's {a} \\ file, 'quoted'", "~/notes"])
+def test_the_file_to_compress_needs_no_key(cli, file):
+    for command in ("compress", "decompress"):
+        assert cli(command, "--ckpt", "a", file, "-o", "out=put", "device=cpu") == 0
+        assert (cli.jobs[0]["file"], cli.jobs[0]["output"]) == (file, "out=put")
+    assert cli.complaint("compress", "ckpt=a") == "file is not set; add file=VALUE"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -233,7 +247,10 @@ def test_cfg_prints_one_group_and_runs_nothing(cli):
         (["train", "--fast"], "unrecognized arguments: --fast; see mambabyte train --help"),
         (["train", "--bpb"], "unrecognized arguments: --bpb"),
         (["eval"], "ckpt is not set; add ckpt=VALUE"),
-        (["eval", "ckpt=a", "protocol=sliding"], "protocol must be one of disjoint, stateful, not 'sliding'"),
+        (
+            ["eval", "ckpt=a", "protocol=folding"],
+            "protocol must be one of disjoint, sliding, stateful, not 'folding'",
+        ),
         (["eval", "ckpt=a", "max_bytes=all"], "max_bytes must be an integer or null, not 'all'"),
         (["generate", "ckpt=a", "temperature=hot"], "temperature must be a number, not 'hot'"),
         (["doctor", "now"], "unrecognized arguments: now"),

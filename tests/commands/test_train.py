@@ -98,7 +98,7 @@ def test_summary_holds_the_figures_and_how_they_were_made(finished: Path) -> Non
     assert stateful["protocol"]["name"] == "stateful" and stateful["bytes"] == validation["bytes"]
     assert validation["precision"] == "fp32"
     assert 2 < validation["bits_per_byte"] < 6
-    assert set(summary["compressors"]) == {"gzip -9", "xz -9e", "zstd -19"}
+    assert set(summary["compressors"]) == {"gzip -9", "bzip2 -9", "xz -9e", "zstd -19", "brotli -q 11"}
     assert summary["sample"]
     assert Path(summary["loss_curve"]).is_file()
 
@@ -356,3 +356,14 @@ def test_wandb_without_a_key_records_offline_and_keeps_its_run(
     import wandb
 
     wandb.finish()
+
+
+def test_a_model_whose_state_grows_is_summarized_without_stateful(
+    start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mambabyte.models import MambaByte
+
+    monkeypatch.setattr(MambaByte, "recurrent", False)
+    summary = json.loads((start("grows") / "summary.json").read_text())
+    assert summary["validation_stateful"] is None
+    assert summary["validation"]["protocol"]["name"] == "disjoint"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -10,25 +11,8 @@ import torch
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
 from mambabyte.evaluation import evaluate
+from mambabyte.evaluation.bits_per_byte import bootstrap_interval
 from mambabyte.models import ByteLM, MambaByteConfig
-
-LENGTHS = [1, 2, 40, 7, 8, 9, 23, 1, 64, 16]
-
-
-@pytest.fixture(scope="module")
-def model() -> ByteLM:
-    torch.manual_seed(0)
-    model = MambaByteConfig(d_model=32, n_layer=2, d_state=4).build().eval()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(10)  # far from uniform, so that context matters
-    return model
-
-
-@pytest.fixture(scope="module")
-def corpus() -> ByteCorpus:
-    data = np.random.default_rng(0).integers(0, 256, sum(LENGTHS), dtype=np.uint8)
-    offsets = np.concatenate(([0], np.cumsum(LENGTHS))).astype(np.int64)
-    return ByteCorpus(data, offsets, [str(i) for i in range(len(LENGTHS))])
 
 
 def nats_of(model: ByteLM, context: list[int], byte: int) -> float:
@@ -55,7 +39,7 @@ def test_disjoint_is_the_double_loop(model: ByteLM, corpus: ByteCorpus, context_
     expected = by_hand(model, corpus, lambda p: (p - 1) // context_length * context_length)
     result = evaluate(model, corpus, "disjoint", context_length=context_length, batch_size=3)
     assert result.nats == pytest.approx(expected, rel=1e-5)  # fp32 logits, computed in other shapes
-    assert (result.bytes, result.documents) == (sum(LENGTHS), len(LENGTHS))
+    assert (result.bytes, result.documents) == (corpus.num_bytes, corpus.num_documents)
     assert result.bits_per_byte == result.nats / result.bytes / math.log(2)
 
 
@@ -67,13 +51,29 @@ def test_stateful_sees_the_whole_document(
     expected = by_hand(model, corpus, lambda p: 0)
     result = evaluate(model, corpus, "stateful", context_length=chunk, batch_size=batch_size)
     assert result.nats == pytest.approx(expected, rel=1e-5)
-    assert result.bytes == sum(LENGTHS)
+    assert result.bytes == corpus.num_bytes
 
 
-@pytest.mark.parametrize("protocol", ["disjoint", "stateful"])
-def test_batch_size_changes_nothing(model: ByteLM, corpus: ByteCorpus, protocol: str) -> None:
-    figures = [evaluate(model, corpus, protocol, 8, batch_size).nats for batch_size in (1, 2, 7, 1000)]
-    assert figures == pytest.approx([figures[0]] * 4, rel=1e-6)
+@pytest.mark.parametrize(("context_length", "stride"), [(8, 4), (8, 3), (13, 1), (5, 5), (100, 50), (1, 1)])
+def test_sliding_is_the_double_loop(
+    model: ByteLM, corpus: ByteCorpus, context_length: int, stride: int
+) -> None:
+    # window k begins at byte k * stride; a byte is scored by the first window that reaches it
+    def context_of(position: int) -> int:
+        return max(0, -(-(position - context_length) // stride)) * stride
+
+    expected = by_hand(model, corpus, context_of)
+    result = evaluate(model, corpus, "sliding", context_length, 3, stride=stride)
+    assert result.nats == pytest.approx(expected, rel=1e-5)
+    assert (result.bytes, result.protocol["stride"]) == (corpus.num_bytes, stride)
+
+
+def test_sliding_by_the_whole_context_is_disjoint_and_half_is_the_default(
+    model: ByteLM, corpus: ByteCorpus
+) -> None:
+    assert evaluate(model, corpus, "sliding", 8, stride=8).nats == evaluate(model, corpus, "disjoint", 8).nats
+    halves = [evaluate(model, corpus, "sliding", 8, stride=stride).nats for stride in (None, 4)]
+    assert halves[0] == halves[1] != evaluate(model, corpus, "disjoint", 8).nats
 
 
 def test_the_protocols_differ_here(model: ByteLM, corpus: ByteCorpus) -> None:
@@ -101,7 +101,7 @@ def test_every_byte_is_reported_once(model: ByteLM, corpus: ByteCorpus) -> None:
         evaluate(
             model, corpus, protocol, 8, 2, progress=lambda done, total, seen=seen: seen.append((done, total))
         )
-        assert seen[-1] == (sum(LENGTHS), sum(LENGTHS))
+        assert seen[-1] == (corpus.num_bytes, corpus.num_bytes)
         assert sorted(seen) == seen
 
 
@@ -132,13 +132,74 @@ def test_bf16_is_near_fp32_and_said(model: ByteLM, corpus: ByteCorpus) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"protocol": "sliding"},
+        {"protocol": "folding"},
         {"precision": "fp16"},
         {"batch_size": 0},
         {"context_length": 0},
         {"max_bytes": 0},
+        {"protocol": "sliding", "stride": 0},
+        {"protocol": "sliding", "context_length": 8, "stride": 9},
     ],
 )
 def test_wrong_settings_are_user_errors(model: ByteLM, corpus: ByteCorpus, settings: dict) -> None:
     with pytest.raises(UserError):
         evaluate(model, corpus, **settings)
+
+
+def test_every_document_has_its_own_figure(model: ByteLM, corpus: ByteCorpus) -> None:
+    result = evaluate(model, corpus, "stateful", 8)
+    assert [document.name for document in result.per_document] == corpus.names
+    assert [document.bytes for document in result.per_document] == np.diff(corpus.offsets).tolist()
+    assert result.per_document[0].bits_per_byte == pytest.approx(8, rel=1e-12)  # one byte
+    alone = ByteCorpus(corpus.document(2), np.array([0, len(corpus.document(2))]), ["2"])
+    # fp32, batches of other shapes
+    assert result.per_document[2].bits_per_byte == pytest.approx(
+        evaluate(model, alone, "stateful", 8).bits_per_byte, rel=1e-5
+    )
+    bits = sum(document.bytes * document.bits_per_byte for document in result.per_document)
+    assert bits / result.bytes == pytest.approx(result.bits_per_byte, rel=1e-12)
+
+
+def test_the_interval_is_that_of_resampled_documents() -> None:
+    draws = np.random.default_rng(1)
+    lengths = np.full(400, 1000)
+    nats = lengths * math.log(2) * draws.normal(2.0, 0.4, 400)
+    low, high = bootstrap_interval(nats, lengths)
+    # 1.96 standard errors of the mean of 400 documents, 0.4 / 20 each; a tenth for the sampling of both
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.02, rel=0.1)
+    assert low < nats.sum() / lengths.sum() / math.log(2) < high
+    assert bootstrap_interval(nats[:1], lengths[:1]) is None
+
+
+def test_an_empty_split_is_told(model: ByteLM) -> None:
+    nothing = ByteCorpus(np.zeros(0, np.uint8), np.array([0, 0]), ["empty"])
+    with pytest.raises(UserError, match="no bytes"):
+        evaluate(model, nothing)
+
+
+@pytest.mark.parametrize("protocol", ["disjoint", "sliding", "stateful"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_without_probabilities_gives_no_figure(
+    model: ByteLM, corpus: ByteCorpus, protocol: str, value: float
+) -> None:
+    broken = deepcopy(model)
+    with torch.no_grad():
+        broken.lm_head.weight[3, 0] = value
+    with pytest.raises(UserError, match="no probabilities"):
+        evaluate(broken, corpus, protocol, 8)
+
+
+def test_another_vocabulary_gives_no_figure(model: ByteLM, corpus: ByteCorpus) -> None:
+    other = deepcopy(model)
+    other.lm_head = torch.nn.Linear(32, 320, bias=False)
+    with pytest.raises(UserError, match="320 symbols"):
+        evaluate(other, corpus)
+
+
+def test_a_model_whose_state_grows_cannot_be_stateful(
+    model: ByteLM, corpus: ByteCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(model), "recurrent", False)
+    with pytest.raises(UserError, match="protocol=disjoint"):
+        evaluate(model, corpus, "stateful")
+    assert evaluate(model, corpus, "disjoint").bytes == corpus.num_bytes

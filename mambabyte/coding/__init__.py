@@ -1,0 +1,17 @@
+"""Lossless compression by a model: a file whose size is the model's bits per byte, and the way back."""
+
+from mambabyte.coding.coder import Coded, decode, encode
+from mambabyte.coding.files import compress_file, decompress_file
+from mambabyte.coding.predictions import MAX_LANES
+from mambabyte.coding.proof import Proof, prove
+
+__all__ = [
+    "MAX_LANES",
+    "Coded",
+    "Proof",
+    "compress_file",
+    "decode",
+    "decompress_file",
+    "encode",
+    "prove",
+]

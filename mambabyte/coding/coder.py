@@ -1,0 +1,212 @@
+"""Range coding of bytes with a model's predictions; the coder itself is `constriction` (arXiv 2201.01741).
+
+It rounds probabilities to multiples of 2^-24, none of them 0, so that any bytes can be coded.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from mambabyte.checkpoints import weights_fingerprint
+from mambabyte.coding import container
+from mambabyte.coding.container import DamagedFile, Header
+from mambabyte.coding.predictions import MAX_LANES, fixed_arithmetic, predictions
+from mambabyte.errors import UserError
+from mambabyte.models import ByteLM
+from mambabyte.ops.backends import backend_for
+
+Progress = Callable[[int, int], None]
+_HASH_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What became of ``bytes`` bytes: ``file_bytes``, of which ``overhead`` are the header and checksums."""
+
+    bytes: int
+    file_bytes: int
+    overhead: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of the whole file; infinite where it stands for no bytes."""
+        return 8 * self.file_bytes / self.bytes if self.bytes else float("inf")
+
+
+def encode(
+    model: ByteLM,
+    data: np.ndarray,
+    lengths: Sequence[int],
+    stream: BinaryIO,
+    lanes: int = MAX_LANES,
+    window: int | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Coded:
+    """Write ``data`` (n,) uint8, cut into segments of these lengths, to ``stream`` in compressed form.
+
+    What is held in memory does not grow with the data, which may be a memory map.
+
+    Args:
+        lanes: segments in flight; more are faster and change nothing else.
+        window: the context begins anew after so many bytes; None: never within a segment.
+        threads: of the model, here and again in :func:`decode`.
+
+    Raises:
+        UserError: the model gives no probabilities, or a setting is out of range.
+    """
+    for name, value, most in (("lanes", lanes, 2**16 - 1), ("threads", threads, 2**16 - 1)):
+        if not 1 <= value <= most:
+            raise UserError(f"{name} must be from 1 to {most}, not {value}")
+    header = Header(
+        container.digest(weights_fingerprint(model)),
+        content_digest(data),
+        window,
+        lanes,
+        threads,
+        arithmetic(model),
+        tuple(int(length) for length in lengths),
+    )
+    head = header.to_bytes()
+    stream.write(head)
+    encoder = _Encoder(data, stream)
+    _code(model, header, encoder, progress)
+    if content_digest(data) != header.content:
+        raise UserError("the bytes changed while they were compressed; repeat the command")
+    overhead = len(head) + encoder.frames * container.FRAME_OVERHEAD
+    return Coded(len(data), len(head) + encoder.written, overhead)
+
+
+def decode(
+    model: ByteLM,
+    stream: BinaryIO,
+    allocate: Callable[[int], np.ndarray],
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """The bytes that :func:`encode` wrote to ``stream``, in the array (n,) uint8 that ``allocate(n)`` gives.
+
+    Raises:
+        UserError: it was compressed with another model, is damaged or cut short, or this machine, these
+            versions or kernels round the model's probabilities in another way.
+    """
+    header = container.read_header(stream)
+    if header.model != container.digest(weights_fingerprint(model)):
+        raise UserError(
+            f"this file was compressed with another model (its weights' fingerprint begins with "
+            f"{header.model.hex()}): give the checkpoint it was compressed with"
+        )
+    data = allocate(sum(header.lengths))
+    try:
+        _code(model, header, _Decoder(data, stream), progress)
+    except _OtherProbabilities:
+        raise UserError(
+            f"this file cannot be decompressed here: it was compressed with {header.arithmetic}, this is "
+            f"{arithmetic(model)}, and their probabilities differ in the last digits; decompress it on the "
+            "kind of machine and with the versions that compressed it"
+        ) from None
+    if stream.read(1):
+        raise DamagedFile("the file is damaged: something follows its end")
+    if content_digest(data) != header.content:
+        raise DamagedFile("the file is damaged: what came out does not agree with its checksum")
+    return data
+
+
+def arithmetic(model: ByteLM) -> str:
+    """The versions and kernels that decide how a model's probabilities are rounded."""
+    device = model.device
+    kind = torch.backends.cpu.get_cpu_capability()
+    if device.type == "cuda":
+        kind = torch.cuda.get_device_name(device)
+    return f"torch {torch.__version__} {kind} {backend_for(device)}"
+
+
+def content_digest(data: np.ndarray) -> bytes:
+    """What a header says of the bytes (n,) uint8."""
+    digest = hashlib.sha256()
+    for start in range(0, len(data), _HASH_CHUNK):
+        digest.update(np.ascontiguousarray(data[start : start + _HASH_CHUNK]).data)
+    return container.digest(digest.digest())
+
+
+def _code(model: ByteLM, header: Header, coder: "_Encoder | _Decoder", progress: Progress | None) -> None:
+    total, done = sum(header.lengths), 0
+    with fixed_arithmetic(model, header.threads):
+        schedule = predictions(model, header.lengths, header.lanes, header.window)
+        asked = next(schedule, None)
+        while asked is not None:
+            coder.begin_frame()
+            frame_end = done + container.FRAME_BYTES
+            while asked is not None and done < frame_end:
+                symbols = coder(*asked)
+                done += len(symbols)
+                if progress is not None:
+                    progress(done, total)
+                try:
+                    asked = schedule.send(symbols)
+                except StopIteration:
+                    asked = None
+            coder.end_frame()
+
+
+class _Encoder:
+    """Codes the bytes at the positions it is asked about."""
+
+    def __init__(self, data: np.ndarray, stream: BinaryIO) -> None:
+        self._data = data
+        self._stream = stream
+        self.written = self.frames = 0
+
+    def begin_frame(self) -> None:
+        from constriction import stream
+
+        self._coder = stream.queue.RangeEncoder()
+        self._family = stream.model.Categorical(perfect=False)
+        self._checksum = 0
+
+    def __call__(self, positions: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        symbols = self._data[positions]
+        self._coder.encode(symbols.astype(np.int32), self._family, probabilities)
+        self._checksum = zlib.crc32(symbols.data, self._checksum)
+        return symbols
+
+    def end_frame(self) -> None:
+        self.written += container.write_frame(self._stream, self._coder.get_compressed(), self._checksum)
+        self.frames += 1
+
+
+class _OtherProbabilities(Exception):
+    """A whole frame gave other bytes than were coded in it."""
+
+
+class _Decoder:
+    """Finds the bytes at the positions it is asked about, and puts them there."""
+
+    def __init__(self, data: np.ndarray, stream: BinaryIO) -> None:
+        self._data = data
+        self._stream = stream
+
+    def begin_frame(self) -> None:
+        from constriction import stream
+
+        words, self._expected = container.read_frame(self._stream)
+        self._coder = stream.queue.RangeDecoder(words)
+        self._family: Any = stream.model.Categorical(perfect=False)
+        self._checksum = 0
+
+    def __call__(self, positions: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        try:
+            symbols = self._coder.decode(self._family, probabilities).astype(np.uint8)
+        except (AssertionError, ValueError) as error:  # no byte fits the code word
+            raise _OtherProbabilities from error
+        self._data[positions] = symbols
+        self._checksum = zlib.crc32(symbols.data, self._checksum)
+        return symbols
+
+    def end_frame(self) -> None:
+        if self._checksum != self._expected:
+            raise _OtherProbabilities

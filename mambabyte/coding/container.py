@@ -1,0 +1,131 @@
+"""The compressed file: a header, then frames, each with checksums of what is in it and of what comes out.
+
+    magic, version, model (16 bytes), content (16 bytes), window, lanes, threads, arithmetic, lengths, CRC-32
+    frame: words, CRC-32 of the words, CRC-32 of the bytes they stand for; the words
+
+Numbers are little-endian, lengths as base-128 varints. ``model`` and ``content`` are the beginnings of the
+SHA-256 of the weights and of the bytes.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from mambabyte.errors import UserError
+
+MAGIC = b"\x8bMBC"
+VERSION = 1
+FRAME_BYTES = 1 << 20  # of plain bytes, at least: what a coder holds in memory
+_DIGEST_BYTES = 16
+_FIXED = struct.Struct(f"<{_DIGEST_BYTES}s{_DIGEST_BYTES}sIHHB")  # window, lanes, threads, length of the name
+_FRAME = struct.Struct("<III")
+FRAME_OVERHEAD = _FRAME.size
+
+
+@dataclass(frozen=True)
+class Header:
+    """All that the decoder must know, and with what it must agree.
+
+    window: None, or after how many bytes of a segment the context begins anew. arithmetic: the versions and
+    kernels whose rounding the probabilities carry. lengths: of the segments, in the order of the bytes.
+    """
+
+    model: bytes
+    content: bytes
+    window: int | None
+    lanes: int
+    threads: int
+    arithmetic: str
+    lengths: tuple[int, ...]
+
+    def to_bytes(self) -> bytes:
+        name = self.arithmetic.encode()
+        fixed = _FIXED.pack(self.model, self.content, self.window or 0, self.lanes, self.threads, len(name))
+        body = bytes([VERSION]) + fixed + name + _varint(len(self.lengths))
+        body += b"".join(map(_varint, self.lengths))
+        return MAGIC + body + struct.pack("<I", zlib.crc32(body))
+
+
+class DamagedFile(UserError):
+    """Not a whole file of ours."""
+
+
+def read_header(stream: BinaryIO) -> Header:
+    """Raises UserError for another kind of file, another version, and a header that is damaged."""
+    if stream.read(len(MAGIC)) != MAGIC:
+        raise DamagedFile("this is not a file that `mambabyte compress` wrote")
+    reader = _Reader(stream)
+    version = reader.take(1)[0]
+    if version != VERSION:
+        raise DamagedFile(
+            f"this file says that it is of format {version}, and this version of mambabyte reads {VERSION}"
+        )
+    model, content, window, lanes, threads, name_length = _FIXED.unpack(reader.take(_FIXED.size))
+    name = reader.take(name_length)
+    lengths = tuple(reader.varint() for _ in range(reader.varint()))
+    checksum = reader.checksum
+    if struct.unpack("<I", reader.take(4))[0] != checksum:
+        raise DamagedFile("the file is damaged: its header does not agree with its checksum")
+    return Header(model, content, window or None, lanes, threads, name.decode(), lengths)
+
+
+def digest(sha256: str | bytes) -> bytes:
+    """The part of a SHA-256, in hex or raw, that a header holds."""
+    return (bytes.fromhex(sha256) if isinstance(sha256, str) else sha256)[:_DIGEST_BYTES]
+
+
+def write_frame(stream: BinaryIO, words: np.ndarray, plain_checksum: int) -> int:
+    """Write the words (n,) uint32; return the number of bytes that took."""
+    data = words.astype("<u4").tobytes()
+    stream.write(_FRAME.pack(len(words), zlib.crc32(data), plain_checksum))
+    stream.write(data)
+    return FRAME_OVERHEAD + len(data)
+
+
+def read_frame(stream: BinaryIO) -> tuple[np.ndarray, int]:
+    """The words (n,) uint32 and the checksum of the bytes they stand for.
+
+    Raises:
+        UserError: the frame is cut short or damaged.
+    """
+    reader = _Reader(stream)
+    count, checksum, plain_checksum = _FRAME.unpack(reader.take(_FRAME.size))
+    if count > FRAME_BYTES:  # 32 bits for each byte, which no model reaches: the count itself is damaged
+        raise DamagedFile("the file is damaged: a frame gives an impossible size")
+    data = reader.take(4 * count)
+    if zlib.crc32(data) != checksum:
+        raise DamagedFile("the file is damaged: a frame does not agree with its checksum")
+    return np.frombuffer(data, "<u4").astype(np.uint32), plain_checksum
+
+
+class _Reader:
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.checksum = 0
+
+    def take(self, count: int) -> bytes:
+        data = self._stream.read(count)
+        if len(data) != count:
+            raise DamagedFile("the file is cut short")
+        self.checksum = zlib.crc32(data, self.checksum)
+        return data
+
+    def varint(self) -> int:
+        value = 0
+        for shift in range(0, 63, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise DamagedFile("the file is damaged: its header gives an impossible length")
+
+
+def _varint(value: int) -> bytes:
+    digits = bytearray()
+    while value >= 0x80:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*digits, value])

@@ -1,0 +1,72 @@
+"""The proof of a figure: the measured bytes compressed to a file of that size, and decompressed again."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mambabyte.coding.coder import Progress, decode, encode
+from mambabyte.coding.predictions import MAX_LANES
+from mambabyte.errors import UserError
+from mambabyte.models import ByteLM
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A file of ``file_bytes`` gave ``bytes`` bytes back; ``overhead`` of it is header and checksums.
+
+    relative_difference: of the file's bits per byte from the computed one.
+    """
+
+    bytes: int
+    file_bytes: int
+    overhead: int
+    bits_per_byte: float
+    computed_bits_per_byte: float
+
+    @property
+    def relative_difference(self) -> float:
+        return self.bits_per_byte / self.computed_bits_per_byte - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "relative_difference": self.relative_difference}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.bytes:,} bytes compressed to {self.file_bytes:,} and back: {self.bits_per_byte:.4f} bits "
+            f"per byte, {100 * self.relative_difference:+.3f} % from the computed "
+            f"{self.computed_bits_per_byte:.4f} ({self.overhead:,} bytes are header and checksums)"
+        )
+
+
+def prove(
+    model: ByteLM,
+    documents: Sequence[np.ndarray],
+    computed: float,
+    window: int | None,
+    progress: Callable[[str], Progress] | None = None,
+) -> Proof:
+    """Compress the documents, each a segment, to a temporary file; decompress it; compare every byte.
+
+    Args:
+        computed: bits per byte as they were measured, under the protocol ``stateful``, or ``disjoint`` with
+            ``window``.
+
+    Raises:
+        UserError: what comes out is not what went in, or see :func:`mambabyte.coding.encode`.
+    """
+    show = progress or (lambda label: lambda done, total: None)
+    lengths = [len(document) for document in documents]
+    data = np.concatenate(documents)
+    with tempfile.TemporaryFile() as file:
+        coded = encode(
+            model, data, lengths, file, MAX_LANES, window, torch.get_num_threads(), show("compressing")
+        )
+        file.seek(0)
+        back = decode(model, file, lambda size: np.zeros(size, np.uint8), show("decompressing"))
+    if not np.array_equal(back, data):
+        raise UserError("the proof failed: decompression gave other bytes; please report this as a fault")
+    return Proof(coded.bytes, coded.file_bytes, coded.overhead, coded.bits_per_byte, computed)

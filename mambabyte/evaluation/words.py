@@ -1,0 +1,74 @@
+"""Word perplexity from bits per byte, by the rule of MambaByte's release."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mambabyte.data import ByteCorpus
+
+_CHUNK = 1 << 24
+_IS_SPACE = np.zeros(256, dtype=bool)
+_IS_SPACE[list(b" \t\n\v\f\r")] = True
+# Bytes and words (wc -w) of PG19's splits, as MambaByte's release gives them with its perplexities.
+PG19 = {
+    "train": (11_677_824_216, 1_973_048_393),
+    "validation": (17_733_002, 3_007_061),
+    "test": (41_289_101, 6_965_511),
+}
+PG19_NAMES = ("deepmind/pg19", "emozilla/pg19", "fla-hub/pg19")
+
+
+@dataclass(frozen=True)
+class WordPerplexity:
+    """The figure, the counts it rests on, and where they come from: ``counted``, or ``published``."""
+
+    word_perplexity: float
+    bytes: int
+    words: int
+    counts: str
+
+    def __str__(self) -> str:
+        source = "as published for PG19" if self.counts == "published" else "of the split"
+        return f"{self.word_perplexity:,.2f} ({self.bytes:,} bytes, {self.words:,} words {source})"
+
+
+def word_perplexity(nats_per_byte: float, split_bytes: int, split_words: int) -> float:
+    """exp(nats per byte x bytes per word), the bytes and words of the whole split; infinite without words."""
+    return perplexity(nats_per_byte * split_bytes, split_words)
+
+
+def perplexity(nats: float, words: int) -> float:
+    """exp(nats per word); infinite without words or beyond a float64."""
+    return math.exp(nats / words) if words and nats / words < 700 else math.inf
+
+
+def measure_word_perplexity(nats_per_byte: float, corpus: ByteCorpus) -> WordPerplexity:
+    """From the published counts for a whole split of PG19 as the hub has it, else from the corpus's own.
+
+    The counts are of the whole corpus, also where only its first bytes were scored.
+    """
+    identity = corpus.meta.get("identity", {})
+    published = PG19.get(corpus.meta.get("split", "")) if identity.get("name") in PG19_NAMES else None
+    if published and corpus.meta.get("max_bytes") is None:
+        size, words = published
+    else:
+        published = None
+        size = corpus.num_bytes
+        words = count_words(corpus.document(i) for i in range(corpus.num_documents))
+    return WordPerplexity(
+        word_perplexity(nats_per_byte, size, words), size, words, "published" if published else "counted"
+    )
+
+
+def count_words(documents: Iterable[np.ndarray]) -> int:
+    """As ``LC_ALL=C wc -w`` counts the files: runs of bytes that are not ASCII white space."""
+    words = 0
+    for document in documents:
+        after_space = True
+        for start in range(0, len(document), _CHUNK):
+            space = _IS_SPACE[document[start : start + _CHUNK]]
+            words += int(np.count_nonzero(space[:-1] & ~space[1:])) + int(after_space and not space[0])
+            after_space = bool(space[-1])
+    return words
