@@ -11,14 +11,13 @@ from typing import Any
 
 import lightning
 import torch
-from torch.utils.data import DataLoader
 
 from mambabyte.data.batches import Batch, IndexedWindows, Positions, StepLoader, as_tensors
 from mambabyte.data.documents import DocumentSource, source_from_config
 from mambabyte.data.prepared import ByteCorpus, prepare
 from mambabyte.data.streaming import Place, StreamedBatches, StreamingSource, Unit
 from mambabyte.data.windows import POLICIES, WindowPolicy, window_policy
-from mambabyte.data.workers import start_worker
+from mambabyte.data.workers import loaded
 from mambabyte.errors import UserError
 
 _START = Place()._asdict()
@@ -252,13 +251,8 @@ class ByteDataModule(lightning.LightningDataModule):
             trainer.world_size,
             trainer.global_rank,
         )
-        yield from DataLoader(
-            IndexedWindows(self._policy),
-            batch_sampler=positions,
-            collate_fn=as_tensors,
-            num_workers=self.workers,
-            worker_init_fn=start_worker,
-        )
+        windows = IndexedWindows(self._policy)
+        yield from loaded(windows, batch_sampler=positions, collate_fn=as_tensors, num_workers=self.workers)
 
     def _streamed_batches(self) -> Iterator[Batch]:
         batches = StreamedBatches(
@@ -274,14 +268,7 @@ class ByteDataModule(lightning.LightningDataModule):
             [Place(**place) for place in self._position["places"]],
             self._position["next_worker"],
         )
-        loader = DataLoader(
-            batches,
-            batch_size=None,
-            num_workers=self.workers,
-            collate_fn=_same,
-            worker_init_fn=start_worker,
-        )
-        for batch in loader:
+        for batch in loaded(batches, batch_size=None, num_workers=self.workers, collate_fn=_same):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
