@@ -39,11 +39,17 @@ MAKE_TRAIN = "make train"
 COMMANDS: dict[str, tuple[list[str], str]] = {
     "mambabyte eval --bpb ckpt=runs/quickstart": ([], "2,048 bytes in"),
     'mambabyte generate ckpt=runs/quickstart prompt="def "': (["bytes=8"], "def "),
+    "mambabyte compress notes/diary.md ckpt=runs/quickstart": ([], "diary.md.mbc"),
+    "mambabyte data inspect data=stdlib": (["max_bytes=20000"], "valid UTF-8"),
     "mambabyte doctor": ([], "Training can start."),
     "mambabyte train name=notes data=files data.path=~/notes trainer.max_steps=2000": (SMALL, "runs/notes"),
     "mambabyte train +experiment=pg19": (["--cfg", "job"], "emozilla/pg19"),  # it is on the hub
     "mambabyte train +experiment=pg19 data.path=parquet_folder": (SMALL, "run: runs/pg19"),
     "mambabyte train -m experiment=tiny optimizer.learning_rate=1e-3,3e-3": (SMALL, "run: runs/tiny/"),
+    "mambabyte train -m +experiment=compute_matched model=mambabyte,megabyte,transformer": (
+        ["--cfg", "job"],
+        "training_flops",
+    ),
     "mambabyte train --help": ([], "optimizer:\n  learning_rate: "),
     "mambabyte train experiment=pg19 --cfg job": ([], "max_steps: 80000"),
 }
