@@ -95,13 +95,14 @@ def _fit(
 
 
 def _announce(cfg: DictConfig, model: Any, trainer: Any) -> None:
+    from mambabyte.models import MambaByte
     from mambabyte.ops import backend_for
 
     device = trainer.strategy.root_device
+    scan = f", {backend_for(device)} scan" if isinstance(model, MambaByte) else ""
     print(
         f"mambabyte: run '{cfg.name}' in {cfg.run_dir}: {model.num_parameters():,} parameters, "
-        f"{cfg.trainer.max_steps:,} steps, {trainer.world_size} x {device.type}, {cfg.trainer.precision}, "
-        f"{backend_for(device)} scan",
+        f"{cfg.trainer.max_steps:,} steps, {trainer.world_size} x {device.type}, {cfg.trainer.precision}{scan}",
         file=sys.stderr,
     )
 
