@@ -102,7 +102,8 @@ def _announce(cfg: DictConfig, model: Any, trainer: Any) -> None:
     scan = f", {backend_for(device)} scan" if isinstance(model, MambaByte) else ""
     print(
         f"mambabyte: run '{cfg.name}' in {cfg.run_dir}: {model.num_parameters():,} parameters, "
-        f"{cfg.trainer.max_steps:,} steps, {trainer.world_size} x {device.type}, {cfg.trainer.precision}{scan}",
+        f"{cfg.trainer.max_steps:,} steps, {trainer.world_size} x {device.type}, {cfg.trainer.precision}"
+        f"{scan}",
         file=sys.stderr,
     )
 
