@@ -9,7 +9,7 @@ from typing import Literal
 
 from mambabyte.errors import UserError
 from mambabyte.reporting import Comparison, compare, find_runs, read_run, tables
-from mambabyte.reporting.figures import FIGURES, plot
+from mambabyte.reporting.figures import FIGURES, draw
 from mambabyte.reporting.page import to_html
 
 Form = Literal["text", "markdown", "csv", "json"]
@@ -60,7 +60,7 @@ def _write(
             (folder / f"report.{ending}").write_text(forms[form].rstrip("\n") + "\n", encoding="utf-8")
         images = {}
         for figure in FIGURES:
-            plot(figure, comparisons, folder / figure.file)
+            draw(figure, comparisons).savefig(folder / figure.file, dpi=120)
             images[figure.title] = (folder / figure.file).read_bytes()
         (folder / "report.html").write_text(to_html(shown, notes, images), encoding="utf-8")
     except OSError as error:

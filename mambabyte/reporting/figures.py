@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mambabyte.reporting.comparison import Comparison
@@ -12,10 +11,12 @@ from mambabyte.reporting.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 _FLOPS = tuple((10.0**power, f"$10^{{{power}}}$") for power in range(24, -1, -3))
 _TIME = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+_Color = tuple[float, float, float, float]
 _TICKS = (0.25, 0.5, 0.75, *(1 + number / 4 for number in range(9)), 3.5, 4, 5, 6, 7, 8)
 
 
@@ -55,8 +56,8 @@ FIGURES = (
 )
 
 
-def plot(figure: Figure, comparisons: Sequence[Comparison], path: Path) -> None:
-    """Write a PNG with a panel for each comparison; runs of one model have one colour.
+def draw(figure: Figure, comparisons: Sequence[Comparison]) -> Canvas:
+    """A panel for each comparison; runs of one model have one colour.
 
     A line is the validation during training, on its first bytes; a star the figure over all of it at the end.
     """
@@ -71,10 +72,10 @@ def plot(figure: Figure, comparisons: Sequence[Comparison], path: Path) -> None:
     for axes, comparison in zip(panels, comparisons, strict=True):
         _panel(axes, figure, comparison, colors)
     canvas.suptitle(figure.title)
-    canvas.savefig(path, dpi=120)
+    return canvas
 
 
-def _panel(axes: Axes, figure: Figure, comparison: Comparison, colors: dict[str, tuple[float, ...]]) -> None:
+def _panel(axes: Axes, figure: Figure, comparison: Comparison, colors: dict[str, _Color]) -> None:
     from matplotlib.lines import Line2D
 
     lines = {
@@ -114,7 +115,7 @@ def _panel(axes: Axes, figure: Figure, comparison: Comparison, colors: dict[str,
     axes.legend([Line2D([], [], color=colors[label], marker="*") for label in shown], shown, fontsize=9)
 
 
-def _colors(number: int) -> list[tuple[float, ...]]:
+def _colors(number: int) -> list[_Color]:
     from matplotlib import colormaps
 
     palette = colormaps["tab10" if number <= 10 else "tab20"]

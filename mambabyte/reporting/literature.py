@@ -1,8 +1,8 @@
 """What the MambaByte paper (arXiv 2401.13660) publishes in its tables 2 and 3, to be read beside.
 
 The byte-level rows by others stand in MegaByte (arXiv 2305.07185) too, MambaByte-353M's in SpaceByte (arXiv
-2404.14408, table 2), but for Books. That, the row of MambaByte-972M, and table 3's rows of subword models with
-their contexts and bytes, were taken from notes on the paper.
+2404.14408, table 2), but for Books. That, the row of MambaByte-972M, and some of table 3's rows of subword
+models with their contexts and bytes, were taken from notes on the paper.
 """
 
 from dataclasses import dataclass
@@ -55,6 +55,6 @@ REMARKS_2 = (
     "2404.14408): only PG19 compares strictly. The paper does not state how its windows were cut.",
 )
 REMARKS_3 = (
-    "Contexts and bytes are effective ones. By MegaByte (arXiv 2305.07185), Transformer-320M's context is 2,048, and "
-    "MegaByte's own row is of its sliding and strided evaluation, at four times the cost.",
+    "Contexts and bytes are effective ones. By MegaByte (arXiv 2305.07185), Transformer-320M's context is "
+    "2,048, and MegaByte's own row is of its sliding and strided evaluation, at four times the cost.",
 )
