@@ -12,7 +12,7 @@ _STYLE = (
     "body{font-family:sans-serif;margin:2em auto;max-width:90em;padding:0 1em;background:#fff;color:#111}"
     "table{border-collapse:collapse;font-size:.9em}div{overflow-x:auto}"
     "th,td{padding:.3em .8em;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
-    "th{border-bottom:2px solid #888}.text{text-align:left}h2{font-size:1.05em;margin:2em 0 .6em}"
+    "th{border-bottom:2px solid #888}.words{text-align:left}h2{font-size:1.05em;margin:2em 0 .6em}"
     "img{max-width:100%;height:auto}.note{color:#555;max-width:50em}"
 )
 
@@ -37,7 +37,7 @@ def to_html(tables: Sequence[Table], notes: Sequence[str], figures: Mapping[str,
 
 def _rows(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-        kinds = [" class=text" if i < table.left else "" for i in range(len(cells))]
+        kinds = [" class=words" if title in table.words else "" for title in table.header]
         return "".join(
             f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)
         )

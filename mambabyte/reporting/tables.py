@@ -19,12 +19,12 @@ _UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first ``left`` columns are text, the others numbers."""
+    """Cells as text; the columns of the titles in ``words`` hold words, the others numbers."""
 
     title: str
     header: list[str]
     rows: list[list[str]]
-    left: int
+    words: tuple[str, ...] = ("model", "state", "run")
     remarks: Sequence[str] = ()
 
 
@@ -68,9 +68,9 @@ def run_tables(comparisons: Sequence[Comparison]) -> list[Table]:
         for label, name, run in zip(comparison.labels, comparison.names, comparison.runs, strict=True):
             values = [column.value(run) for column in columns]
             cells = [_UNKNOWN if v is None else c.text(v) for c, v in zip(columns, values, strict=True)]
-            rows.append([label, name, *cells])
+            rows.append([label, *cells, name])
         title = f"Measured on {comparison.measured_on}" if comparison.measured_on else "Not measured yet"
-        tables.append(Table(title, ["model", "run", *(column.title for column in columns)], rows, left=2))
+        tables.append(Table(title, ["model", *(column.title for column in columns), "run"], rows))
     return tables
 
 
@@ -83,17 +83,22 @@ def literature_tables() -> list[Table]:
     """The paper's tables 2 and 3."""
     header = ["model", "context", "bytes trained"]
     return [
-        Table(title, header + list(rows[0].figures), [_published_cells(row) for row in rows], 1, remarks)
-        for title, rows, remarks in (
-            (literature.TITLE_2, literature.TABLE_2, literature.REMARKS_2),
-            (literature.TITLE_3, literature.TABLE_3, literature.REMARKS_3),
+        Table(
+            title,
+            header + list(rows[0].figures),
+            [_published_cells(row, digits) for row in rows],
+            remarks=remarks,
+        )
+        for title, rows, digits, remarks in (
+            (literature.TITLE_2, literature.TABLE_2, 3, literature.REMARKS_2),
+            (literature.TITLE_3, literature.TABLE_3, 1, literature.REMARKS_3),
         )
     ]
 
 
-def _published_cells(row: literature.Published) -> list[str]:
-    trained = _UNKNOWN if row.bytes_trained is None else byte_count(row.bytes_trained)
-    figures = [_UNKNOWN if figure is None else str(figure) for figure in row.figures.values()]
+def _published_cells(row: literature.Published, digits: int) -> list[str]:
+    trained = _UNKNOWN if row.bytes_trained is None else f"{short_count(row.bytes_trained)}B"
+    figures = [_UNKNOWN if figure is None else f"{figure:.{digits}f}" for figure in row.figures.values()]
     return [row.model, row.context, trained, *figures]
 
 
@@ -104,8 +109,8 @@ def to_text(tables: Sequence[Table], notes: Sequence[str]) -> str:
         widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
         lines = [
             "  ".join(
-                cell.ljust(width) if i < table.left else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+                cell.ljust(width) if title in table.words else cell.rjust(width)
+                for title, cell, width in zip(table.header, row, widths, strict=True)
             ).rstrip()
             for row in (table.header, *table.rows)
         ]
@@ -117,7 +122,7 @@ def to_markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     """GitHub's Markdown."""
     blocks = []
     for table in tables:
-        rule = ["---" if i < table.left else "---:" for i in range(len(table.header))]
+        rule = ["---" if title in table.words else "---:" for title in table.header]
         cells = [[cell.replace("|", "\\|") for cell in row] for row in (table.header, rule, *table.rows)]
         lines = [f"| {' | '.join(row)} |" for row in cells]
         blocks += [f"**{table.title}**", "\n".join(lines), *table.remarks]

@@ -49,7 +49,7 @@ def test_text_is_aligned_and_markdown_keeps_its_columns(comparisons) -> None:
     shown = tables.run_tables(comparisons)
     lines = tables.to_text(shown, ["A note."]).splitlines()
     ends = {line.index(number) for line in lines for number in ("2.2500  ", "2.5000  ") if number in line}
-    assert lines[1].split()[:3] == ["model", "run", "parameters"]
+    assert lines[1].split()[:2] == ["model", "parameters"]
     assert lines[-1] == "A note."
     assert len(ends) <= 2, "one place for each of the two columns that show them"
     rows = [line for line in tables.to_markdown(shown, []).splitlines() if line.startswith("|")]
@@ -73,8 +73,8 @@ def test_csv_and_json_hold_plain_values(comparisons) -> None:
 def test_literature_is_marked_as_published(comparisons) -> None:
     bits, words = tables.literature_tables()
     assert all(table.title.startswith("Published, not measured here") for table in (bits, words))
-    assert bits.rows[-1] == ["MambaByte-353M", "8,192", "30.0 GB", "0.93", "0.908", "0.966", "0.663", "0.396"]
-    assert words.rows[-1] == ["MambaByte-972M (bytes)", "8,192", "150.0 GB", "39.6", "33.0"]
+    assert bits.rows[-1] == ["MambaByte-353M", "8,192", "30GB", "0.930", "0.908", "0.966", "0.663", "0.396"]
+    assert words.rows[-1] == ["MambaByte-972M (bytes)", "8,192", "150GB", "39.6", "33.0"]
     assert words.rows[2][-2:] == ["-", "33.2"]
     published = tables.published_records()
     assert len(published) == 4 * 5 + 2 * 10 - 2
