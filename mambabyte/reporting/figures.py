@@ -17,7 +17,6 @@ _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 _FLOPS = tuple((10.0**power, f"$10^{{{power}}}$") for power in range(24, -1, -3))
 _TIME = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 _Color = tuple[float, float, float, float]
-_TICKS = (0.25, 0.5, 0.75, *(1 + number / 4 for number in range(9)), 3.5, 4, 5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ def draw(figure: Figure, comparisons: Sequence[Comparison]) -> Canvas:
 
 def _panel(axes: Axes, figure: Figure, comparison: Comparison, colors: dict[str, _Color]) -> None:
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
     lines = {
         name: [(figure.x(run, trained, seconds), bits) for trained, seconds, bits in run.curve]
@@ -107,12 +107,14 @@ def _panel(axes: Axes, figure: Figure, comparison: Comparison, colors: dict[str,
     axes.set_yscale("log")
     axes.set_ylim(lowest * 0.96, min(highest, 8.2) * 1.04)
     axes.set_xlim(left=0)
-    axes.set_yticks([tick for tick in _TICKS if lowest * 0.96 <= tick <= highest * 1.04])
+    axes.yaxis.set_major_locator(MaxNLocator(8))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.grid(alpha=0.2)
-    shown = dict.fromkeys(comparison.labels)
-    axes.legend([Line2D([], [], color=colors[label], marker="*") for label in shown], shown, fontsize=9)
+    handles = {label: Line2D([], [], color=colors[label], marker=".") for label in comparison.labels}
+    if stars:
+        handles["at the end, on all bytes"] = Line2D([], [], color="0.4", marker="*", linestyle="none")
+    axes.legend(list(handles.values()), list(handles), fontsize=9)
 
 
 def _colors(number: int) -> list[_Color]:

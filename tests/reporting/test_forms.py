@@ -95,9 +95,8 @@ def test_a_model_has_one_colour_and_a_figure_its_own_axis(comparisons) -> None:
         assert len(stars) == 3, "a run that is not measured has none"
         colors = [line.get_color() for line in lines]
         assert colors[0] == colors[3] != colors[1] == colors[2]
-        assert [text.get_text() for text in axes.get_legend().get_texts()] == list(
-            dict.fromkeys(comparisons[0].labels)
-        )
+        entries = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert entries == [*dict.fromkeys(comparisons[0].labels), "at the end, on all bytes"]
         ends.append((stars[0].get_xdata()[0], axes.get_xlabel()))
     assert ends[0] == (2.56, "bytes trained (kB)")
     flops = 2560 * run.training_flops
