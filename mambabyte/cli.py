@@ -29,6 +29,7 @@ COMMANDS = {
     "decompress": "get the file back: mambabyte decompress FILE.mbc --ckpt runs/quickstart",
     "data prepare": "write a corpus as training reads it: mambabyte data prepare data=pg19",
     "data inspect": "say what a corpus is made of: mambabyte data inspect data=stdlib",
+    "report": "compare runs in tables and figures: mambabyte report runs/compute_matched --output report",
     "doctor": "say what is there to train with, and what to do about what is not",
 }
 TASKS = {
@@ -99,6 +100,8 @@ def run(argv: list[str]) -> int:
         raise UserError(f"there is no command '{command}'" + suggestion(command, COMMANDS))
     if command == "doctor":
         return doctor(arguments)
+    if command == "report":
+        return report(arguments)
     overrides, flags = hydra_arguments(command, arguments)
     with TemporaryDirectory() as scratch:
         # Hydra notes each sweep in a file. That of `train` belongs to its run_dir; the others leave nothing.
@@ -140,6 +143,28 @@ def doctor(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     return import_module("mambabyte.commands.doctor").run(as_json=options.json)
+
+
+def report(argv: list[str]) -> int:
+    parser = Parser(prog="mambabyte report", description=COMMANDS["report"])
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run directory, a folder of runs such as a sweep's, or a glob",
+    )
+    form = parser.add_mutually_exclusive_group()
+    for name in ("markdown", "csv", "json"):
+        form.add_argument(
+            f"--{name}", dest="form", action="store_const", const=name, default="text", help=f"print {name}"
+        )
+    parser.add_argument("--literature", action="store_true", help="and what the MambaByte paper publishes")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", help="write an HTML page, Markdown, CSV, JSON and PNGs there"
+    )
+    options = parser.parse_intermixed_args(argv)
+    command = import_module("mambabyte.commands.report")
+    return command.run(options.runs, options.form, options.literature, options.output)
 
 
 def hydra_arguments(command: str, argv: list[str]) -> tuple[list[str], list[str]]:

@@ -1,33 +1,24 @@
 """metrics.csv: one row per logged step, the run's record that every plot is made from."""
 
-import csv
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from mambabyte.training.memory import PeakMemory
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.progress import ProgressLine
+from mambabyte.training.records import append_metrics, read_metrics, write_metrics
 from mambabyte.training.step_callback import StepCallback, is_due
-
-COLUMNS = (
-    "step",
-    "bytes",
-    "seconds",
-    "bits_per_byte",
-    "validation_bits_per_byte",
-    "learning_rate",
-    "gradient_norm",
-    "bytes_per_second",
-)
 
 
 class Metrics(StepCallback):
     """Writes a row every ``every`` steps and at validations, and passes it to progress line and logger.
 
     ``bytes`` counts the bytes of all windows so far, ``seconds`` the time spent on steps in all sittings
-    together; ``bytes_per_second`` and ``bits_per_byte`` are over the steps since the last row.
+    together; ``bytes_per_second`` and ``bits_per_byte`` are over the steps since the last row;
+    ``peak_memory_bytes`` is that of this rank in this sitting.
     """
 
     def __init__(self, path: Path, every: int, validate_every: int, bytes_per_step: int) -> None:
@@ -53,7 +44,8 @@ class Metrics(StepCallback):
         if trainer.is_global_zero:
             # rows of steps that are about to be taken again would stand there twice
             keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
-            _write(self._path, keep)
+            write_metrics(self._path, keep)
+        self._memory = PeakMemory(trainer.strategy.root_device)
         self._begin_row(trainer.global_step)
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
@@ -72,11 +64,11 @@ class Metrics(StepCallback):
             "learning_rate": module.learning_rate_at(step - 1),
             "gradient_norm": float(module.gradient_norm),
             "bytes_per_second": (step - self._row_step) * self._bytes_per_step / max(seconds, 1e-9),
+            "peak_memory_bytes": self._memory.bytes(),
         }
         self._begin_row(step)
         if trainer.is_global_zero:
-            with self._path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, COLUMNS).writerow(row)
+            append_metrics(self._path, row)
             self._line.show(row, final=step == trainer.max_steps)
             if trainer.logger is not None:
                 values = {name: value for name, value in row.items() if name != "step" and value is not None}
@@ -88,25 +80,3 @@ class Metrics(StepCallback):
 
     def _since_row(self) -> float:
         return time.perf_counter() - self._module.seconds_beside_training - self._row_start
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.csv, empty cells as None; a row that was cut short is left out."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [
-        {
-            name: int(cell) if name in ("step", "bytes") else float(cell) if cell else None
-            for name, cell in row.items()
-        }
-        for row in rows
-    ]
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)

@@ -17,7 +17,7 @@ from mambabyte.evaluation.bits_per_byte import first_documents
 from mambabyte.evaluation.progress import progress_bar
 from mambabyte.training.configuration import CallbacksConfig
 from mambabyte.training.loss_curve import plot_loss_curve
-from mambabyte.training.metrics import read_metrics
+from mambabyte.training.records import read_metrics
 from mambabyte.training.samples import sample_text
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from mambabyte.training import progress
 from mambabyte.training.loss_curve import plot_loss_curve, smooth
-from mambabyte.training.metrics import COLUMNS, read_metrics
 from mambabyte.training.progress import ProgressLine, byte_count, duration
+from mambabyte.training.records import COLUMNS, read_metrics
 from mambabyte.training.summary import report
 
 
@@ -34,7 +34,7 @@ def test_byte_counts() -> None:
 
 
 def row(step: int, validation: float | None = None) -> dict:
-    values = (step, step * 100, step / 2, 8 / step, validation, 1e-3, 1.0, 200.0)
+    values = (step, step * 100, step / 2, 8 / step, validation, 1e-3, 1.0, 200.0, 1024)
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -55,7 +55,7 @@ def test_a_line_every_ten_seconds_without_a_terminal(monkeypatch, capsys) -> Non
 
 def test_a_row_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    path.write_text(",".join(COLUMNS) + "\n2,200,1.0,4.0,,0.001,1.0,200.0\n4,400,2.0,2.0,3")
+    path.write_text(",".join(COLUMNS) + "\n2,200,1.0,4.0,,0.001,1.0,200.0,1024\n4,400,2.0,2.0,3")
     assert read_metrics(path) == [{**row(2), "step": 2}]
     assert read_metrics(tmp_path / "none.csv") == []
 

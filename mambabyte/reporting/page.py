@@ -1,0 +1,46 @@
+"""The report as one HTML page that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+
+from mambabyte.reporting.tables import Table
+
+_STYLE = (
+    "body{font-family:sans-serif;margin:2em auto;max-width:90em;padding:0 1em;background:#fff;color:#111}"
+    "table{border-collapse:collapse;font-size:.9em}div{overflow-x:auto}"
+    "th,td{padding:.3em .8em;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
+    "th{border-bottom:2px solid #888}.words{text-align:left}h2{font-size:1.05em;margin:2em 0 .6em}"
+    "img{max-width:100%;height:auto}.note{color:#555;max-width:50em}"
+)
+
+
+def to_html(tables: Sequence[Table], notes: Sequence[str], figures: Mapping[str, bytes]) -> str:
+    """The page: ``notes``, ``tables`` and ``figures`` (PNGs by title)."""
+    body = [f"<p class=note>{html.escape(note)}</p>" for note in notes]
+    for table in tables:
+        body += [f"<h2>{html.escape(table.title)}</h2>", f"<div><table>{_rows(table)}</table></div>"]
+        body += [f"<p class=note>{html.escape(remark)}</p>" for remark in table.remarks]
+    for title, image in figures.items():
+        encoded = base64.b64encode(image).decode("ascii")
+        body += [
+            f"<h2>{html.escape(title)}</h2>",
+            f"<img alt='{html.escape(title)}' src='data:image/png;base64,{encoded}'>",
+        ]
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>mambabyte report</title>"
+        f"<style>{_STYLE}</style><h1>mambabyte report</h1>\n" + "\n".join(body) + "\n</html>\n"
+    )
+
+
+def _rows(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        kinds = [" class=words" if title in table.words else "" for title in table.header]
+        return "".join(
+            f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)
+        )
+
+    lines = [f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows]
+    return "\n".join([f"<tr>{row(table.header, 'th')}</tr>", *lines])

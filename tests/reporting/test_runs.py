@@ -1,0 +1,98 @@
+"""What is read from run directories, and which of them are found."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mambabyte.errors import UserError
+from mambabyte.models import LSTMConfig
+from mambabyte.reporting import find_runs, read_run
+
+
+def test_a_run_is_read_from_what_it_records(write_run) -> None:
+    run = read_run(write_run("a", bits_per_byte=2.5))
+    model = LSTMConfig(d_model=16, n_layer=1).build()
+    assert (run.kind, run.parameters) == ("LSTM", model.num_parameters())
+    assert run.inference_flops == model.flops_per_byte(32).inference
+    assert run.training_flops == 3 * run.inference_flops
+    assert (run.step, run.bytes_trained, run.seconds) == (10, 2560, 5.0)
+    assert run.bytes_per_second == 500, "the median: the first, slow row does not count"
+    assert run.peak_memory_bytes == 10_000
+    assert run.validation.bits_per_byte == 2.5
+    assert run.stateful.bits_per_byte == 2.25
+    assert run.curve == [(4 * 256, 2.0, 6.0), (8 * 256, 4.0, 4.0)]
+    assert run.state == "complete"
+
+
+def test_a_record_from_before_memory_was_recorded(write_run) -> None:
+    metrics = write_run("old") / "metrics.csv"
+    lines = [line.rsplit(",", 1)[0] for line in metrics.read_text().splitlines()]
+    metrics.write_text("\n".join(lines) + "\n")
+    assert read_run(metrics.parent).peak_memory_bytes is None
+    assert read_run(metrics.parent).bytes_per_second == 500
+
+
+@pytest.mark.parametrize(
+    ("steps", "bits_per_byte", "state"),
+    [
+        (4, None, "not complete: step 4 of 10"),
+        (4, 2.5, "not complete: step 4 of 10"),  # complete once, and then given more steps
+        (0, None, "not complete: step 0 of 10"),
+        (10, None, "trained, not measured"),
+    ],
+)
+def test_a_run_that_is_not_complete_has_no_figure(write_run, steps, bits_per_byte, state) -> None:
+    run = read_run(write_run("part", steps=steps, bits_per_byte=bits_per_byte))
+    assert run.state == state
+    assert run.validation is None
+    assert run.stateful is None
+    assert run.bytes_trained == steps * 256
+
+
+def test_folders_sweeps_and_globs(write_run, monkeypatch) -> None:
+    jobs = [write_run("sweep/seed=0"), write_run("sweep/seed=1")]
+    alone = write_run("alone")
+    (alone / "wandb" / "offline" / "files").mkdir(parents=True)
+    (alone / "wandb" / "offline" / "files" / "config.yaml").write_text("wandb_version: 1")
+    monkeypatch.chdir(alone.parents[1])
+    assert find_runs(["runs/sweep"]) == jobs
+    assert find_runs(["runs"]) == [alone, *jobs]
+    assert find_runs(["runs/sweep/seed=*"]) == jobs
+    assert find_runs([str(alone), "runs/al*", "runs/sweep/seed=1"]) == [alone, jobs[1]], "each once"
+
+
+def test_a_name_that_looks_like_a_glob_is_taken_as_it_is(write_run) -> None:
+    job = write_run("betas=[0.9,0.95]")
+    assert find_runs([str(job)]) == [job]
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty", "em*"])
+def test_where_no_run_is(tmp_path: Path, monkeypatch, path) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no run at"):
+        find_runs([path])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("config.yaml", "seed: [", "config.yaml' is damaged"),
+        ("config.yaml", "seed: 0", "it has no 'model'"),
+        ("config.yaml", "model: {_target_: os.system}", "does not have"),
+        ("metrics.csv", "step,bytes\n1,one\n", "metrics.csv' is damaged"),
+        ("summary.json", '{"step": 10', "summary.json' is damaged"),
+        ("summary.json", '{"step": 10}', "it has no 'validation'"),
+    ],
+)
+def test_a_damaged_run_is_named_in_one_sentence(write_run, file, content, reason) -> None:
+    run_dir = write_run("damaged")
+    (run_dir / file).write_text(content)
+    with pytest.raises(UserError) as fault:
+        read_run(run_dir)
+    assert reason in str(fault.value)
+    assert str(run_dir) in str(fault.value)
+    assert os.linesep not in str(fault.value)
