@@ -34,6 +34,7 @@ SMALL = [
     "data.validation_bytes=2048",
     "callbacks.sample_bytes=8",
 ]
+BUDGET = ["budget.parameters=null", "budget.training_flops=4e9"]  # two or three steps of 128 bytes
 MAKE_TRAIN = "make train"
 # The command as the README has it: what is added to make it quick, and what it must say or leave behind.
 COMMANDS: dict[str, tuple[list[str], str]] = {
@@ -47,8 +48,8 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "mambabyte train +experiment=pg19 data.path=parquet_folder": (SMALL, "run: runs/pg19"),
     "mambabyte train -m experiment=tiny optimizer.learning_rate=1e-3,3e-3": (SMALL, "run: runs/tiny/"),
     "mambabyte train -m +experiment=compute_matched model=mambabyte,megabyte,transformer": (
-        ["--cfg", "job"],
-        "training_flops",
+        [*(setting for setting in SMALL if not setting.startswith(("model.", "trainer.max_steps"))), *BUDGET],
+        "run: runs/compute_matched/",
     ),
     "mambabyte train --help": ([], "optimizer:\n  learning_rate: "),
     "mambabyte train experiment=pg19 --cfg job": ([], "max_steps: 80000"),
