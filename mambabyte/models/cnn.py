@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
-from mambabyte.models.documents import DocumentwiseByteLM
-from mambabyte.models.layers import ResidualNorm, as_residual, check_positive
+from mambabyte.models.layer_stack import LayerStack
+from mambabyte.models.layers import ResidualNorm, check_positive
 
 
 @dataclass
@@ -66,21 +66,15 @@ class GatedConvolution(nn.Module):
         return residual, self.out_proj(filtered.tanh() * gate.sigmoid()), x[:, x.shape[1] - self.reach :]
 
 
-class CNN(DocumentwiseByteLM):
+class CNN(LayerStack):
     """Its state: each layer's last inputs (B, (W - 1) s, d), zero before the document."""
 
     config: CNNConfig
     recurrent = True
 
     def __init__(self, config: CNNConfig) -> None:
-        super().__init__(config)
-        self.embedding = nn.Embedding(VOCABULARY, config.d_model)
-        self.layers = nn.ModuleList(GatedConvolution(config, layer) for layer in range(config.n_layer))
-        self.norm = ResidualNorm(config.d_model, config.norm_epsilon, rms=True)
-        self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        if config.tie_embeddings:
-            self.lm_head.weight = self.embedding.weight
+        layers = (GatedConvolution(config, layer) for layer in range(config.n_layer))
+        super().__init__(config, layers, config.d_model, config.norm_epsilon, config.tie_embeddings)
 
     def initial_state(self, batch_size: int) -> State:
         weight, config = self.embedding.weight, self.config
@@ -88,16 +82,6 @@ class CNN(DocumentwiseByteLM):
             (weight.new_zeros(batch_size, config.reach(layer), config.d_model),)
             for layer in range(config.n_layer)
         ]
-
-    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
-        residual, update = as_residual(self.embedding(bytes.long())), None
-        after: State = []
-        for index, layer in enumerate(self.layers):
-            before = None if state is None else state[index][0]
-            residual, update, history = layer(residual, update, before)
-            if state is not None:
-                after.append((history,))
-        return self.lm_head(self.norm(residual, update)[0]), after
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Two convolutions of W taps and an output product a layer, whatever the context's length."""

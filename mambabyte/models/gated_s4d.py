@@ -26,7 +26,7 @@ from torch.nn.functional import gelu, pad
 
 from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
-from mambabyte.models.documents import DocumentwiseByteLM
+from mambabyte.models.layer_stack import LayerStack
 from mambabyte.models.layers import ResidualNorm, as_residual, check_positive
 
 
@@ -150,35 +150,19 @@ class GatedBlock(nn.Module):
         return residual, self.out_proj(gelu(self.mix(y)) * gate), state
 
 
-class GatedS4D(DocumentwiseByteLM):
+class GatedS4D(LayerStack):
     """Its state: (B, d, N/2, 2) of each layer, whatever came before."""
 
     config: GatedS4DConfig
     recurrent = True
 
     def __init__(self, config: GatedS4DConfig) -> None:
-        super().__init__(config)
-        self.embedding = nn.Embedding(VOCABULARY, config.d_model)
-        self.layers = nn.ModuleList(GatedBlock(config) for _ in range(config.n_layer))
-        self.norm = ResidualNorm(config.d_model, config.norm_epsilon, rms=True)
-        self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        if config.tie_embeddings:
-            self.lm_head.weight = self.embedding.weight
+        layers = (GatedBlock(config) for _ in range(config.n_layer))
+        super().__init__(config, layers, config.d_model, config.norm_epsilon, config.tie_embeddings)
 
     def initial_state(self, batch_size: int) -> State:
         shape = (batch_size, self.config.d_model, self.config.d_state // 2, 2)
         return [(self.embedding.weight.new_zeros(shape),) for _ in self.layers]
-
-    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
-        residual, update = as_residual(self.embedding(bytes.long())), None
-        after: State = []
-        for index, layer in enumerate(self.layers):
-            before = None if state is None else state[index][0]
-            residual, update, layer_state = layer(residual, update, before)
-            if layer_state is not None:
-                after.append((layer_state,))
-        return self.lm_head(self.norm(residual, update)[0]), after
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Matrix products, and the recurrence: 12 a pair of states (6 + 2 + 4 for decay, input and output).

@@ -164,49 +164,6 @@ def test_a_path_below_home_is_expanded(cli, monkeypatch):
     assert cli.jobs[0]["ckpt"] == "/home/O'Brien, Pat"
 
 
-def test_a_sweep_runs_each_job_in_its_own_run_dir(cli):
-    assert cli("train", "-m", "seed=1,2", "experiment=quickstart", "data.path=/some/where") == 0
-    assert [job["seed"] for job in cli.jobs] == [1, 2]
-    assert [job["run_dir"] for job in cli.jobs] == [
-        f"runs/quickstart/data.path=_some_where,seed={seed}" for seed in (1, 2)
-    ]
-    assert cli("train", "experiment=quickstart,plain", "--multirun") == 0
-    assert [job["run_dir"] for job in cli.jobs] == ["runs/quickstart", "runs/plain"]
-
-
-def test_a_sweep_over_several_devices_is_refused(cli):
-    assert cli("train", "-m", "seed=1,2", "trainer.devices=2") == 1
-    assert cli.err.splitlines()[-1].startswith("mambabyte: -m runs its jobs in one process")
-    assert cli.jobs == []
-    assert cli("train", "trainer.devices=2") == 0
-
-
-def test_a_long_sweep_still_names_a_folder_that_can_be_made(cli):
-    path = "data.path=" + "x" * 300
-    assert cli("train", "-m", "seed=1,2", path) == 0
-    folders = [Path(job["run_dir"]) for job in cli.jobs]
-    assert folders[0] != folders[1]
-    for folder in folders:
-        folder.mkdir(parents=True)
-
-
-def test_the_other_ranks_of_a_job_are_started_with_that_jobs_own_arguments(cli, conf):
-    # Lightning starts them with sys.argv as it is while the task runs.
-    assert cli("train", "+experiment=quickstart", "--config-dir", str(conf)) == 0
-    assert cli.argv == [["mambabyte", "train", "experiment=quickstart", f"--config-dir={conf}"]]
-    assert cli("train", "-m", "seed=1,2") == 0
-    jobs, commands = list(cli.jobs), list(cli.argv)
-    assert sys.argv == ["mambabyte"]
-    for job, command in zip(jobs, commands, strict=True):
-        added_by_lightning = [
-            "hydra.run.dir='.'",
-            "hydra.job.name=train_ddp_process_1",
-            "hydra.output_subdir=null",
-        ]
-        assert cli(*command[1:], *added_by_lightning) == 0
-        assert cli.jobs == [job]
-
-
 def test_a_folder_of_ones_own_yaml(cli, tmp_path):
     mine = tmp_path / "mine"
     (mine / "experiment").mkdir(parents=True)
@@ -313,21 +270,6 @@ def test_a_key_that_the_task_misses_is_one_sentence(cli):
     cli.behave = lambda cfg: cfg.trainer.max_stepz
     assert cli("train") == 1
     assert cli.err == "mambabyte: there is no setting trainer.max_stepz; did you mean max_steps?\n"
-
-
-def test_a_sweep_goes_on_after_a_fault_but_not_after_a_signal(cli):
-    def behave(cfg):
-        if cfg.seed == 1:
-            raise UserError("mend it")
-        if cfg.seed == 3:
-            raise Interrupted("saved")
-
-    cli.behave = behave
-    assert cli("train", "-m", "seed=1,2") == 1
-    assert [job["seed"] for job in cli.jobs] == [1, 2]
-    assert cli.err.endswith("mambabyte: mend it\n")
-    assert cli("train", "-m", "seed=3,4") == 75
-    assert [job["seed"] for job in cli.jobs] == [3]
 
 
 TASK = """

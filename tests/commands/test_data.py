@@ -87,16 +87,17 @@ def test_inspect_with_wrong_settings(override, message, configure, places) -> No
         data_inspect.run(configure("data_inspect", *places, override))
 
 
+def from_its_parent(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Goes to the folder that holds the corpus; returns the overrides that train on it from there."""
+    monkeypatch.chdir(corpus.parent)
+    path = f"data.path={corpus.name}"
+    return ["data=files", path, "data.validation_fraction=0.2", "data.windows=packed"]
+
+
 def test_a_run_on_a_relative_path_is_resumed_there_and_evaluated_from_anywhere(
     configure, start, corpus: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.chdir(corpus.parent)
-    relative = [
-        "data=files",
-        f"data.path={corpus.name}",
-        "data.validation_fraction=0.2",
-        "data.windows=packed",
-    ]
+    relative = from_its_parent(corpus, monkeypatch)
     run_dir = start("relative", *relative)
     assert checkpoints.run_config(run_dir)["data"]["path"] == str(corpus)
     assert start("relative", *relative, "trainer.max_steps=14") == run_dir
@@ -109,13 +110,7 @@ def test_a_run_on_a_relative_path_is_resumed_there_and_evaluated_from_anywhere(
 
 def test_a_run_that_stored_a_relative_path_goes_on(start, corpus: Path, monkeypatch) -> None:
     # as version 0.1.0 did
-    monkeypatch.chdir(corpus.parent)
-    relative = [
-        "data=files",
-        f"data.path={corpus.name}",
-        "data.validation_fraction=0.2",
-        "data.windows=packed",
-    ]
+    relative = from_its_parent(corpus, monkeypatch)
     monkeypatch.setattr("mambabyte.data.documents.with_absolute_paths", dict)
     run_dir = start("relative", *relative)
     assert checkpoints.run_config(run_dir)["data"]["path"] == corpus.name

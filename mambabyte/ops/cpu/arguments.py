@@ -29,6 +29,7 @@ def pointer(tensor: Tensor | None) -> int | None:
 
 
 _HUGE_PAGE = 2 << 20
+_libc = ctypes.CDLL(None)
 _forked = False
 
 
@@ -58,7 +59,7 @@ def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.float3
         begin = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
         end = (tensor.data_ptr() + size) // _HUGE_PAGE * _HUGE_PAGE
         # Advice: where it is refused, the pages stay small.
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE)
+        _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE)
     return tensor
 
 
