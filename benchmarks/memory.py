@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from measuring import machine, parser
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from mambabyte.models import MambaByteConfig
 from mambabyte.ops import selective_scan
+from mambabyte.training.memory import PeakMemory
 
 CONTESTANTS = {
     "mambabyte": (),
@@ -80,21 +80,15 @@ def peak(options) -> int:
     def run(length: int) -> int:
         forward, out_shape = prepare(length)
         grad = torch.ones(out_shape)
-        before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # forget the highest size so far
+        memory = PeakMemory(torch.device("cpu"))
+        before = memory.bytes()
         with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
             out = forward()
         out.backward(grad.to(out.dtype))
-        return resident("VmHWM") - before
+        return memory.bytes() - before
 
     run(64)  # kernels are built, buffers that stay are made, gradients of the weights are there
     return run(options.length)
-
-
-def resident(field: str) -> int:
-    """A size of this process in bytes, by its name in /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def contestant(options) -> Callable[[int], tuple[Callable[[], Tensor], tuple[int, ...]]]:

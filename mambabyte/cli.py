@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mambabyte import __version__
+from mambabyte.commands.eval_metrics import EVAL_METRICS
 from mambabyte.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -40,14 +41,6 @@ TASKS = {
     "decompress": "mambabyte.commands.compress",
     "data prepare": "mambabyte.commands.data_prepare",
     "data inspect": "mambabyte.commands.data_inspect",
-}
-EVAL_METRICS = {
-    "bpb": "measure bits per byte",
-    "word_perplexity": "and the perplexity of words that follows from it",
-    "compressors": "and what gzip, bzip2, xz, zstd and brotli need",
-    "noise": "and what six kinds of noise in the text cost",
-    "lengths": "and the figure by position and by context, up to 64 times the training length",
-    "utf8": "and the share of generated samples that are valid UTF-8",
 }
 FAMILIES = {name.split(" ")[0] for name in COMMANDS if " " in name}  # commands of two words
 HYDRA_FLAGS = ("help", "cfg", "resolve", "package", "multirun", "config_dir", "info", "shell_completion")

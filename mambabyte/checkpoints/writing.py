@@ -1,13 +1,13 @@
 """Checkpoints are written to a temporary name, flushed to the disk, and only then given their own name."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mambabyte.errors import UserError
+from mambabyte.whole_files import whole_file
 
 FORMAT = 1
 
@@ -19,18 +19,11 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
         UserError: the disk is full or the folder not writable; the temporary file is removed.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.temporary")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with whole_file(path) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            temporary.unlink()
         # torch's zip writer hides the disk's OSError inside a RuntimeError of its own
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
@@ -51,12 +44,3 @@ def point_last_at(path: Path) -> None:
         os.replace(temporary, link)
     except OSError:
         temporary.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    # the new name itself must survive a power cut
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

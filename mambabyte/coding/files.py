@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +13,7 @@ from mambabyte.coding.container import DamagedFile
 from mambabyte.coding.predictions import MAX_LANES
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
+from mambabyte.whole_files import whole_file
 
 _BYTES_PER_LANE = 1 << 14  # a lane begins without context: shorter ones would cost more than they save
 
@@ -42,7 +43,7 @@ def compress_file(
         raise UserError(f"lanes must be 1 or more, not {lanes}")
     bounds = np.linspace(0, size, lanes + 1, dtype=np.int64)
     data = np.memmap(source, dtype=np.uint8, mode="r") if size else np.zeros(0, np.uint8)
-    with _whole_or_not_at_all(target) as stream:
+    with _new_file(target) as stream:
         return encode(model, data, np.diff(bounds).tolist(), stream, lanes, window, threads, progress)
 
 
@@ -54,7 +55,7 @@ def decompress_file(model: ByteLM, source: Path, target: Path, progress: Progres
             or cannot be written. ``target`` is then not made.
     """
     _size(source)
-    with _whole_or_not_at_all(target) as output, open(source, "rb") as stream:
+    with _new_file(target) as output, open(source, "rb") as stream:
 
         def allocate(size: int) -> np.ndarray:
             if not size:
@@ -82,18 +83,11 @@ def _size(source: Path) -> int:
 
 
 @contextmanager
-def _whole_or_not_at_all(target: Path) -> Iterator[BinaryIO]:
+def _new_file(target: Path) -> Iterator[BinaryIO]:
     if target.exists():
         raise UserError(f"'{target}' is there already; remove it or choose another output=")
-    temporary = target.with_name(f"{target.name}.temporary")
     try:
-        with open(temporary, "w+b") as file:
+        with whole_file(target) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
     except OSError as error:
         raise UserError(f"cannot write '{target}': {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mambabyte.cli import EVAL_METRICS
+from mambabyte.commands.eval_metrics import EVAL_METRICS
 from mambabyte.errors import UserError
 
 

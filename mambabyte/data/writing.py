@@ -14,6 +14,7 @@ from typing import Any
 
 from mambabyte.data.documents import Document
 from mambabyte.errors import UserError
+from mambabyte.whole_files import whole_file
 
 FILES = ("bytes.bin", "offsets.bin", "names.bin", "name_offsets.bin")
 _BUFFER = 1 << 20
@@ -78,8 +79,9 @@ class CorpusWriter:
             "num_documents": self.num_documents,
             "files": {name: [file.size, file.sha256] for name, file in self._files.items()},
         }
-        with explaining_write_errors(self.folder.parent):
-            _write_atomically(self.folder / "journal.json", json.dumps(record))
+        journal = self.folder / "journal.json"
+        with explaining_write_errors(self.folder.parent), whole_file(journal) as stream:
+            stream.write(json.dumps(record).encode())
         self._journaled = True
         self._journal_due = time.monotonic() + _JOURNAL_SECONDS
 
@@ -95,7 +97,8 @@ class CorpusWriter:
             "sha256": {name: file.sha256 for name, file in self._files.items()},
         }
         with explaining_write_errors(self.folder.parent):
-            _write_atomically(self.folder / "meta.json", json.dumps(meta, indent=1) + "\n")
+            with whole_file(self.folder / "meta.json") as stream:
+                stream.write((json.dumps(meta, indent=1) + "\n").encode())
             (self.folder / "journal.json").unlink(missing_ok=True)
 
     def abandon(self) -> None:
@@ -195,15 +198,6 @@ def explaining_write_errors(folder: Path) -> Iterator[None]:
             f"cannot write prepared data in {folder}: {reason}; mend that and repeat the command, which goes "
             "on where it stopped, or set data.folder to another place"
         ) from error
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".temporary")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _pieces(file: Any) -> Iterator[bytes]:

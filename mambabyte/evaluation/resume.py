@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import pickle
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from mambabyte.errors import UserError
 from mambabyte.evaluation.protocols import Cursor
 from mambabyte.models.states import map_tensors
+from mambabyte.whole_files import whole_file
 
 
 @dataclass
@@ -63,7 +62,6 @@ class Notes:
         """
         if time.monotonic() - self._saved_at < self._every:
             return
-        temporary = self.path.with_name(f"{self.path.name}.temporary")
         saved = {
             "key": self._key,
             "scored": torch.from_numpy(cursor.scored),
@@ -73,11 +71,9 @@ class Notes:
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(saved, temporary)
-            os.replace(temporary, self.path)
+            with whole_file(self.path) as file:
+                torch.save(saved, file)
         except (OSError, RuntimeError) as error:
-            with suppress(OSError):
-                temporary.unlink()
             raise UserError(
                 f"cannot note the progress in '{self.path.parent}' ({error}); choose another output_dir="
             ) from error
