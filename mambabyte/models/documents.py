@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mambabyte.models.byte_lm import ByteLM, State
+from mambabyte.models.states import select_rows
 
 
 @dataclass
@@ -76,8 +77,7 @@ def _run_groups(
         count, longest = group.index.shape
         before = None
         if group.continued and state is not None:
-            rows = torch.from_numpy(group.index[:, 0] // length).to(bytes.device)
-            before = [tuple(tensor[rows] for tensor in layer) for layer in state]
+            before = select_rows(state, (group.index[:, 0] // length).tolist())
         index = torch.from_numpy(group.index).to(bytes.device)
         logits.append(run(flat[index], before)[0].flatten(0, 1))
         valid = np.arange(longest) < group.lengths[:, None]

@@ -19,7 +19,8 @@ def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
 
 def select_rows(state: Any, rows: Sequence[int]) -> Any:
     """The state of these rows of the batch, in this order."""
-    return map_tensors(lambda tensor: tensor[list(rows)], state)
+    index = torch.tensor(rows, dtype=torch.int64)
+    return map_tensors(lambda tensor: tensor[index.to(tensor.device)], state)
 
 
 def restart_rows(state: Any, model: ByteLM, rows: Sequence[int]) -> Any:
