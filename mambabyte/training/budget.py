@@ -15,7 +15,10 @@ from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
 
 _WIDTHS = ("d_model", "d_ff", "local_d_model", "local_d_ff")
+_LAYERS = ("n_layer", "local_n_layer")
+_HEADS = ("n_head", "local_n_head")
 _LARGEST_MISS = 0.05
+_SAME_DEPTH_WITHIN = 2.0
 
 
 @dataclass
@@ -57,11 +60,23 @@ def steps_for(training_flops: float, flops_per_step: float) -> int:
 
 
 def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
-    """The same model, all its widths made larger or smaller in proportion, nearest to a parameter count."""
-    widths = {f.name: getattr(config, f.name) for f in fields(config) if f.name in _WIDTHS}
+    """The same model, all its widths made larger or smaller in proportion, nearest to a parameter count.
+
+    Beyond a factor of two its layers grow too, by the cube root of that factor: a count goes with the layers
+    and the square of the width, so both stay in proportion. Heads grow half in number, half in size.
+    """
+    widths, layers, heads = (
+        {f.name: getattr(config, f.name) for f in fields(config) if f.name in names}
+        for names in (_WIDTHS, _LAYERS, _HEADS)
+    )
     base = widths["d_model"]
-    heads = (2 * getattr(config, name, 4) for name in ("n_head", "local_n_head"))
-    unit = math.lcm(*heads, getattr(config, "patch_size", 1))
+    factor = parameters / _without_memory(config).num_parameters()
+    if not 1 / _SAME_DEPTH_WITHIN <= factor <= _SAME_DEPTH_WITHIN:
+        scale = factor ** (1 / 3)
+        layers = {name: max(1, round(n * scale)) for name, n in layers.items()}
+        # In fours: few widths are multiples of odder numbers.
+        heads = {name: max(1, 4 * round(n * scale**0.5 / 4)) for name, n in heads.items()}
+    unit = math.lcm(8, *(2 * n for n in heads.values()), getattr(config, "patch_size", 1))
 
     def at(units: int) -> ByteLMConfig:
         scaled = {
@@ -69,7 +84,7 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
             for name, value in widths.items()
             if value is not None
         }
-        return replace(config, **scaled)
+        return replace(config, **layers, **heads, **scaled)
 
     def count(units: int) -> int:
         return _without_memory(at(units)).num_parameters()
@@ -85,7 +100,8 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
     if abs(count(nearest) - parameters) > _LARGEST_MISS * parameters:
         raise UserError(
             f"no width of this model has nearly budget.parameters={parameters:.3g} parameters: the nearest, "
-            f"d_model={at(nearest).to_dict()['d_model']}, has {count(nearest):,}; change model.n_layer"
+            f"d_model={at(nearest).to_dict()['d_model']}, has {count(nearest):,}; "
+            "ask for that or change model.n_layer"
         )
     return at(nearest)
 

@@ -66,3 +66,17 @@ def test_a_run_trains_the_steps_of_its_budget_and_resumes(start):
 def test_refusals(configure, overrides, message):
     with pytest.raises(UserError, match=message):
         within_budget(configure("train", *overrides))
+
+
+@pytest.mark.parametrize("choice", MODELS)
+def test_a_much_larger_budget_keeps_the_proportions(configure, choice):
+    small = build(configure("train", f"model={choice}")).config
+    solved = within_budget(configure("train", "experiment=compute_matched_60m", f"model={choice}"))
+    large = build(solved)
+    assert large.num_parameters() == pytest.approx(60e6, rel=0.05)
+    assert large.config.n_layer > small.n_layer
+    proportion = (large.config.d_model / large.config.n_layer) / (small.d_model / small.n_layer)
+    assert 0.7 < proportion < 1.4  # small models have few layers to round
+    if hasattr(small, "n_head"):
+        assert 64 <= large.config.d_model / large.config.n_head <= 128
+    assert within_budget(solved) == solved
