@@ -5,6 +5,7 @@
 is `lm_eval` with the model `mambabyte` known to it; everything else is as its own documentation says.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,10 +16,12 @@ from lm_eval.api.registry import register_model
 
 from mambabyte import checkpoints
 from mambabyte.commands.devices import choose_device
+from mambabyte.errors import UserError
 from mambabyte.evaluation.bits_per_byte import FIRST_BYTE_NATS, scored_spans
 from mambabyte.generation import Sampler, generate
 
 _DEFAULT_BYTES = 256  # to generate, where a task sets no limit
+_HARNESS_DEVICE = "cuda:0"  # its default
 
 
 @register_model("mambabyte")
@@ -30,7 +33,8 @@ class ByteHarness(LM):
         context_length: of the windows of rolling log-likelihoods (protocol ``disjoint``); that of training
             by default.
         batch_size: windows or requests in one forward pass.
-        device: as PyTorch names it, or ``auto``.
+        device: as PyTorch names it, or ``auto``. The harness asks for ``cuda:0`` where its user asks for
+            nothing; without CUDA that is the CPU.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class ByteHarness(LM):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self._device = choose_device(device or "auto")
+        self._device = choose_device(device if device and device != _HARNESS_DEVICE else "auto")
         self._model = checkpoints.load_model(ckpt).to(self._device)
         self._context_length = int(context_length or checkpoints.run_config(ckpt)["context_length"])
         given = str(batch_size)
@@ -126,4 +130,7 @@ def _encode(text: str) -> bytes:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except UserError as fault:
+        sys.exit(f"mambabyte: {fault}")

@@ -2,8 +2,12 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -99,3 +103,36 @@ def test_generation_ends_before_the_stopping_text(harness, checkpoint: Path) -> 
     stop = next(byte for byte in raw if byte < 128)  # the model writes at least one in 12 bytes
     (text,) = harness.generate_until([request("the ", {**asked, "until": [chr(stop)]})])
     assert text == raw[: raw.index(stop)].decode("utf-8", "replace")
+
+
+def test_the_device_that_the_harness_asks_for_unasked_need_not_be_there(checkpoint: Path) -> None:
+    from mambabyte.harness import ByteHarness
+
+    with patch("torch.cuda.is_available", return_value=False):
+        assert ByteHarness(str(checkpoint), device="cuda:0")._device == torch.device("cpu")
+
+
+def test_its_command_line_knows_our_models_and_explains_itself(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "qa.jsonl").write_text(json.dumps({"question": "q", "choices": ["a", "b"], "gold": 0}) + "\n")
+    (tmp_path / "choice.yaml").write_text(
+        "{task: choice, dataset_path: json, dataset_kwargs: {data_files: {test: qa.jsonl}}, "
+        "test_split: test, output_type: multiple_choice, doc_to_text: '{{question}}', doc_to_target: gold, "
+        "doc_to_choice: choices, metric_list: [{metric: acc}]}"
+    )
+
+    def run(ckpt: object) -> subprocess.CompletedProcess[str]:
+        command = ["run", "--model", "mambabyte", "--model_args", f"ckpt={ckpt}", "--tasks", "choice"]
+        return subprocess.run(
+            [sys.executable, "-m", "mambabyte.harness", *command, "--include_path", "."],
+            cwd=tmp_path,
+            env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+        )
+
+    found = run(checkpoint)
+    assert found.returncode == 0, found.stderr
+    assert "|choice|" in found.stdout
+    missing = run(tmp_path / "missing.ckpt")
+    assert missing.returncode == 1
+    assert missing.stderr.splitlines()[-1].startswith("mambabyte: there is no checkpoint at")
