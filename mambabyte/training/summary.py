@@ -1,7 +1,6 @@
 """What a finished run has to show: summary.json, loss_curve.png, and a short report."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from mambabyte.training.configuration import CallbacksConfig
 from mambabyte.training.loss_curve import plot_loss_curve
 from mambabyte.training.records import read_metrics
 from mambabyte.training.samples import sample_text
+from mambabyte.whole_files import whole_file
 
 
 def summarize(
@@ -62,9 +62,8 @@ def summarize(
         "run_dir": str(run_dir),
         "loss_curve": str(curve),
     }
-    temporary = run_dir / "summary.json.temporary"
-    temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, run_dir / "summary.json")
+    with whole_file(run_dir / "summary.json") as file:
+        file.write(json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
     return summary
 
 
