@@ -110,7 +110,6 @@ class PerceiverAR(DocumentwiseByteLM):
         )
         self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
         initialise(self, std=0.02, depth=config.n_layer)
-        nn.init.zeros_(self.lm_head.weight)  # as the authors' code has it
 
     def initial_state(self, batch_size: int) -> State:
         shape = (batch_size, 0, self.config.n_head, self.config.d_model // self.config.n_head)
