@@ -81,6 +81,8 @@ def test_perceiver_ar_ends_a_window_as_the_paper_does():
     assert torch.allclose(model(bytes)[:, -latents:], model.lm_head(out), atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, 2, 63, 200])
 def test_s4d_is_its_recurrence(length):
     torch.manual_seed(0)
     layer = S4D(5, 8, 1e-3, 1e-1).double()
