@@ -40,6 +40,7 @@ class MegaByteConfig(ByteLMConfig):
     local_d_ff: int | None = None  # 4 * local_d_model when null
     norm_epsilon: float = 1e-5
     initializer_std: float = 0.006  # the paper's
+    embedding_std: float = 0.006  # of the embeddings of bytes at the beginning
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +93,8 @@ class MegaByte(DocumentwiseByteLM):
         initialise(self, std, depth=1, truncated=True)
         initialise(self.global_stack, std, config.n_layer, truncated=True)
         initialise(self.local_stack, std, config.local_n_layer, truncated=True)
+        for embedding in (self.global_embedding, self.local_embedding):
+            nn.init.normal_(embedding.weight, std=config.embedding_std)
         self.lm_head.weight = self.local_embedding.weight
 
     def initial_state(self, batch_size: int) -> State:

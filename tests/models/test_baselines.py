@@ -20,7 +20,14 @@ from mambabyte.models.gated_s4d import S4D
 from mambabyte.models.layers import attend, rotate, rotation
 
 MEGABYTE = MegaByteConfig(
-    patch_size=4, max_length=64, d_model=32, n_head=2, local_d_model=16, local_n_head=2, initializer_std=0.2
+    patch_size=4,
+    max_length=64,
+    d_model=32,
+    n_head=2,
+    local_d_model=16,
+    local_n_head=2,
+    initializer_std=0.2,
+    embedding_std=0.2,
 )
 
 
