@@ -46,7 +46,6 @@ class PerceiverARConfig(ByteLMConfig):
     rotary_fraction: float = 0.25  # of a head's channels
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-5
-    embedding_std: float = 0.02  # of the embeddings at the beginning
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,7 +110,6 @@ class PerceiverAR(DocumentwiseByteLM):
         )
         self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
         initialise(self, std=0.02, depth=config.n_layer)
-        nn.init.normal_(self.embedding.weight, std=config.embedding_std)
 
     def initial_state(self, batch_size: int) -> State:
         shape = (batch_size, 0, self.config.n_head, self.config.d_model // self.config.n_head)

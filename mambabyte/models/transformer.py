@@ -24,7 +24,6 @@ class TransformerConfig(ByteLMConfig):
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
-    embedding_std: float = 0.02  # of the embeddings at the beginning
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,7 +52,6 @@ class Transformer(DocumentwiseByteLM):
         )
         self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
         initialise(self, std=0.02, depth=config.n_layer)
-        nn.init.normal_(self.embedding.weight, std=config.embedding_std)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
 
