@@ -75,7 +75,7 @@ def read_newest(run_dir: str | Path) -> tuple[Path, dict[str, Any], list[Path]] 
     if damaged:
         names = ", ".join(path.name for path in damaged)
         raise UserError(
-            f"every checkpoint in '{damaged[0].parent}' is damaged ({names}): bring back a copy of one, or "
+            f"every checkpoint in '{damaged[0].parent}' is damaged ({names}): bring back a copy, or "
             "remove that folder to train from the start"
         )
     return None

@@ -82,6 +82,13 @@ def test_a_run_leaves_its_files_and_learns(finished: Path) -> None:
     assert float(table[0]["bits_per_byte"]) > 6
     assert float(table[-1]["bits_per_byte"]) < 5
     assert all(float(row["gradient_norm"]) > 0 and float(row["bytes_per_second"]) > 0 for row in table)
+    for row in table:
+        assert (row["skipped_steps"], row["clipped_share"] in ("0.0", "0.5", "1.0")) == ("0", True)
+        # Mamba's initialisation, A from -1 to -8 and step sizes around 0.001 to 0.1: 12 steps move them little
+        ranges = {"delta": ((0.01, 0.06), (1e-4, 3e-3), (0.06, 0.3)), "A": ((-5, -4), (-9, -7), (-1.2, -0.8))}
+        for name, bounds in ranges.items():
+            for part, (low, high) in zip(("mean", "minimum", "maximum"), bounds, strict=True):
+                assert low < float(row[f"{name}_{part}"]) < high, (name, part)
     seconds = [float(row["seconds"]) for row in table]
     assert seconds == sorted(seconds)
 
