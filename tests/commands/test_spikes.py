@@ -83,7 +83,7 @@ def test_the_windows_of_a_spike_can_be_looked_up_and_replayed(
 
     spoil({6: float("inf")})
     monkeypatch.setattr(ByteLMModule, "training_step", training_step)
-    run_dir = start("looked_at", SKIP, "callbacks.checkpoint_every=5")
+    run_dir = start("looked_at", SKIP, "callbacks.checkpoints_kept=3")
     with np.load(run_dir / "spikes" / "step_00000006.npz", allow_pickle=False) as arrays:
         saved = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     assert saved.keys() == {"bytes", "targets", "document_start"}
