@@ -55,6 +55,8 @@ class Runs:
         checkpoint ("training", "saving"). The losses of `spoilt` steps, from 1, are not finite.
         """
         out, err = self._folder / "out", self._folder / "err"
+        with log.open("a") as file:
+            print("null", file=file)
         watched = {"log": str(log), "step": step, "number": int(number), "spoilt": list(spoilt)}
         request = [list(map(str, arguments)), watched, begin, calls, str(out), str(err)]
         print(json.dumps(request), file=self._process.stdin, flush=True)
@@ -71,30 +73,27 @@ class Runs:
 def windows(log: Path) -> list[tuple[int, str]]:
     """(optimizer step, micro-batch) as trained on last: what was lost with a killed run was done again."""
     kept: list[tuple[int, str]] = []
-    for step, digest in map(json.loads, log.read_text().splitlines()):
-        if digest is None:  # another life begins here
-            kept = [entry for entry in kept if entry[0] < step]
-        else:
-            kept.append((step, digest))
+    begins = False
+    for entry in map(json.loads, log.read_text().splitlines()):
+        if entry is None:  # another run begins here
+            begins = True
+            continue
+        if begins:
+            kept = [earlier for earlier in kept if earlier[0] < entry[0]]
+        kept.append((entry[0], entry[1]))
+        begins = False
     return kept
 
 
-def watch(log: str, step: int | None, number: int, spoilt: Sequence[int]) -> None:
+def watch(log: str, step: int | None, number: int, spoilt: Sequence[int] = ()) -> None:
     from mambabyte.training.module import ByteLMModule
 
-    start, original, micro_batches = ByteLMModule.on_train_start, ByteLMModule.training_step, []
-
-    def note(*entry) -> None:
-        with open(log, "a") as file:
-            print(json.dumps(entry), file=file)
-
-    def on_train_start(self):
-        note(self.global_step, None)
-        return start(self)
+    original, micro_batches = ByteLMModule.training_step, []
 
     def training_step(self, batch, batch_index):
         content = batch["bytes"].numpy().tobytes() + batch["targets"].numpy().tobytes()
-        note(self.global_step, hashlib.sha256(content).hexdigest())
+        with open(log, "a") as file:
+            print(json.dumps([self.global_step, hashlib.sha256(content).hexdigest()]), file=file)
         if self.global_step == step:
             micro_batches.append(batch_index)
             if len(micro_batches) == 2:
@@ -102,7 +101,7 @@ def watch(log: str, step: int | None, number: int, spoilt: Sequence[int]) -> Non
         loss = original(self, batch, batch_index)
         return loss * float("nan") if self.global_step + 1 in spoilt else loss
 
-    ByteLMModule.on_train_start, ByteLMModule.training_step = on_train_start, training_step
+    ByteLMModule.training_step = training_step
 
 
 def die_in(calls: int, begin: str) -> None:
