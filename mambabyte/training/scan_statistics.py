@@ -21,7 +21,8 @@ class ScanStatistics(StepCallback):
 
     ``delta`` is the step size softplus(dt_proj(x) + bias), of every byte of that window and every channel;
     ``A`` = -exp(A_log) is the rate of every channel and state, which shrinks by exp(delta A) at a byte. Both
-    are over all layers, on rank zero. Models without such scans have neither.
+    are over all layers, on rank zero. Models without such scans have neither. Must see a step before anything
+    else that runs the model.
     """
 
     def __init__(self, is_logged: Callable[[int], bool]) -> None:

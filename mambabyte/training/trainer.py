@@ -100,7 +100,7 @@ def build_callbacks(
     samples = Samples(run_dir / "samples.txt", config.sample_every, config.sample_prompt, config.sample_bytes)
     checkpoints = Checkpoints(checkpoint_folder(run_dir), config.checkpoint_every, config.checkpoints_kept)
     interruption = Interruption(checkpoints)
-    return [Spikes(), validation, statistics, metrics, samples, checkpoints, interruption], interruption
+    return [Spikes(), statistics, validation, metrics, samples, checkpoints, interruption], interruption
 
 
 def _silence_lightning() -> None:
