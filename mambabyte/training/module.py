@@ -24,7 +24,8 @@ class ByteLMModule(LightningModule):
 
     Args:
         config: the resolved configuration (plain dict), stored in every checkpoint.
-        policy: what becomes of steps whose loss or gradient is no finite number or far above the usual.
+        policy: what becomes of steps whose loss or gradient is no finite number or far above the usual; None
+            where nobody calls :meth:`check_spikes`.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class ByteLMModule(LightningModule):
         max_steps: int,
         gradient_clip: float | None,
         config: dict[str, Any],
-        policy: SpikePolicy,
+        policy: SpikePolicy | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -58,7 +59,7 @@ class ByteLMModule(LightningModule):
         self._step_sums = torch.zeros(2, device=self.device)  # nats, scored bytes: this rank's of this step
         # nats, scored bytes, steps, clipped steps: of all ranks since the last row of metrics
         self._row_sums = torch.zeros(4, device=self.device)
-        self._spikes = SpikeWatch(self._policy.threshold, self.device)
+        self._spikes = SpikeWatch(self._policy and self._policy.threshold, self.device)
         if self._restored is not None:
             self._row_sums.copy_(self._restored["row_sums"])
             self._spikes.load_state_dict(self._restored["spikes"])
@@ -122,6 +123,7 @@ class ByteLMModule(LightningModule):
         Raises:
             UserError: the policy is to stop.
         """
+        assert self._policy is not None
         for spike in self._spikes.found(wait):
             self._policy.apply(spike, self.trainer)
 
