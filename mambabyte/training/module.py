@@ -59,7 +59,7 @@ class ByteLMModule(LightningModule):
         self._step_sums = torch.zeros(2, device=self.device)  # nats, scored bytes: this rank's of this step
         # nats, scored bytes, steps, clipped steps: of all ranks since the last row of metrics
         self._row_sums = torch.zeros(4, device=self.device)
-        self._spikes = SpikeWatch(self._policy and self._policy.threshold, self.device)
+        self._spikes = SpikeWatch(None if self._policy is None else self._policy.threshold, self.device)
         if self._restored is not None:
             self._row_sums.copy_(self._restored["row_sums"])
             self._spikes.load_state_dict(self._restored["spikes"])
