@@ -63,7 +63,7 @@ class Metrics(StepCallback):
         module.check_spikes(wait=True)
         seconds = self._since_row()
         self._seconds += seconds
-        row = {
+        row: dict[str, Any] = {
             "step": step,
             "bytes": step * self._bytes_per_step,
             "seconds": self._seconds,

@@ -16,7 +16,8 @@ from mambabyte import checkpoints
 from mambabyte.checkpoints.files import step_file
 from mambabyte.training.checkpointing import Checkpoints
 
-CALLS = {"open", "write", "flush", "fsync", "replace", "symlink", "unlink", "close"}
+CHANGES = {"fsync", "replace", "symlink", "unlink"}  # killed before and after these
+CALLS = {"open", "write", "flush", "close", *CHANGES}  # killed before these
 
 
 class Trainer:
@@ -54,7 +55,8 @@ def save_and_die(folder: Path, step: int, calls: int) -> bool:
 
         def count(frame: Any, event: str, function: Any) -> None:
             nonlocal left
-            if event == "c_call" and getattr(function, "__name__", "") in CALLS:
+            at = {"c_call": CALLS, "c_return": CHANGES}.get(event, ())
+            if getattr(function, "__name__", "") in at:
                 left -= 1
                 if left < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
