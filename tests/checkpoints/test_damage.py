@@ -68,9 +68,7 @@ def test_a_seal_cut_off_is_found(folder: Path) -> None:
 def test_a_run_of_damaged_checkpoints_is_never_begun_anew(folder: Path) -> None:
     for name in NAMES:
         (folder / name).write_bytes(b"")
-    with pytest.raises(
-        UserError, match=r"step_00000100\.ckpt.*bring back a copy of one, or remove"
-    ) as caught:
+    with pytest.raises(UserError, match=r"step_00000100\.ckpt.*bring back a copy, or remove") as caught:
         checkpoints.read_newest(folder.parent)
     assert "\n" not in str(caught.value)
     assert checkpoints.read_newest(folder.parent.parent) is None
