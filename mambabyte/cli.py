@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mambabyte import __version__
 from mambabyte.commands.eval_metrics import EVAL_METRICS
 from mambabyte.errors import Interrupted, UserError
+from mambabyte.stopping import Stopped, stopping_at_once
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as fault:
         print(f"mambabyte: {fault}", file=sys.stderr)
         return fault.exit_code
+    except Stopped as stop:
+        print(f"mambabyte: {stop}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("mambabyte: stopped", file=sys.stderr)
         return 130
@@ -96,7 +101,7 @@ def run(argv: list[str]) -> int:
     if command == "report":
         return report(arguments)
     overrides, flags = hydra_arguments(command, arguments)
-    with TemporaryDirectory() as scratch:
+    with stopping_at_once() if command == "train" else nullcontext(), TemporaryDirectory() as scratch:
         # Hydra notes each sweep in a file. That of `train` belongs to its run_dir; the others leave nothing.
         if command != "train":
             overrides.insert(0, f"hydra.sweep.dir={quoted(scratch)}")

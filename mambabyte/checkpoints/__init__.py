@@ -1,7 +1,7 @@
 """Checkpoint files: their names, reading (never unpickling code) and writing (all or nothing)."""
 
 from mambabyte.checkpoints.files import checkpoint_folder, latest_checkpoint, resolve
-from mambabyte.checkpoints.reading import load_model, read, run_config, weights_fingerprint
+from mambabyte.checkpoints.reading import load_model, read, read_newest, run_config, weights_fingerprint
 from mambabyte.checkpoints.writing import FORMAT, write
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "latest_checkpoint",
     "load_model",
     "read",
+    "read_newest",
     "resolve",
     "run_config",
     "weights_fingerprint",

@@ -2,17 +2,23 @@
 
 import hashlib
 import pickle
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mambabyte.checkpoints.files import resolve
+from mambabyte.checkpoints.files import checkpoint_folder, resolve, step_files
+from mambabyte.checkpoints.seal import is_intact
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, config_from_dict
 
 _MODEL_PREFIX = "model."  # the attribute of the training module that holds the ByteLM
+
+
+class DamagedCheckpoint(UserError):
+    """The file does not hold what was once written to it."""
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -22,17 +28,21 @@ def read(path: str | Path) -> dict[str, Any]:
         path: a run directory or a checkpoint file.
 
     Raises:
-        UserError: the file is missing, cut short, not ours, or holds more than tensors and plain values.
+        DamagedCheckpoint: the file is cut short, or a bit of it is not what it was.
+        UserError: the file is missing, not ours, or holds more than tensors and plain values.
     """
     path = resolve(path)
     try:
+        _check_intact(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"'{path}' is not a mambabyte checkpoint: it holds more than tensors and plain values"
         ) from error
+    except PermissionError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}; change its permissions") from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(
+        raise DamagedCheckpoint(
             f"'{path}' cannot be read as a checkpoint: it is damaged, cut short or another format; if it is "
             "the newest of a run, remove it, and the one before it counts"
         ) from error
@@ -46,6 +56,29 @@ def read(path: str | Path) -> dict[str, Any]:
             f"'{path}' has checkpoint format {ours.get('format')!r}; this version reads format {FORMAT}"
         )
     return checkpoint
+
+
+def read_newest(run_dir: str | Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
+    """The newest checkpoint of a run that is whole: its file, its content, and the damaged ones after it.
+
+    None if the run has no checkpoint at all.
+
+    Raises:
+        UserError: all of its checkpoints are damaged, or the newest is refused for another reason.
+    """
+    damaged: list[Path] = []
+    for path in reversed(step_files(checkpoint_folder(run_dir))):
+        try:
+            return path, read(path), damaged
+        except DamagedCheckpoint:
+            damaged.append(path)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        raise UserError(
+            f"every checkpoint in '{damaged[0].parent}' is damaged ({names}): bring back a copy, or "
+            "remove that folder to train from the start"
+        )
+    return None
 
 
 def run_config(path: str | Path) -> dict[str, Any]:
@@ -83,6 +116,18 @@ def load_model(path: str | Path) -> ByteLM:
             f"the weights in '{resolve(path)}' do not fit the model the file describes"
         ) from error
     return model.eval()
+
+
+def _check_intact(path: Path) -> None:
+    status = path.stat()
+    if not _is_intact(path, status.st_ino, status.st_size, status.st_mtime_ns):
+        raise ValueError("the file does not agree with its checksum")
+
+
+@lru_cache(maxsize=64)
+def _is_intact(path: Path, *version: int) -> bool:
+    # a command reads a checkpoint's settings and its weights: gigabytes need no second look
+    return is_intact(path)
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

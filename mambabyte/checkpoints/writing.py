@@ -1,4 +1,4 @@
-"""Checkpoints are written to a temporary name, flushed to the disk, and only then given their own name."""
+"""Checkpoints are written to a temporary name, sealed, flushed to the disk, and then given their own name."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mambabyte.checkpoints.seal import SealedWriter
 from mambabyte.errors import UserError
 from mambabyte.whole_files import whole_file
 
@@ -15,6 +16,8 @@ FORMAT = 1
 def write(checkpoint: dict[str, Any], path: str | Path) -> None:
     """Write a checkpoint so that ``path`` is at every moment absent, the old file, or the whole new one.
 
+    The file carries its checksum.
+
     Raises:
         UserError: the disk is full or the folder not writable; the temporary file is removed.
     """
@@ -22,7 +25,9 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
-            torch.save(checkpoint, file)
+            sealed = SealedWriter(file)
+            torch.save(checkpoint, sealed)  # type: ignore[arg-type]
+            sealed.seal()
     except (OSError, RuntimeError) as error:
         # torch's zip writer hides the disk's OSError inside a RuntimeError of its own
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):

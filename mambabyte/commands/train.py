@@ -42,13 +42,15 @@ def run(cfg: DictConfig) -> None:
     )
     run_dir = Path(cfg.run_dir)
     main_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    last, step = checkpoints.latest_checkpoint(run_dir), 0
-    if last is not None:
-        saved = checkpoints.read(last)
+    last, step = None, 0
+    if newest := checkpoints.read_newest(run_dir):
+        last, saved, damaged = newest
         step = saved["global_step"]
         before = saved["mambabyte"]["config"]
         check_same_run(run_dir, {**before, "data": with_absolute_paths(before["data"])}, config)
         if main_process:
+            for path in damaged:
+                print(f"mambabyte: '{path}' is damaged, and the one before it counts", file=sys.stderr)
             verb = "is complete at" if step >= settings.max_steps else "goes on from"
             print(f"mambabyte: run '{cfg.name}' {verb} step {step}", file=sys.stderr)
     if step < settings.max_steps:
@@ -69,6 +71,7 @@ def _fit(
     from mambabyte.training.loggers import build_logger
     from mambabyte.training.module import ByteLMModule
     from mambabyte.training.optimizer import AdamWConfig
+    from mambabyte.training.spikes import SpikePolicy
     from mambabyte.training.trainer import build_callbacks, build_trainer
 
     run_dir = Path(cfg.run_dir)
@@ -78,7 +81,8 @@ def _fit(
     )
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = config_from_dict(config["model"]).build()
-    module = ByteLMModule(model, optimizer, settings.max_steps, settings.gradient_clip, config)
+    policy = SpikePolicy(run_dir / "spikes", settings.on_spike, settings.spike_threshold)
+    module = ByteLMModule(model, optimizer, settings.max_steps, settings.gradient_clip, config, policy)
     logger_settings = typed(cfg.logger, LoggerConfig)
     logger = build_logger(logger_settings, run_dir, cfg.name, config) if main_process else None
     trainer = build_trainer(settings, cfg.context_length, run_dir, callbacks, logger)

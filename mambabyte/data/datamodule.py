@@ -147,6 +147,14 @@ class ByteDataModule(lightning.LightningDataModule):
         places[worker] = place
         self._position = {"next_worker": (worker + 1) % len(places), "places": places}
 
+    def origins(self, step: int, batches: Sequence[Batch]) -> list[dict[str, Any]]:
+        """Where the windows of this rank's ``batches`` of optimizer step ``step``, from 0, were cut: for each
+        window the document in which it begins and at which byte; of a stream, the place behind its batch."""
+        if self.streaming:
+            return [dict(batch["position"]) for batch in batches for _ in batch["bytes"]]
+        places = self._positions(step, step + 1)
+        return [self._policy.origin(place) for batch in places for place in batch]
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold to resume. Streaming: a collective call; it gathers the positions."""
         state: dict[str, Any] = {"settings": self._settings}
@@ -242,17 +250,20 @@ class ByteDataModule(lightning.LightningDataModule):
         return positions[self._trainer.global_rank]
 
     def _local_batches(self) -> Iterator[Batch]:
-        trainer = self._trainer
-        positions = Positions(
-            trainer.global_step,
-            trainer.max_steps,
-            self.global_batch_size,
-            self.micro_batch_size,
-            trainer.world_size,
-            trainer.global_rank,
-        )
+        positions = self._positions(self._trainer.global_step, self._trainer.max_steps)
         windows = IndexedWindows(self._policy)
         yield from loaded(windows, batch_sampler=positions, collate_fn=as_tensors, num_workers=self.workers)
+
+    def _positions(self, step: int, max_steps: int) -> Positions:
+        """Those of this rank, from one optimizer step to another."""
+        return Positions(
+            step,
+            max_steps,
+            self.global_batch_size,
+            self.micro_batch_size,
+            self._trainer.world_size,
+            self._trainer.global_rank,
+        )
 
     def _streamed_batches(self) -> Iterator[Batch]:
         batches = StreamedBatches(

@@ -80,6 +80,12 @@ class WindowPolicy(ABC):
         self._mark_documents(batch, starts, stops)
         return batch
 
+    def origin(self, position: int) -> dict[str, Any]:
+        """The document in which the window at a position begins, and at which of its bytes."""
+        start = int(self._places(np.array([position]))[0][0])
+        number = int(self.corpus.offsets.searchsorted(start, side="right")) - 1
+        return {"document": self.corpus.names[number], "offset": start - int(self.corpus.offsets[number])}
+
     def _mark_documents(self, batch: Window, starts: np.ndarray, stops: np.ndarray) -> None:
         """Write document_start, and take back the targets that lie in another document than their input."""
         offsets = self.corpus.offsets

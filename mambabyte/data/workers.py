@@ -10,6 +10,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from mambabyte.stopping import STOP_SIGNALS
+
 _LOOK_EVERY = 0.2  # seconds
 _CAN_TELL_SENDERS = hasattr(signal, "sigtimedwait")  # not on macOS
 
@@ -27,7 +29,7 @@ def loaded(*arguments: Any, num_workers: int, **options: Any) -> Iterator[Any]:
     if num_workers == 0 or not _CAN_TELL_SENDERS:
         return iter(loader)
     # Libraries start threads in a process that is being forked; these, too, must not take the signal.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         return iter(loader)
     finally:

@@ -22,7 +22,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Checkpoints(StepCallback):
-    """Saves every so many steps, at the last step, and on demand; keeps the newest ``kept`` files."""
+    """Saves every so many steps, at the last step, and on demand; keeps the last ``kept`` files."""
 
     def __init__(self, folder: Path, every: int, kept: int) -> None:
         self._folder = folder
@@ -46,11 +46,13 @@ class Checkpoints(StepCallback):
         if step == self._saved_step:
             return
         with module.beside_training():
-            module.check_finite()
+            module.check_spikes(wait=True)
             path = step_file(self._folder, step)
             trainer.save_checkpoint(path)
             self._saved_step = step
             if trainer.is_global_zero:
                 point_last_at(path)
-                for old in step_files(self._folder)[: -self._kept]:
+                # a file of a later step is damaged: the run went on from one before it, and will pass it
+                files = step_files(self._folder)
+                for old in files[: max(0, files.index(path) + 1 - self._kept)]:
                     old.unlink(missing_ok=True)

@@ -22,14 +22,16 @@ class TrainerConfig:
     devices: int = 1
     num_nodes: int = 1
     gradient_clip: float | None = 1.0
+    on_spike: Literal["stop", "skip"] = "stop"
+    spike_threshold: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "global_batch_bytes", "micro_batch_size", "devices", "num_nodes"):
             _at_least_one(f"trainer.{name}", getattr(self, name))
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise UserError(
-                f"trainer.gradient_clip must be above 0, or null for none, not {self.gradient_clip}"
-            )
+        for name in ("gradient_clip", "spike_threshold"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"trainer.{name} must be above 0, or null for none, not {value}")
 
     def global_batch_size(self, context_length: int) -> int:
         """Windows per optimizer step.

@@ -1,6 +1,5 @@
 """Stopping by a signal without losing a step."""
 
-import os
 import signal
 import sys
 from types import FrameType
@@ -9,16 +8,16 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from mambabyte.stopping import STOP_SIGNALS, end_process
 from mambabyte.training.checkpointing import Checkpoints
+from mambabyte.training.late_reading import LateReader
 from mambabyte.training.module import ByteLMModule
-from mambabyte.training.step_callback import StepCallback, is_due
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_RANKS_AGREE_EVERY = 10
+from mambabyte.training.step_callback import StepCallback
 
 
 class Interruption(StepCallback):
-    """After SIGINT or SIGTERM, saves at the next optimizer step and stops; a second one ends it all at once.
+    """After a stop signal, saves at the next optimizer step and stops; a second one ends it all at once. On
+    several GPUs it may be the step after the next.
 
     Lightning's own handler stops at any forward pass, saves nothing and leaves with exit code 0.
     """
@@ -28,14 +27,15 @@ class Interruption(StepCallback):
         self._checkpoints = checkpoints
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
+        self._of_all_ranks = LateReader()
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         # before Lightning puts its own in their place
-        self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._note)
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
@@ -55,13 +55,12 @@ class Interruption(StepCallback):
         if trainer.world_size == 1:
             return self._signal is not None
         # signals reach the ranks at different moments: all must stop at the same step
-        if not is_due(step, _RANKS_AGREE_EVERY):
-            return False
-        mine = torch.tensor(int(self._signal is not None), device=trainer.strategy.root_device)
-        return bool(trainer.strategy.reduce(mine, reduce_op="sum"))
+        mine = torch.tensor([float(self._signal is not None)], device=trainer.strategy.root_device)
+        self._of_all_ranks.send(step, trainer.strategy.reduce(mine, reduce_op="sum"))
+        return any(signalled for _, [signalled] in self._of_all_ranks.arrived())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:
-            os._exit(128 + number)
+            end_process(number, frame)
         self._signal = number
         print("\nstopping after this step (once more: at once, without saving)", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from mambabyte.errors import UserError
 from mambabyte.training.configuration import LoggerConfig
 from mambabyte.training.credentials import has_wandb_credentials
+from mambabyte.whole_files import whole_file
 
 
 def build_logger(config: LoggerConfig, run_dir: Path, name: str, settings: dict[str, Any]) -> Logger | None:
@@ -45,7 +46,8 @@ def _wandb(config: LoggerConfig, run_dir: Path, name: str, settings: dict[str, A
         )
     id_file = run_dir / "wandb_id"
     if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex[:12], encoding="ascii")
+        with whole_file(id_file) as file:
+            file.write(uuid.uuid4().hex[:12].encode())
     try:
         run = wandb.init(
             name=name,

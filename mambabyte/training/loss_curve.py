@@ -1,5 +1,6 @@
 """loss_curve.png: what the run learned, beside what compressors know."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ def plot_loss_curve(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    rows = [row for row in rows if not math.isnan(row["bits_per_byte"])]  # of skipped steps alone
     seen = np.array([row["bytes"] for row in rows]) / 1e6
     training = np.array([row["bits_per_byte"] for row in rows])
     validated = [

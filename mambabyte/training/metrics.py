@@ -17,14 +17,19 @@ class Metrics(StepCallback):
     """Writes a row every ``every`` steps and at validations, and passes it to progress line and logger.
 
     ``bytes`` counts the bytes of all windows so far, ``seconds`` the time spent on steps in all sittings
-    together; ``bytes_per_second`` and ``bits_per_byte`` are over the steps since the last row;
-    ``peak_memory_bytes`` is that of this rank in this sitting.
+    together; ``bytes_per_second``, ``bits_per_byte`` and ``clipped_share`` (of the steps, those whose
+    gradient was clipped) are over the steps since the last row; ``peak_memory_bytes`` is that of this rank in
+    this sitting; ``skipped_steps`` counts those of the run that the optimizer did not take; the rest is
+    ScanStatistics'.
     """
 
-    def __init__(self, path: Path, every: int, validate_every: int, bytes_per_step: int) -> None:
+    def __init__(
+        self, path: Path, every: int, validate_every: int, max_steps: int, bytes_per_step: int
+    ) -> None:
         self._path = path
         self._every = every
         self._validate_every = validate_every
+        self._max_steps = max_steps
         self._bytes_per_step = bytes_per_step
         self._seconds = 0.0
 
@@ -40,7 +45,7 @@ class Metrics(StepCallback):
         super().on_train_start(trainer, module)
         assert isinstance(module, ByteLMModule)
         self._module = module
-        self._line = ProgressLine(trainer.max_steps, self._bytes_per_step, trainer.global_step)
+        self._line = ProgressLine(self._max_steps, self._bytes_per_step, trainer.global_step)
         if trainer.is_global_zero:
             # rows of steps that are about to be taken again would stand there twice
             keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
@@ -48,28 +53,32 @@ class Metrics(StepCallback):
         self._memory = PeakMemory(trainer.strategy.root_device)
         self._begin_row(trainer.global_step)
 
+    def is_logged(self, step: int) -> bool:
+        """Whether a row is written after ``step``."""
+        return is_due(step, self._every) or is_due(step, self._validate_every) or step == self._max_steps
+
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
-        if not (is_due(step, self._every) or is_due(step, self._validate_every) or step == trainer.max_steps):
+        if not self.is_logged(step):
             return
-        bits_per_byte = module.take_bits_per_byte()
-        module.check_finite()
+        module.check_spikes(wait=True)
         seconds = self._since_row()
         self._seconds += seconds
-        row = {
+        row: dict[str, Any] = {
             "step": step,
             "bytes": step * self._bytes_per_step,
             "seconds": self._seconds,
-            "bits_per_byte": bits_per_byte,
+            **module.take_row(),
             "validation_bits_per_byte": module.validation_bits_per_byte,
             "learning_rate": module.learning_rate_at(step - 1),
             "gradient_norm": float(module.gradient_norm),
             "bytes_per_second": (step - self._row_step) * self._bytes_per_step / max(seconds, 1e-9),
             "peak_memory_bytes": self._memory.bytes(),
+            **module.scan_statistics,
         }
         self._begin_row(step)
         if trainer.is_global_zero:
             append_metrics(self._path, row)
-            self._line.show(row, final=step == trainer.max_steps)
+            self._line.show(row, final=step == self._max_steps)
             if trainer.logger is not None:
                 values = {name: value for name, value in row.items() if name != "step" and value is not None}
                 trainer.logger.log_metrics(values, step=step)

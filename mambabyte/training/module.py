@@ -12,11 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mambabyte.checkpoints import FORMAT
-from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
 from mambabyte.training.optimizer import AdamWConfig
-
-_NEVER = 2**62
+from mambabyte.training.spikes import SpikePolicy, SpikeWatch
 
 
 class ByteLMModule(LightningModule):
@@ -26,6 +24,8 @@ class ByteLMModule(LightningModule):
 
     Args:
         config: the resolved configuration (plain dict), stored in every checkpoint.
+        policy: what becomes of steps whose loss or gradient is no finite number or far above the usual; None
+            where nobody calls :meth:`check_spikes`.
     """
 
     def __init__(
@@ -35,15 +35,19 @@ class ByteLMModule(LightningModule):
         max_steps: int,
         gradient_clip: float | None,
         config: dict[str, Any],
+        policy: SpikePolicy | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.validation_bits_per_byte: float | None = None  # set at the steps that validate
+        self.scan_statistics: dict[str, float | None] = {}  # set at the steps that are logged
         self.seconds_beside_training = 0.0
         self._optimizer_config = optimizer
         self._max_steps = max_steps
-        self._gradient_clip = gradient_clip
+        self._clip = math.inf if gradient_clip is None else gradient_clip
         self._config = config
+        self._policy = policy
+        self._restored: dict[str, Any] | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self._optimizer_config.build(self.model)
@@ -51,26 +55,30 @@ class ByteLMModule(LightningModule):
     def on_train_start(self) -> None:
         # a resumed optimizer comes with the settings it was saved with; this command's count
         self._optimizer_config.apply(self.trainer.optimizers[0])
-        self._nats = torch.zeros((), device=self.device)
-        self._scored = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._first_not_finite = torch.full((), _NEVER, dtype=torch.int64, device=self.device)
         self.gradient_norm = torch.zeros((), device=self.device)
+        self._step_sums = torch.zeros(2, device=self.device)  # nats, scored bytes: this rank's of this step
+        # nats, scored bytes, steps, clipped steps: of all ranks since the last row of metrics
+        self._row_sums = torch.zeros(4, device=self.device)
+        self._spikes = SpikeWatch(None if self._policy is None else self._policy.threshold, self.device)
+        if self._restored is not None:
+            self._row_sums.copy_(self._restored["row_sums"])
+            self._spikes.load_state_dict(self._restored["spikes"])
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         logits = self.model(batch["bytes"], document_start=batch["document_start"])
-        targets = batch["targets"].flatten().long()
+        targets = batch["targets"].long()
         nats = functional.cross_entropy(
-            logits.float().flatten(0, 1), targets, ignore_index=-100, reduction="sum"
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
         )
-        scored = (targets != -100).sum()
-        loss = nats / scored.clamp(min=1)
-        self._nats += nats.detach()
-        self._scored += scored
-        self._watch(loss.detach())
+        nats = nats.view_as(targets).sum(dim=1)
+        scored = (targets != -100).sum(dim=1)
+        sums = torch.stack((nats.sum(), scored.sum()))
+        self._step_sums += sums.detach()
+        self._spikes.see(self.global_step + 1, batch, nats.detach(), scored)
         if "position" in batch:
             # checkpoints are taken between steps only, when every batch that was drawn has been used
             self.trainer.datamodule.trained(batch["position"])  # type: ignore[attr-defined]
-        return loss
+        return sums[0] / sums[1].clamp(min=1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
@@ -80,31 +88,44 @@ class ByteLMModule(LightningModule):
         self, optimizer: torch.optim.Optimizer, *unused: Any, **also_unused: Any
     ) -> None:
         # called before every optimizer step; the norm is measured also when nothing is clipped
-        clip = math.inf if self._gradient_clip is None else self._gradient_clip
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
-        self._watch(self.gradient_norm)
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+        sums = torch.cat((self._step_sums, self.gradient_norm[None]))
+        # the same numbers on all ranks, so that all take the same decision
+        nats, scored, norms = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self._step_sums.zero_()
+        self.gradient_norm = norms / self.trainer.world_size
+        skip = self._spikes.judge(self.global_step + 1, nats / scored.clamp(min=1), self.gradient_norm)
+        # PyTorch's fused optimizers leave out a step for which this is 1; it is there for gradient scalers
+        optimizer.found_inf = skip  # type: ignore[attr-defined]
+        counted = nats.isfinite()
+        clipped = (self.gradient_norm > self._clip) & (skip == 0)
+        row = torch.stack((nats, scored, torch.ones_like(nats), clipped.float()))
+        self._row_sums += torch.where(counted, row, 0.0)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of optimizer step ``step``, counted from 0."""
         return self._optimizer_config.learning_rate_at(step, self._max_steps)
 
-    def take_bits_per_byte(self) -> float:
-        """Training bits per byte over all bytes scored since the last call, on all ranks."""
-        sums = torch.stack((self._nats, self._scored.to(self._nats.dtype)))
-        nats, scored = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        self._nats.zero_()
-        self._scored.zero_()
-        return nats / max(scored, 1) / math.log(2)
+    def take_row(self) -> dict[str, float]:
+        """Training bits per byte over all bytes scored since the last call, on all ranks (nan if there were
+        none), the share of those steps whose gradient was clipped, and all skipped steps of the run."""
+        nats, scored, steps, clipped = self._row_sums.tolist()
+        self._row_sums.zero_()
+        return {
+            "bits_per_byte": nats / scored / math.log(2) if scored else math.nan,
+            "clipped_share": clipped / max(steps, 1),
+            "skipped_steps": self._spikes.skipped_steps,
+        }
 
-    def check_finite(self) -> None:
-        """Raise UserError if a loss or a gradient since the start was not a finite number."""
-        step = int(self._first_not_finite)
-        if step != _NEVER:
-            raise UserError(
-                f"training diverged: at step {step} the loss or its gradient is not a finite number; the "
-                "last checkpoint, if there is one, is from before that and whole: lower "
-                "optimizer.learning_rate or trainer.gradient_clip and repeat the command"
-            )
+    def check_spikes(self, wait: bool) -> None:
+        """Apply the policy to the spikes that have become known; with ``wait``, to all up to this step.
+
+        Raises:
+            UserError: the policy is to stop.
+        """
+        assert self._policy is not None
+        for spike in self._spikes.found(wait):
+            self._policy.apply(spike, self.trainer)
 
     @contextmanager
     def beside_training(self) -> Iterator[None]:
@@ -120,16 +141,14 @@ class ByteLMModule(LightningModule):
             "format": FORMAT,
             "model": self.model.config.to_dict(),
             "config": self._config,
+            "training": {"row_sums": self._row_sums, "spikes": self._spikes.state_dict()},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._restored = checkpoint["mambabyte"].get("training")  # an early version's has none
         # The number of optimizer steps is all that a loop has to know again. Lightning would also restore how
         # many batches it had drawn, which is wrong as soon as the accumulation differs.
         saved = checkpoint["loops"]["fit_loop"]
         fresh = self.trainer.fit_loop.state_dict()
         steps = "epoch_loop.automatic_optimization.optim_progress"
         checkpoint["loops"] = {"fit_loop": {**fresh, steps: saved[steps]}}
-
-    def _watch(self, value: Tensor) -> None:
-        step = self._first_not_finite.clamp(max=self.global_step + 1)
-        self._first_not_finite = torch.where(torch.isfinite(value), self._first_not_finite, step)

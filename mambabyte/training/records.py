@@ -2,8 +2,11 @@
 
 import csv
 from collections.abc import Iterable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
+
+from mambabyte.whole_files import whole_file
 
 COLUMNS = (
     "step",
@@ -15,8 +18,16 @@ COLUMNS = (
     "gradient_norm",
     "bytes_per_second",
     "peak_memory_bytes",
+    "clipped_share",
+    "skipped_steps",
+    "delta_mean",
+    "delta_minimum",
+    "delta_maximum",
+    "A_mean",
+    "A_minimum",
+    "A_maximum",
 )
-_INTEGERS = ("step", "bytes", "peak_memory_bytes")
+_INTEGERS = ("step", "bytes", "peak_memory_bytes", "skipped_steps")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -36,10 +47,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def write_metrics(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a metrics.csv of ``rows``, in the place of the one that may be there."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from mambabyte.errors import UserError
+from mambabyte.whole_files import whole_file
 
 # What may change between two sittings of one run: all else of these sections decides what the weights become.
 _SECTIONS = ("model", "data", "context_length", "seed")
@@ -57,9 +57,8 @@ def hold(run_dir: Path, config: Mapping[str, Any]) -> Iterator[None]:
                 f"another process is training in '{run_dir}'; wait for it, or set name="
             ) from error
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        temporary = run_dir / "config.yaml.temporary"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, run_dir / "config.yaml")
+        with whole_file(run_dir / "config.yaml") as file:
+            file.write(text.encode())
         yield
 
 

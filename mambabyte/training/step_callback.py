@@ -26,6 +26,13 @@ class StepCallback(Callback):
         raise NotImplementedError
 
 
+class Spikes(StepCallback):
+    """Has the module's policy for bad steps applied before anything else is done with the step."""
+
+    def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
+        module.check_spikes(wait=False)
+
+
 def is_due(step: int, every: int) -> bool:
     """Whether something done ``every`` so many steps (0: never) is due after ``step``."""
     return every > 0 and step % every == 0

@@ -18,6 +18,8 @@ from mambabyte.training.configuration import CallbacksConfig, TrainerConfig
 from mambabyte.training.interruption import Interruption
 from mambabyte.training.metrics import Metrics
 from mambabyte.training.samples import Samples
+from mambabyte.training.scan_statistics import ScanStatistics
+from mambabyte.training.step_callback import Spikes
 from mambabyte.training.validation import Validation
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -88,12 +90,17 @@ def build_callbacks(
         trainer.micro_batch_size,
     )
     metrics = Metrics(
-        run_dir / "metrics.csv", config.log_every, config.validate_every, trainer.global_batch_bytes
+        run_dir / "metrics.csv",
+        config.log_every,
+        config.validate_every,
+        trainer.max_steps,
+        trainer.global_batch_bytes,
     )
+    statistics = ScanStatistics(metrics.is_logged)
     samples = Samples(run_dir / "samples.txt", config.sample_every, config.sample_prompt, config.sample_bytes)
     checkpoints = Checkpoints(checkpoint_folder(run_dir), config.checkpoint_every, config.checkpoints_kept)
     interruption = Interruption(checkpoints)
-    return [validation, metrics, samples, checkpoints, interruption], interruption
+    return [Spikes(), statistics, validation, metrics, samples, checkpoints, interruption], interruption
 
 
 def _silence_lightning() -> None:

@@ -306,17 +306,30 @@ def test_help_to_a_reader_that_has_left_is_no_error():
     assert done.stderr == b""
 
 
-def test_control_c_leaves_with_130(conf):
-    code = TASK.format(conf=str(conf), body="print('ready', flush=True); time.sleep(30)")
-    task = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert task.stdout and task.stderr
-    assert task.stdout.readline() == "ready\n"
-    time.sleep(0.1)
-    task.send_signal(signal.SIGINT)
-    assert task.stderr.read() == "mambabyte: stopped\n"
-    assert task.wait(timeout=30) == 130
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_outside_of_training_is_a_resumable_stop_and_a_second_one_the_end(conf, number):
+    waiting = "print('ready', flush=True); time.sleep(30)"
+    for body, signals in (
+        (waiting, 1),
+        (f"""try:
+        {waiting}
+    finally:
+        {waiting}""", 2),
+    ):  # fmt: skip
+        task = subprocess.Popen(
+            [sys.executable, "-c", TASK.format(conf=str(conf), body=body)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert task.stdout and task.stderr
+        for _ in range(signals):
+            assert task.stdout.readline() == "ready\n"
+            time.sleep(0.1)
+            task.send_signal(number)
+        said = f"mambabyte: stopped by {number.name} outside of training, so no step is lost"
+        assert task.stderr.read().startswith(said if signals == 1 else "")
+        assert task.wait(timeout=30) == (75 if signals == 1 else 128 + number)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """`mambabyte train` as a process that a scheduler stops."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from mambabyte import checkpoints
+from tests.commands.conftest import FILES, TINY
 
 
 def test_sigterm_saves_and_leaves_with_the_code_of_a_resumable_stop(corpus: Path, tmp_path: Path) -> None:
@@ -40,3 +45,38 @@ def test_sigterm_saves_and_leaves_with_the_code_of_a_resumable_stop(corpus: Path
     assert err.splitlines()[-1].startswith("mambabyte: stopped at step")
     assert "Traceback" not in err
     assert checkpoints.read(run_dir)["global_step"] >= 2
+
+
+def test_processes_killed_and_stopped_from_outside_end_with_the_bits_of_one_left_alone(
+    corpus: Path, finished: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    places = [f"run_dir={run_dir}", f"data.folder={tmp_path}/prepared", f"data.path={corpus}"]
+    command = [sys.executable, "-m", "mambabyte", "train", *TINY, *FILES, "name=finished", *places]
+
+    def process(number: int, moment: Callable[[], bool]) -> tuple[int, str]:
+        """The exit code and errors of a process that gets a signal when the moment has come, if ever."""
+        with (tmp_path / "errors").open("w+") as errors:
+            train = subprocess.Popen(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},  # as where the other run was made
+            )
+            while train.poll() is None and not moment():
+                time.sleep(0.002)
+            train.send_signal(number)
+            train.wait(timeout=120)
+            errors.seek(0)
+            return train.returncode, errors.read()
+
+    code, said = process(signal.SIGUSR1, (tmp_path / "prepared").exists)
+    assert (code, "Traceback" in said) == (75, False), said
+    assert said.splitlines()[-1].startswith("mambabyte: stopped ")
+    code, said = process(signal.SIGKILL, lambda: any(run_dir.glob("checkpoints/step_00000005*")))
+    assert code in (-signal.SIGKILL, 0), said
+    code, said = process(0, lambda: False)
+    assert code == 0, said
+    ours, theirs = (checkpoints.read(folder)["state_dict"] for folder in (run_dir, finished))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -82,6 +82,13 @@ def test_a_run_leaves_its_files_and_learns(finished: Path) -> None:
     assert float(table[0]["bits_per_byte"]) > 6
     assert float(table[-1]["bits_per_byte"]) < 5
     assert all(float(row["gradient_norm"]) > 0 and float(row["bytes_per_second"]) > 0 for row in table)
+    for row in table:
+        assert (row["skipped_steps"], row["clipped_share"] in ("0.0", "0.5", "1.0")) == ("0", True)
+        # Mamba's initialisation, A from -1 to -8, step sizes around 0.001 to 0.1: 12 steps move them little
+        ranges = {"delta": ((0.01, 0.06), (1e-4, 3e-3), (0.06, 0.3)), "A": ((-5, -4), (-9, -7), (-1.2, -0.8))}
+        for name, bounds in ranges.items():
+            for part, (low, high) in zip(("mean", "minimum", "maximum"), bounds, strict=True):
+                assert low < float(row[f"{name}_{part}"]) < high, (name, part)
     seconds = [float(row["seconds"]) for row in table]
     assert seconds == sorted(seconds)
 
@@ -350,6 +357,8 @@ def test_wandb_without_a_key_records_offline_and_keeps_its_run(
     assert any(identity in path.name for path in (run_dir / "wandb").glob("offline-run-*"))
     start("logged", "logger=wandb", "trainer.max_steps=4")
     assert (run_dir / "wandb_id").read_text() == identity
+    sittings = list((run_dir / "wandb").glob(f"offline-run-*-{identity}"))
+    assert len(sittings) == 2  # which `wandb sync` makes one curve of
     start("another", "logger=wandb", "trainer.max_steps=2")  # as a sweep does, in the same process
     another = tmp_path / "runs" / "another"
     assert any((another / "wandb_id").read_text() in path.name for path in (another / "wandb").iterdir())

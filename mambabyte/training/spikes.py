@@ -1,0 +1,170 @@
+"""Steps that would harm the model: found before the optimizer takes them, left out, and kept for a look."""
+
+import json
+import math
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from mambabyte.errors import UserError
+from mambabyte.training.late_reading import LateReader
+from mambabyte.whole_files import whole_file
+
+HISTORY = 128  # steps that say what is usual
+_ENOUGH = HISTORY // 2
+_IN_A_ROW = 10
+
+
+@dataclass(frozen=True)
+class Spike:
+    """A step, counted from 1, that the optimizer did not take.
+
+    loss: nats per byte, and gradient_norm before clipping, over all ranks.
+    in_a_row: spikes up to and with this one that had no other step between them.
+    micro_batches: this rank's, each with its windows' nats and scored bytes, (b,).
+    """
+
+    step: int
+    loss: float
+    gradient_norm: float
+    in_a_row: int
+    micro_batches: list[tuple[dict[str, Any], Tensor, Tensor]]
+
+
+class SpikeWatch:
+    """Judges each optimizer step by its loss and its gradient norm before clipping.
+
+    A step is a spike if one of the two is not a finite number or, with a ``threshold``, lies more than so
+    many standard deviations above its mean over the last 128 steps that were none, once there are 64.
+    (OLMo-core's skip-step optimizers have this rule, with 6.) All is worked out on the device; the windows of
+    a step are kept until its verdict has come to the host.
+    """
+
+    def __init__(self, threshold: float | None, device: torch.device) -> None:
+        self._threshold = threshold
+        self._usual = torch.full((2, HISTORY), torch.nan, device=device)  # loss, gradient norm; newest last
+        self._skipped = torch.zeros(2, device=device)  # steps in all; in a row
+        self._verdicts = LateReader()
+        self._windows: dict[int, list[tuple[dict[str, Any], Tensor, Tensor]]] = defaultdict(list)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"usual": self._usual, "skipped": self._skipped}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._usual.copy_(state["usual"])
+        self._skipped.copy_(state["skipped"])
+
+    def see(self, step: int, batch: dict[str, Any], nats: Tensor, scored: Tensor) -> None:
+        """Note a micro-batch of ``step`` with each window's nats and scored bytes, (b,)."""
+        self._windows[step].append((batch, nats, scored))
+
+    def judge(self, step: int, loss: Tensor, gradient_norm: Tensor) -> Tensor:
+        """() float: 1 if the optimizer must not take this step, else 0. The same on all ranks if both
+        arguments are."""
+        values = torch.stack((loss, gradient_norm)).float()
+        spike = ~values.isfinite().all()
+        if self._threshold is not None:
+            spike |= (values > self._limits(self._threshold)).any()
+            newer = torch.cat((self._usual[:, 1:], values[:, None]), dim=1)
+            self._usual = torch.where(spike, self._usual, newer)
+        total, in_a_row = self._skipped
+        self._skipped = torch.stack((total + spike, (in_a_row + 1) * spike))
+        self._verdicts.send(step, torch.cat((spike[None].float(), values, self._skipped)))
+        return spike.float()
+
+    def found(self, wait: bool) -> list[Spike]:
+        """The spikes whose verdicts have come since the last call; with ``wait``, all that were judged."""
+        spikes = []
+        for step, (is_spike, loss, norm, _, in_a_row) in self._verdicts.arrived(wait):
+            windows = self._windows.pop(step)
+            if is_spike:
+                spikes.append(Spike(step, loss, norm, int(in_a_row), windows))
+        return spikes
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps of the run were left out. Waits for the device."""
+        return int(self._skipped[0])
+
+    def _limits(self, threshold: float) -> Tensor:
+        known = ~self._usual.isnan()
+        count = known.sum(dim=1)
+        mean = self._usual.nanmean(dim=1)
+        deviation = ((self._usual - mean[:, None]).square().nansum(dim=1) / count.clamp(min=1)).sqrt()
+        return torch.where(count >= _ENOUGH, mean + threshold * deviation, torch.inf)
+
+
+class SpikePolicy:
+    """What becomes of a spike: its windows go to ``folder``, and the run stops or goes on without the step.
+
+    Args:
+        action: ``stop`` or ``skip``.
+        threshold: that of :class:`SpikeWatch`.
+    """
+
+    def __init__(self, folder: Path, action: str, threshold: float | None) -> None:
+        self.threshold = threshold
+        self._folder = folder
+        self._action = action
+
+    def apply(self, spike: Spike, trainer: Trainer) -> None:
+        """Save the windows of ``spike``.
+
+        Raises:
+            UserError: the policy is to stop, or nothing but spikes has come for ten steps.
+        """
+        path = self._save(spike, trainer)
+        finite = math.isfinite(spike.loss) and math.isfinite(spike.gradient_norm)
+        what = "is far above its usual size" if finite else "is not a finite number"
+        if self._action == "skip" and spike.in_a_row < _IN_A_ROW:
+            if trainer.is_global_zero:
+                sentence = f"skipped step {spike.step}, whose loss or gradient {what}; its windows: {path}"
+                print(f"mambabyte: {sentence}", file=sys.stderr)
+            return
+        since = f", the last of {spike.in_a_row} in a row," if self._action == "skip" else ""
+        raise UserError(
+            f"training diverged: at step {spike.step}{since} the loss or its gradient {what} (its windows: "
+            f"{path}); the last checkpoint, if there is one, is from before that and whole: lower "
+            "optimizer.learning_rate or trainer.gradient_clip, or set trainer.on_spike=skip, and repeat the "
+            "command"
+        )
+
+    def _save(self, spike: Spike, trainer: Trainer) -> Path:
+        """Write what the model saw as arrays (.npz) and what is known of it as text (.json)."""
+        rank = f"_rank_{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = self._folder / f"step_{spike.step:08d}{rank}.json"
+        batches = [batch for batch, _, _ in spike.micro_batches]
+        arrays = {
+            name: torch.cat([batch[name] for batch in batches]).cpu().numpy()
+            for name in ("bytes", "targets", "document_start")
+        }
+        nats, scored = (
+            torch.cat(column).tolist() for column in list(zip(*spike.micro_batches, strict=True))[1:]
+        )
+        origins = trainer.datamodule.origins(spike.step - 1, batches)  # type: ignore[attr-defined]
+        known = {
+            "step": spike.step,
+            "loss": _json(spike.loss),
+            "gradient_norm": _json(spike.gradient_norm),
+            "windows": [
+                {"nats": _json(each), "scored_bytes": count, **origin}
+                for each, count, origin in zip(nats, scored, origins, strict=True)
+            ],
+        }
+        self._folder.mkdir(exist_ok=True)
+        with whole_file(path.with_suffix(".npz")) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        with whole_file(path) as file:
+            file.write(json.dumps(known, indent=2).encode())
+        return path
+
+
+def _json(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)  # JSON has neither nan nor inf
