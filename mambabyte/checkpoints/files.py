@@ -19,7 +19,7 @@ def step_file(folder: Path, step: int) -> Path:
 
 
 def step_files(folder: Path) -> list[Path]:
-    """The complete checkpoints of ``folder``, oldest first."""
+    """The complete checkpoints of ``folder``, oldest first: files, or folders of parts."""
     if not folder.is_dir():
         return []
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
@@ -39,7 +39,7 @@ def resolve(path: str | Path) -> Path:
         UserError: nothing is there, or the directory holds no checkpoint.
     """
     path = Path(path).expanduser()
-    if path.is_file():
+    if path.is_file() or (_STEP.fullmatch(path.name) and path.is_dir()):
         return path
     if not path.is_dir():
         raise UserError(f"there is no checkpoint at '{path}': ckpt= takes a run directory or a .ckpt file")

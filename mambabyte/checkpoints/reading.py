@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mambabyte.checkpoints.files import resolve
+from mambabyte.checkpoints.parts import join, part_files
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, config_from_dict
@@ -26,7 +27,9 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = resolve(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        files = part_files(path) if path.is_dir() else [path]
+        loaded = [torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files]
+        checkpoint = join(loaded) if path.is_dir() else loaded[0]
     except pickle.UnpicklingError as error:
         raise UserError(
             f"'{path}' is not a mambabyte checkpoint: it holds more than tensors and plain values"

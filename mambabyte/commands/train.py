@@ -18,18 +18,17 @@ def run(cfg: DictConfig) -> None:
         UserError: the configuration, data or run directory will not do; training diverged; the disk is full.
         Interrupted: stopped by a signal, with a checkpoint of the last step.
     """
-    from lightning.pytorch.utilities import rank_zero_only
-
     from mambabyte import checkpoints
     from mambabyte.data import ByteDataModule
     from mambabyte.data.documents import with_absolute_paths
     from mambabyte.models import config_from_dict
     from mambabyte.training.budget import within_budget
     from mambabyte.training.configuration import TrainerConfig
+    from mambabyte.training.launching import is_main_process, placed
     from mambabyte.training.run_directory import check_same_run, hold
 
     cfg = within_budget(cfg)
-    settings = typed(cfg.trainer, TrainerConfig)
+    settings = placed(typed(cfg.trainer, TrainerConfig))
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["model"] = config_from_dict(config["model"]).to_dict()
     config["data"] = with_absolute_paths(config["data"])
@@ -41,7 +40,7 @@ def run(cfg: DictConfig) -> None:
         cfg.seed,
     )
     run_dir = Path(cfg.run_dir)
-    main_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    main_process = is_main_process()
     last, step = checkpoints.latest_checkpoint(run_dir), 0
     if last is not None:
         saved = checkpoints.read(last)
@@ -66,9 +65,11 @@ def _fit(
 
     from mambabyte.models import config_from_dict
     from mambabyte.training.configuration import CallbacksConfig, LoggerConfig
+    from mambabyte.training.launching import lost_rank
     from mambabyte.training.loggers import build_logger
     from mambabyte.training.module import ByteLMModule
     from mambabyte.training.optimizer import AdamWConfig
+    from mambabyte.training.recomputation import recompute_blocks
     from mambabyte.training.trainer import build_callbacks, build_trainer
 
     run_dir = Path(cfg.run_dir)
@@ -78,16 +79,21 @@ def _fit(
     )
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = config_from_dict(config["model"]).build()
+    if settings.activation_checkpointing:
+        recompute_blocks(model)
     module = ByteLMModule(model, optimizer, settings.max_steps, settings.gradient_clip, config)
     logger_settings = typed(cfg.logger, LoggerConfig)
     logger = build_logger(logger_settings, run_dir, cfg.name, config) if main_process else None
     trainer = build_trainer(settings, cfg.context_length, run_dir, callbacks, logger)
     if main_process:
         _announce(cfg, model, trainer)
-    trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-    if interruption.stopped:
-        if not main_process:
-            sys.exit(Interrupted.exit_code)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+    except RuntimeError as error:
+        raise (lost_rank(error) or error) from error
+    # The exit code is rank 0's to give: a launcher takes the first one that is not 0 for a fault of the run,
+    # and would end rank 0 before it is done.
+    if interruption.stopped and main_process:
         raise Interrupted(
             f"stopped at step {trainer.global_step}, saved in {run_dir}; the same command goes on from there"
         )

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from mambabyte.checkpoints import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
 from mambabyte.training.optimizer import AdamWConfig
+from mambabyte.training.sharding import shard, whole_copy
 
 _NEVER = 2**62
 
@@ -44,6 +46,18 @@ class ByteLMModule(LightningModule):
         self._max_steps = max_steps
         self._gradient_clip = gradient_clip
         self._config = config
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # trainer.strategy=fsdp
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    @property
+    def whole_model(self) -> ByteLM | None:
+        """The model as validation and samples need it, on rank zero. Under FSDP a copy with all weights, None
+        on the other ranks, which have to ask for it too."""
+        if self.device_mesh is None:
+            return self.model
+        return whole_copy(self.model, self.trainer.is_global_zero)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self._optimizer_config.build(self.model)
@@ -81,7 +95,8 @@ class ByteLMModule(LightningModule):
     ) -> None:
         # called before every optimizer step; the norm is measured also when nothing is clipped
         clip = math.inf if self._gradient_clip is None else self._gradient_clip
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self._watch(self.gradient_norm)
 
     def learning_rate_at(self, step: int) -> float:

@@ -1,4 +1,4 @@
-"""Activation checkpointing: of each block only the input is kept, and its inside is computed again in backward."""
+"""Activation checkpointing: a block keeps its input only, and computes its inside again in backward."""
 
 from functools import partial
 
@@ -15,6 +15,4 @@ def recompute_blocks(model: ByteLM) -> None:
     """
     for block in model.blocks():
         # A block draws no random numbers, so that there is no generator to set back.
-        block.forward = partial(  # type: ignore[method-assign]
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-        )
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
