@@ -98,7 +98,7 @@ def run(argv: list[str]) -> int:
     overrides, flags = hydra_arguments(command, arguments)
     with TemporaryDirectory() as scratch:
         # Hydra notes each sweep in a file. That of `train` belongs to its run_dir; the others leave nothing.
-        if command != "train":
+        if command != "train" or "dry_run=true" in overrides:
             overrides.insert(0, f"hydra.sweep.dir={quoted(scratch)}")
         run_hydra(command, overrides, flags)
     return 0
@@ -175,7 +175,7 @@ def hydra_arguments(command: str, argv: list[str]) -> tuple[list[str], list[str]
             overrides.append(f"{key}={quoted(getattr(options, key))}")
     if getattr(options, "show", None) is not None:
         overrides.append(f"show={options.show}")
-    overrides += [f"{key}=true" for key in ("json", "prove") if getattr(options, key, False)]
+    overrides += [f"{key}=true" for key in ("json", "prove", "dry_run") if getattr(options, key, False)]
     metrics = [metric for metric in EVAL_METRICS if getattr(options, metric, False)]
     if metrics:
         overrides.append(f"metrics=[{','.join(metrics)}]")
@@ -205,7 +205,11 @@ def command_parser(command: str) -> Parser:
             parser.add_argument(flag, action="store_true", help=f"{what} (metrics=[{metric}])")
         parser.add_argument("--prove", action="store_true", help="compress the data and back (prove=true)")
         parser.add_argument("--show", metavar="N", help="colour the first N bytes by their bits (show=N)")
-    if command in ("eval", "data prepare", "data inspect"):
+    if command == "train":
+        parser.add_argument(
+            "--dry-run", action="store_true", help="only say what the run will take (dry_run=true)"
+        )
+    if command in ("train", "eval", "data prepare", "data inspect"):
         parser.add_argument("--json", action="store_true", help="print one JSON object (json=true)")
     if command == "generate":
         parser.add_argument("--prompt", metavar="TEXT", help="the text to continue (prompt=TEXT)")

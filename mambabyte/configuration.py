@@ -28,6 +28,8 @@ class TrainSettings:
     seed: int
     context_length: int
     run_dir: str
+    dry_run: bool
+    json: bool
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """mambabyte train: one run in its directory. The same command again resumes it, or says it is complete."""
 
+import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +13,8 @@ from mambabyte.errors import Interrupted
 
 
 def run(cfg: DictConfig) -> None:
-    """Train until ``trainer.max_steps``, then measure and report on stdout.
+    """Train until ``trainer.max_steps``, then measure and report on stdout; with ``dry_run`` only say what
+    that will take, and leave the run directory as it is.
 
     Raises:
         UserError: the configuration, data or run directory will not do; training diverged; the disk is full.
@@ -24,21 +26,15 @@ def run(cfg: DictConfig) -> None:
     from mambabyte.models import config_from_dict
     from mambabyte.training.budget import within_budget
     from mambabyte.training.configuration import TrainerConfig
+    from mambabyte.training.estimate import MemoryBudget
     from mambabyte.training.launching import is_main_process, placed
+    from mambabyte.training.measured import with_measurements
     from mambabyte.training.run_directory import check_same_run, hold
 
     cfg = within_budget(cfg)
-    settings = placed(typed(cfg.trainer, TrainerConfig))
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["model"] = config_from_dict(config["model"]).to_dict()
     config["data"] = with_absolute_paths(config["data"])
-    data = ByteDataModule.from_config(
-        config["data"],
-        cfg.context_length,
-        settings.micro_batch_size,
-        settings.global_batch_size(cfg.context_length),
-        cfg.seed,
-    )
     run_dir = Path(cfg.run_dir)
     main_process = is_main_process()
     last, step = checkpoints.latest_checkpoint(run_dir), 0
@@ -47,10 +43,25 @@ def run(cfg: DictConfig) -> None:
         step = saved["global_step"]
         before = saved["mambabyte"]["config"]
         check_same_run(run_dir, {**before, "data": with_absolute_paths(before["data"])}, config)
+    cfg = with_measurements(cfg, keep=not cfg.dry_run)
+    config["trainer"] = OmegaConf.to_container(cfg.trainer, resolve=True)
+    settings = placed(typed(cfg.trainer, TrainerConfig))
+    if last is not None and main_process:
+        verb = "is complete at" if step >= settings.max_steps else "goes on from"
+        print(f"mambabyte: run '{cfg.name}' {verb} step {step}", file=sys.stderr)
+    data = ByteDataModule.from_config(
+        config["data"],
+        cfg.context_length,
+        settings.micro_batch_size,
+        settings.global_batch_size(cfg.context_length),
+        cfg.seed,
+    )
+    if cfg.dry_run:
         if main_process:
-            verb = "is complete at" if step >= settings.max_steps else "goes on from"
-            print(f"mambabyte: run '{cfg.name}' {verb} step {step}", file=sys.stderr)
+            _forecast(cfg, settings, data, step)
+        return
     if step < settings.max_steps:
+        MemoryBudget.of(cfg, settings).check_state()
         with hold(run_dir, config) if main_process else nullcontext():
             step = _fit(cfg, config, settings, data, last, main_process)
     if main_process:
@@ -100,6 +111,13 @@ def _fit(
     return trainer.global_step
 
 
+def _forecast(cfg: DictConfig, settings: Any, data: Any, step: int) -> None:
+    from mambabyte.training.dry_run import describe, forecast
+
+    run = forecast(cfg, settings, data, step)
+    print(json.dumps(run) if cfg.json else describe(run))
+
+
 def _announce(cfg: DictConfig, model: Any, trainer: Any) -> None:
     from mambabyte.models import MambaByte
     from mambabyte.ops import backend_for
@@ -128,4 +146,4 @@ def _report(cfg: DictConfig, step: int, data: Any) -> None:
         corpus = data.validation_corpus()
         with explaining_full_disk(run_dir):
             summary = summarize(run_dir, cfg.name, step, cfg.context_length, corpus, callbacks, device)
-    print(report(summary))
+    print(json.dumps(summary) if cfg.json else report(summary))

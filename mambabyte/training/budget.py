@@ -1,4 +1,4 @@
-"""Equal terms: a budget of parameters or of compute, and the width or the number of steps that meets it."""
+"""Equal terms: a budget of parameters, compute or time, and the width or number of steps that meets it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mambabyte.configuration import typed
 from mambabyte.errors import UserError
-from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
+from mambabyte.models import ByteLMConfig, config_from_dict
+from mambabyte.training.estimate import on_meta
 
 _WIDTHS = ("d_model", "d_ff", "local_d_model", "local_d_ff")
 _LARGEST_MISS = 0.05
@@ -24,11 +24,20 @@ class Budget:
 
     parameters: float | None = None
     training_flops: float | None = None
+    training_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.training_flops is not None and self.training_seconds is not None:
+            raise UserError(
+                "budget.training_flops and budget.training_seconds both decide trainer.max_steps: "
+                "set one of them to null"
+            )
 
 
 def within_budget(cfg: DictConfig) -> DictConfig:
     """The configuration of `mambabyte train` with its `budget` solved: the model's widths for
-    ``budget.parameters``, then ``trainer.max_steps`` for ``budget.training_flops``.
+    ``budget.parameters``, then ``trainer.max_steps`` for ``budget.training_flops``. What needs a measurement,
+    ``budget.training_seconds``, is `measured.with_measurements`'s.
 
     Raises:
         UserError: no width has nearly that many parameters, or the compute is less than a step's.
@@ -41,7 +50,7 @@ def within_budget(cfg: DictConfig) -> DictConfig:
         config = with_parameters(config, budget.parameters)
         cfg.model = config.to_dict()
     if budget.training_flops is not None:
-        per_byte = _without_memory(config).flops_per_byte(cfg.context_length).training
+        per_byte = on_meta(config).flops_per_byte(cfg.context_length).training
         cfg.trainer.max_steps = steps_for(budget.training_flops, per_byte * cfg.trainer.global_batch_bytes)
     return cfg
 
@@ -54,6 +63,16 @@ def steps_for(training_flops: float, flops_per_step: float) -> int:
             "raise it or lower trainer.global_batch_bytes"
         )
     return max(1, round(training_flops / flops_per_step))
+
+
+def steps_in(training_seconds: float, seconds_per_step: float) -> int:
+    """The number of whole steps nearest to a time budget."""
+    if not training_seconds >= seconds_per_step / 2:
+        raise UserError(
+            f"budget.training_seconds={training_seconds:.3g} is less than one step's {seconds_per_step:.3g}; "
+            "raise it or lower trainer.global_batch_bytes"
+        )
+    return max(1, round(training_seconds / seconds_per_step))
 
 
 def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
@@ -72,7 +91,7 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
         return replace(config, **scaled)
 
     def count(units: int) -> int:
-        return _without_memory(at(units)).num_parameters()
+        return on_meta(at(units)).num_parameters()
 
     above = 1
     while count(above) < parameters:
@@ -88,8 +107,3 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
             f"d_model={at(nearest).to_dict()['d_model']}, has {count(nearest):,}; change model.n_layer"
         )
     return at(nearest)
-
-
-def _without_memory(config: ByteLMConfig) -> ByteLM:
-    with torch.device("meta"):
-        return config.build()

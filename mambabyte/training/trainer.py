@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -39,7 +39,9 @@ def build_trainer(
     """
     _silence_lightning()
     plugins: list[Any] = [WholeFiles()]
-    if started_by_srun():
+    if config.world_size == 1:
+        plugins.append(LightningEnvironment())  # nobody else to know of, whatever has started this process
+    elif started_by_srun():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the middle of a step
     strategy: Any = "auto"
     if config.world_size > 1:
