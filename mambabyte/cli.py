@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": "continue a prompt: mambabyte generate --ckpt runs/quickstart --prompt 'def '",
     "compress": "compress a file losslessly by a model: mambabyte compress FILE --ckpt runs/quickstart",
     "decompress": "get the file back: mambabyte decompress FILE.mbc --ckpt runs/quickstart",
+    "export": "write a model as safetensors: mambabyte export --ckpt runs/quickstart out=quickstart",
     "data prepare": "write a corpus as training reads it: mambabyte data prepare data=pg19",
     "data inspect": "say what a corpus is made of: mambabyte data inspect data=stdlib",
     "report": "compare runs in tables and figures: mambabyte report runs/compute_matched --output report",
@@ -39,6 +40,7 @@ TASKS = {
     "generate": "mambabyte.commands.generate",
     "compress": "mambabyte.commands.compress",
     "decompress": "mambabyte.commands.compress",
+    "export": "mambabyte.commands.export",
     "data prepare": "mambabyte.commands.data_prepare",
     "data inspect": "mambabyte.commands.data_inspect",
 }
@@ -197,8 +199,8 @@ def command_parser(command: str) -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
-    if command in ("eval", "generate", "compress", "decompress"):
-        parser.add_argument("--ckpt", metavar="PATH", help="a run directory or a checkpoint file (ckpt=PATH)")
+    if command in ("eval", "generate", "compress", "decompress", "export"):
+        parser.add_argument("--ckpt", metavar="PATH", help="a run, a checkpoint or an export (ckpt=PATH)")
     if command == "eval":
         for metric, what in EVAL_METRICS.items():
             flag = f"--{metric.replace('_', '-')}"

@@ -90,6 +90,14 @@ class GenerateSettings:
 
 
 @dataclass
+class ExportSettings:
+    """The keys of conf/export.yaml."""
+
+    ckpt: str
+    out: str
+
+
+@dataclass
 class DataPrepareSettings:
     """The keys of conf/data_prepare.yaml that are no group."""
 
@@ -116,6 +124,7 @@ SETTINGS = {
     "generate": GenerateSettings,
     "compress": CompressSettings,
     "decompress": DecompressSettings,
+    "export": ExportSettings,
     "data prepare": DataPrepareSettings,
     "data inspect": DataInspectSettings,
 }
