@@ -1,4 +1,4 @@
-"""A model to give away, as a folder: ``model.safetensors`` and ``config.json``. Nothing of it is unpickled."""
+"""A model to give away, as a folder: ``model.safetensors`` and ``config.json``. Nothing is unpickled."""
 
 import json
 import os

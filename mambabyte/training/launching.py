@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,7 +137,8 @@ def lost_rank(error: BaseException) -> UserError | None:
     if not (gloo or isinstance(error, torch.distributed.DistError)):
         return None
     reason = str(error).strip().splitlines()[0]
-    return UserError(f"another rank of this run has gone ({reason}); {_ENDED}")
+    told = "" if re.search(r"Connection (closed|reset) by peer", reason) else f" ({reason})"
+    return UserError(f"another rank of this run has gone{told}; {_ENDED}")
 
 
 class SameStart(Callback):

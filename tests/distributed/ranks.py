@@ -40,8 +40,8 @@ class Ranks:
         self._count = 0
 
     def __call__(self, ranks: int, *arguments: str, step: int | None = None, number: int = 0) -> End:
-        """Run `mambabyte ARGUMENTS` on so many ranks; the signal `number`, if any, comes to the last of them in
-        the second micro-batch of optimizer step `step` + 1."""
+        """Run `mambabyte ARGUMENTS` on so many ranks; the signal `number`, if any, comes to the last of them
+        in the second micro-batch of optimizer step `step` + 1."""
         self._count += 1
         folders = [self._folder / f"{self._count}-{rank}" for rank in range(ranks)]
         for folder in folders:
