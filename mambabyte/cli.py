@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -45,6 +46,7 @@ TASKS = {
     "data inspect": "mambabyte.commands.data_inspect",
 }
 FAMILIES = {name.split(" ")[0] for name in COMMANDS if " " in name}  # commands of two words
+SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
 HYDRA_FLAGS = ("help", "cfg", "resolve", "package", "multirun", "config_dir", "info", "shell_completion")
 
 
@@ -264,6 +266,7 @@ def run_hydra(command: str, overrides: list[str], flags: list[str]) -> None:
             if sweeping and command == "train":
                 check_devices(cfg, settings.launcher._target_)
                 arguments.append(own_run_dir(cfg, settings.job.override_dirname))
+                arguments.append("hydra.mode=RUN")  # whatever launcher= says
             # Lightning starts the other ranks with this program's arguments: those of this job alone.
             arguments += [flag for flag in flags if flag.startswith("--config-dir=")]
             sys.argv = [program[0], *command.split(" "), *arguments]
@@ -272,10 +275,15 @@ def run_hydra(command: str, overrides: list[str], flags: list[str]) -> None:
         except Exception as fault:
             if sweeping and not isinstance(fault, Interrupted):
                 raise
+            if settings.launcher._target_.startswith(SUBMITIT):
+                signal.raise_signal(
+                    signal.SIGUSR1
+                )  # it has saved: submitit's handler queues it again, and exits
             raise _Escaped from fault
 
     # PyTorch's large tensors in huge pages: fresh memory costs a third of a long scan's time without.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # what its jobs are told to save by
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its exceptions and exits, instead of raising them
     program = sys.argv
     sys.argv = [program[0], *overrides, *flags]
@@ -300,7 +308,8 @@ def check_devices(cfg: DictConfig, launcher: str) -> None:
     if launcher.endswith(".BasicLauncher") and devices not in (1, "1"):
         raise UserError(
             f"-m runs its jobs in one process, which cannot use trainer.devices={devices} twice; "
-            "set trainer.devices=1, or start the jobs one by one"
+            "set trainer.devices=1, give each job a process by launcher=submitit_local or submitit_slurm, or "
+            "start the jobs one by one"
         )
 
 

@@ -305,6 +305,10 @@ def _misread_override(override: str) -> UserError:
 
 def _missing_file(path: str, options: Iterable[str], message: str) -> UserError:
     group, _, choice = path.rpartition("/")
+    if group == "hydra/launcher" and choice.startswith("submitit"):
+        return UserError(
+            f"launcher={choice} needs packages that are not here: pip install 'mambabyte[slurm]'"
+        )
     if group:
         return UserError(f"there is no {group} '{choice}'" + suggestion(choice, options))
     return UserError(_first_line(message))

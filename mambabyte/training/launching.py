@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -88,6 +89,15 @@ class Launcher(_SubprocessScriptLauncher):
             _watch(_other_rank_gone(self.procs))
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
+
+    def _call_children_scripts(self) -> None:
+        # the program may be submitit's, which is not what the other ranks are to run
+        program = sys.modules["__main__"]
+        own, program.__spec__ = program.__spec__, find_spec("mambabyte.__main__")
+        try:
+            super()._call_children_scripts()
+        finally:
+            program.__spec__ = own
 
 
 def _watch(problem: Callable[[], str | None]) -> None:
