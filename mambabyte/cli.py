@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -28,6 +29,7 @@ COMMANDS = {
     "generate": "continue a prompt: mambabyte generate --ckpt runs/quickstart --prompt 'def '",
     "compress": "compress a file losslessly by a model: mambabyte compress FILE --ckpt runs/quickstart",
     "decompress": "get the file back: mambabyte decompress FILE.mbc --ckpt runs/quickstart",
+    "export": "write a model as safetensors: mambabyte export --ckpt runs/quickstart out=quickstart",
     "data prepare": "write a corpus as training reads it: mambabyte data prepare data=pg19",
     "data inspect": "say what a corpus is made of: mambabyte data inspect data=stdlib",
     "report": "compare runs in tables and figures: mambabyte report runs/compute_matched --output report",
@@ -39,10 +41,12 @@ TASKS = {
     "generate": "mambabyte.commands.generate",
     "compress": "mambabyte.commands.compress",
     "decompress": "mambabyte.commands.compress",
+    "export": "mambabyte.commands.export",
     "data prepare": "mambabyte.commands.data_prepare",
     "data inspect": "mambabyte.commands.data_inspect",
 }
 FAMILIES = {name.split(" ")[0] for name in COMMANDS if " " in name}  # commands of two words
+SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
 HYDRA_FLAGS = ("help", "cfg", "resolve", "package", "multirun", "config_dir", "info", "shell_completion")
 
 
@@ -197,8 +201,8 @@ def command_parser(command: str) -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
-    if command in ("eval", "generate", "compress", "decompress"):
-        parser.add_argument("--ckpt", metavar="PATH", help="a run directory or a checkpoint file (ckpt=PATH)")
+    if command in ("eval", "generate", "compress", "decompress", "export"):
+        parser.add_argument("--ckpt", metavar="PATH", help="a run, a checkpoint or an export (ckpt=PATH)")
     if command == "eval":
         for metric, what in EVAL_METRICS.items():
             flag = f"--{metric.replace('_', '-')}"
@@ -266,6 +270,7 @@ def run_hydra(command: str, overrides: list[str], flags: list[str]) -> None:
             if sweeping and command == "train":
                 check_devices(cfg, settings.launcher._target_)
                 arguments.append(own_run_dir(cfg, settings.job.override_dirname))
+                arguments.append("hydra.mode=RUN")  # whatever launcher= says
             # Lightning starts the other ranks with this program's arguments: those of this job alone.
             arguments += [flag for flag in flags if flag.startswith("--config-dir=")]
             sys.argv = [program[0], *command.split(" "), *arguments]
@@ -274,10 +279,15 @@ def run_hydra(command: str, overrides: list[str], flags: list[str]) -> None:
         except Exception as fault:
             if sweeping and not isinstance(fault, Interrupted):
                 raise
+            if settings.launcher._target_.startswith(SUBMITIT):
+                signal.raise_signal(
+                    signal.SIGUSR1
+                )  # it has saved: submitit's handler queues it again, and exits
             raise _Escaped from fault
 
     # PyTorch's large tensors in huge pages: fresh memory costs a third of a long scan's time without.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # what its jobs are told to save by
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its exceptions and exits, instead of raising them
     program = sys.argv
     sys.argv = [program[0], *overrides, *flags]
@@ -302,7 +312,8 @@ def check_devices(cfg: DictConfig, launcher: str) -> None:
     if launcher.endswith(".BasicLauncher") and devices not in (1, "1"):
         raise UserError(
             f"-m runs its jobs in one process, which cannot use trainer.devices={devices} twice; "
-            "set trainer.devices=1, or start the jobs one by one"
+            "set trainer.devices=1, give each job a process by launcher=submitit_local or submitit_slurm, or "
+            "start the jobs one by one"
         )
 
 

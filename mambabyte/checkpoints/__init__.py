@@ -1,5 +1,6 @@
 """Checkpoint files: their names, reading (never unpickling code) and writing (all or nothing)."""
 
+from mambabyte.checkpoints.exported import write_export
 from mambabyte.checkpoints.files import checkpoint_folder, latest_checkpoint, resolve
 from mambabyte.checkpoints.parts import PART, remove, write_part
 from mambabyte.checkpoints.reading import load_model, read, run_config, weights_fingerprint
@@ -17,5 +18,6 @@ __all__ = [
     "run_config",
     "weights_fingerprint",
     "write",
+    "write_export",
     "write_part",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mambabyte.checkpoints.exported import is_export, read_export
 from mambabyte.checkpoints.files import resolve
 from mambabyte.checkpoints.parts import join, part_files
 from mambabyte.checkpoints.writing import FORMAT
@@ -27,9 +28,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = resolve(path)
     try:
-        files = part_files(path) if path.is_dir() else [path]
-        loaded = [torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files]
-        checkpoint = join(loaded) if path.is_dir() else loaded[0]
+        checkpoint = _load(path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"'{path}' is not a mambabyte checkpoint: it holds more than tensors and plain values"
@@ -49,6 +48,14 @@ def read(path: str | Path) -> dict[str, Any]:
             f"'{path}' has checkpoint format {ours.get('format')!r}; this version reads format {FORMAT}"
         )
     return checkpoint
+
+
+def _load(path: Path) -> Any:
+    if not path.is_dir():
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if is_export(path):
+        return read_export(path, _MODEL_PREFIX)
+    return join([_load(file) for file in part_files(path)])
 
 
 def run_config(path: str | Path) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from mambabyte.training.checkpointing import Checkpoints
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.step_callback import StepCallback, is_due
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _RANKS_AGREE_EVERY = 10
 
 
 class Interruption(StepCallback):
-    """After SIGINT or SIGTERM, saves at the next optimizer step and stops; a second one ends it all at once.
+    """After SIGINT, SIGTERM or SIGUSR1, saves at the next optimizer step and stops; a second one ends it all at once.
 
     Lightning's own handler stops at any forward pass, saves nothing and leaves with exit code 0.
     """

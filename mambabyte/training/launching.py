@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -88,6 +90,15 @@ class Launcher(_SubprocessScriptLauncher):
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
+    def _call_children_scripts(self) -> None:
+        # the program may be submitit's, which is not what the other ranks are to run
+        program = sys.modules["__main__"]
+        own, program.__spec__ = program.__spec__, find_spec("mambabyte.__main__")
+        try:
+            super()._call_children_scripts()
+        finally:
+            program.__spec__ = own
+
 
 def _watch(problem: Callable[[], str | None]) -> None:
     """From a thread, since the main one may wait in a collective for somebody who has gone."""
@@ -136,7 +147,8 @@ def lost_rank(error: BaseException) -> UserError | None:
     if not (gloo or isinstance(error, torch.distributed.DistError)):
         return None
     reason = str(error).strip().splitlines()[0]
-    return UserError(f"another rank of this run has gone ({reason}); {_ENDED}")
+    told = "" if re.search(r"Connection (closed|reset) by peer", reason) else f" ({reason})"
+    return UserError(f"another rank of this run has gone{told}; {_ENDED}")
 
 
 class SameStart(Callback):
