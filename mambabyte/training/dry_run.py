@@ -83,7 +83,8 @@ def describe(run: dict[str, Any]) -> str:
         f"{_flops(run['training_flops_per_byte'])}FLOP in training; {run['training_flops']:.3g} FLOP in all",
         "memory": f"{' + '.join(parts)} (micro-batch {run['micro_batch_size']}{recomputed}) = "
         f"{memory['total']} of {memory['available']} ({device}): {verdict}",
-        "bytes": f"{byte_count(run['bytes'])} in {run['steps']:,} steps of {run['bytes_per_step']:,}: {corpus}",
+        "bytes": f"{byte_count(run['bytes'])} in {run['steps']:,} steps of {run['bytes_per_step']:,}"
+        f", {corpus}",
         "time": f"{duration(run['seconds'])}{left} on {world} x {device}, without validation, samples and "
         f"checkpoints{alone}",
         "speed": f"{byte_count(run['bytes_per_second'])}/s, {run['seconds_per_step']:.3g} s a step; "

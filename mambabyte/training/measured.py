@@ -1,8 +1,8 @@
 """Settings that this machine's speed and memory decide: ``trainer.micro_batch_size=auto``, and the steps that
 ``budget.training_seconds`` has time for.
 
-They are decided once for a run, by rank 0, and written to ``run_dir/measured.json`` with what they were decided
-for. The other ranks wait for that file, and a run that goes on reads it, so that it keeps its steps and sums.
+They are decided once for a run, by rank 0, and written to ``run_dir/measured.json`` with what they were
+decided for. The other ranks wait for that file, and a run that goes on reads it: it keeps its steps and sums.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ import torch
 
 _PROCESS = Path("/proc/self")
 _SYSTEM = Path("/proc/meminfo")
-# Control groups, version 2 and 1: the limit, what is in use, statistics, and what these call the pages of files
-# that the kernel would give back.
+# Control groups, version 2 and 1: the limit, what is in use, statistics, and what these call the pages of
+# files that the kernel would give back.
 _CONTAINERS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     (

@@ -2,12 +2,13 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
 from mambabyte.training.memory import PeakMemory
 from mambabyte.training.module import ByteLMModule
+from mambabyte.training.peak_flops import peak_flops
 from mambabyte.training.progress import ProgressLine
 from mambabyte.training.records import append_metrics, read_metrics, write_metrics
 from mambabyte.training.step_callback import StepCallback, is_due
@@ -18,7 +19,8 @@ class Metrics(StepCallback):
 
     ``bytes`` counts the bytes of all windows so far, ``seconds`` the time spent on steps in all sittings
     together; ``bytes_per_second`` and ``bits_per_byte`` are over the steps since the last row;
-    ``peak_memory_bytes`` is that of this rank in this sitting.
+    ``peak_memory_bytes`` is that of this rank in this sitting; ``model_flops_utilization`` is the share
+    that the model's analytic operations make of what the devices could do (peak_flops.py).
     """
 
     def __init__(self, path: Path, every: int, validate_every: int, bytes_per_step: int) -> None:
@@ -45,6 +47,7 @@ class Metrics(StepCallback):
             # rows of steps that are about to be taken again would stand there twice
             keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
             write_metrics(self._path, keep)
+            self._seconds_per_byte = _least_seconds_per_byte(trainer, module)
         self._memory = PeakMemory(trainer.strategy.root_device)
         self._begin_row(trainer.global_step)
 
@@ -68,6 +71,7 @@ class Metrics(StepCallback):
         }
         self._begin_row(step)
         if trainer.is_global_zero:
+            row["model_flops_utilization"] = row["bytes_per_second"] * self._seconds_per_byte
             append_metrics(self._path, row)
             self._line.show(row, final=step == trainer.max_steps)
             if trainer.logger is not None:
@@ -80,3 +84,10 @@ class Metrics(StepCallback):
 
     def _since_row(self) -> float:
         return time.perf_counter() - self._module.seconds_beside_training - self._row_start
+
+
+def _least_seconds_per_byte(trainer: Trainer, module: ByteLMModule) -> float:
+    """What training on a byte would take if all devices did nothing but multiply."""
+    precision: Literal["fp32", "bf16"] = "bf16" if "bf16" in str(trainer.precision) else "fp32"
+    peak = peak_flops(trainer.strategy.root_device, precision).flops * trainer.world_size
+    return module.training_flops_per_byte / peak

@@ -59,6 +59,11 @@ class ByteLMModule(LightningModule):
             return self.model
         return whole_copy(self.model, self.trainer.is_global_zero)
 
+    @property
+    def training_flops_per_byte(self) -> float:
+        """Analytic, in windows of the configured length."""
+        return self.model.flops_per_byte(self._config["context_length"]).training
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self._optimizer_config.build(self.model)
 

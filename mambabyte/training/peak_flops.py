@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 
-# Dense (without sparsity), in FLOP/s: bf16 on the tensor cores with fp32 accumulation, and fp32 outside them, as
-# PyTorch multiplies by default. From NVIDIA's data sheets (H100, H200, A100, A10, L4, L40, L40S) and its white
-# papers on the GA102 (A40, A6000, 3090) and Ada (4090) architectures. By the exact name that the driver gives: a
-# part of a GPU (MIG), a laptop's and whatever else is not listed are measured.
+# Dense (without sparsity), in FLOP/s: bf16 on the tensor cores with fp32 accumulation, and fp32 outside them,
+# as PyTorch multiplies by default. From NVIDIA's data sheets (H100, H200, A100, A10, L4, L40, L40S) and its
+# white papers on the GA102 (A40, A6000, 3090) and Ada (4090) architectures. By the exact name that the driver
+# gives: a part of a GPU (MIG), a laptop's and whatever else is not listed are measured.
 _DATA_SHEETS = {
     "NVIDIA H200": (989.4e12, 66.9e12),
     "NVIDIA H200 NVL": (835.5e12, 60.0e12),
@@ -43,8 +43,8 @@ class PeakFlops:
 
 @functools.cache
 def peak_flops(device: torch.device, precision: Literal["fp32", "bf16"]) -> PeakFlops:
-    """That of the data sheet for a GPU that we know, else that of a large matrix product, measured for a third
-    of a second, once in a process. Draws nothing from the global random generators."""
+    """That of the data sheet for a GPU that we know, else that of a large matrix product, measured for a
+    third of a second, once in a process. Draws nothing from the global random generators."""
     if device.type == "cuda":
         listed = _DATA_SHEETS.get(torch.cuda.get_device_name(device))
         if listed is not None:

@@ -7,7 +7,6 @@ import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from mambabyte.configuration import typed
 from mambabyte.data import ByteDataModule
 from mambabyte.data.documents import with_absolute_paths
-from mambabyte.errors import Interrupted
 from mambabyte.models import config_from_dict
 from mambabyte.training.configuration import TrainerConfig
 from mambabyte.training.memory import PeakMemory
@@ -55,7 +53,6 @@ def probe(cfg: DictConfig, settings: TrainerConfig, steps: int = 10) -> Probe:
 
     Raises:
         UserError: the data or the settings will not do.
-        Interrupted: a signal came.
         torch.OutOfMemoryError: a step does not fit the GPU.
     """
     accumulation = settings.accumulation(cfg.context_length, settings.world_size)
@@ -105,7 +102,7 @@ class _Stopwatch(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         for number in _SIGNALS:
-            signal.signal(number, _leave)  # Lightning's own handlers would end with exit code 0
+            signal.signal(number, self._previous[number])  # Lightning's would end with exit code 0
         self._memory = PeakMemory(trainer.strategy.root_device)
         self._begun = self._last = self._now(trainer)
 
@@ -132,7 +129,3 @@ class _Stopwatch(Callback):
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize(trainer.strategy.root_device)
         return time.perf_counter()
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise Interrupted("stopped before the first step: nothing is lost, and the same command begins again")

@@ -14,6 +14,7 @@ COLUMNS = (
     "learning_rate",
     "gradient_norm",
     "bytes_per_second",
+    "model_flops_utilization",
     "peak_memory_bytes",
 )
 _INTEGERS = ("step", "bytes", "peak_memory_bytes")
