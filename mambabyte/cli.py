@@ -138,8 +138,9 @@ class Parser(argparse.ArgumentParser):
 def doctor(argv: list[str]) -> int:
     parser = Parser(prog="mambabyte doctor", description=COMMANDS["doctor"])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--offline", action="store_true", help="ask no service whether it can be reached")
     options = parser.parse_args(argv)
-    return import_module("mambabyte.commands.doctor").run(as_json=options.json)
+    return import_module("mambabyte.commands.doctor").run(options.json, options.offline)
 
 
 def report(argv: list[str]) -> int:

@@ -240,7 +240,8 @@ def test_time_matched_gives_every_model_its_time(
 ) -> None:
     from mambabyte.commands import train
 
-    small = ["budget.parameters=3e4", "context_length=64", "trainer.global_batch_bytes=256"]
+    small = ["budget.parameters=null", "model.d_model=16", "model.n_layer=1", "context_length=64"]
+    small += ["trainer.global_batch_bytes=256"]
     data = ["data=files", f"data.path={corpus}", "data.validation_fraction=0.2", "data.windows=packed"]
     places = [f"run_dir={tmp_path}/run", f"data.folder={tmp_path}/prepared", "trainer.accelerator=cpu"]
     brief = ["budget.training_seconds=0.5", "callbacks.validation_bytes=256", "callbacks.sample_bytes=4"]
