@@ -79,7 +79,8 @@ def _causal_conv1d(backend: str, checked: str) -> list[torch.Tensor]:
 
     inputs = _inputs(checked, (2, 65, 24), (24, 4), (24,))
     x, weight, bias = inputs
-    return _with_gradients(ops.causal_conv1d(x, weight, bias, backend=backend), inputs)
+    out, _ = ops.causal_conv1d(x, weight, bias, return_final_state=True, backend=backend)
+    return _with_gradients(out, inputs)
 
 
 def _residual_norm(backend: str, checked: str) -> list[torch.Tensor]:

@@ -58,7 +58,8 @@ class Metrics(StepCallback):
         module.check_finite()
         seconds = self._since_row()
         self._seconds += seconds
-        row = {
+        speed = (step - self._row_step) * self._bytes_per_step / max(seconds, 1e-9)
+        row: dict[str, Any] = {
             "step": step,
             "bytes": step * self._bytes_per_step,
             "seconds": self._seconds,
@@ -66,12 +67,12 @@ class Metrics(StepCallback):
             "validation_bits_per_byte": module.validation_bits_per_byte,
             "learning_rate": module.learning_rate_at(step - 1),
             "gradient_norm": float(module.gradient_norm),
-            "bytes_per_second": (step - self._row_step) * self._bytes_per_step / max(seconds, 1e-9),
+            "bytes_per_second": speed,
             "peak_memory_bytes": self._memory.bytes(),
         }
         self._begin_row(step)
         if trainer.is_global_zero:
-            row["model_flops_utilization"] = row["bytes_per_second"] * self._seconds_per_byte
+            row["model_flops_utilization"] = speed * self._seconds_per_byte
             append_metrics(self._path, row)
             self._line.show(row, final=step == trainer.max_steps)
             if trainer.logger is not None:

@@ -240,12 +240,17 @@ def test_time_matched_gives_every_model_its_time(
 ) -> None:
     from mambabyte.commands import train
 
+    def rounded(cfg, settings) -> Probe:
+        took = probe.probe(cfg, settings, steps=3)
+        assert took.seconds_per_step > 0
+        return Probe(0.1, took.peak_memory_bytes)  # whatever the machine is busy with
+
+    monkeypatch.setattr(measured, "probe", rounded)
     small = ["budget.parameters=null", "model.d_model=16", "model.n_layer=1", "context_length=64"]
     small += ["trainer.global_batch_bytes=256"]
     data = ["data=files", f"data.path={corpus}", "data.validation_fraction=0.2", "data.windows=packed"]
     places = [f"run_dir={tmp_path}/run", f"data.folder={tmp_path}/prepared", "trainer.accelerator=cpu"]
-    brief = ["budget.training_seconds=0.5", "callbacks.validation_bytes=256", "callbacks.sample_bytes=4"]
+    brief = ["budget.training_seconds=0.3", "callbacks.validation_bytes=256", "callbacks.sample_bytes=4"]
     train.run(configure("train", "experiment=time_matched", f"model={model}", *small, *data, *places, *brief))
-    saved = config(tmp_path / "run")
-    answer = json.loads((tmp_path / "run" / "measured.json").read_text())["max_steps"]["answer"]
-    assert checkpoints.read(tmp_path / "run")["global_step"] == saved["trainer"]["max_steps"] == answer >= 1
+    assert config(tmp_path / "run")["trainer"]["max_steps"] == 3
+    assert checkpoints.read(tmp_path / "run")["global_step"] == 3
