@@ -10,13 +10,14 @@ from mambabyte.data import ByteDataModule
 from mambabyte.training.configuration import TrainerConfig
 from mambabyte.training.estimate import MemoryBudget, on_meta
 from mambabyte.training.peak_flops import peak_flops
-from mambabyte.training.probe import probe
+from mambabyte.training.probe import fits_one_device, probe
 from mambabyte.training.progress import byte_count, duration
 
 
 def forecast(cfg: DictConfig, settings: TrainerConfig, data: ByteDataModule, step: int) -> dict[str, Any]:
     """The figures of a run that stands at optimizer step ``step``, in plain JSON: bytes, seconds,
-    floating-point operations. Ten steps are measured, on this process's device alone.
+    floating-point operations. Ten steps are measured, on this process's device alone; where that does not
+    hold FSDP's whole model, none, and what would come of them is None.
 
     Args:
         cfg: of `mambabyte train`, solved. settings: of its trainer, `launching.placed`.
@@ -30,8 +31,9 @@ def forecast(cfg: DictConfig, settings: TrainerConfig, data: ByteDataModule, ste
     model = on_meta(memory.config)
     flops = model.flops_per_byte(cfg.context_length)
     peak = peak_flops(memory.device, settings.precision)
-    measured = probe(cfg, settings)
-    speed = settings.global_batch_bytes / measured.seconds_per_step
+    measured = probe(cfg, settings) if fits_one_device(cfg, settings) else None
+    step_seconds = None if measured is None else measured.seconds_per_step
+    speed = None if step_seconds is None else settings.global_batch_bytes / step_seconds
     total = settings.max_steps * settings.global_batch_bytes
     corpus = None if data.streaming else data.train_corpus().num_bytes
     return {
@@ -55,13 +57,15 @@ def forecast(cfg: DictConfig, settings: TrainerConfig, data: ByteDataModule, ste
         "bytes": total,
         "corpus_bytes": corpus,
         "epochs": None if corpus is None else total / corpus,
-        "seconds_per_step": measured.seconds_per_step,
-        "seconds": max(0, settings.max_steps - step) * measured.seconds_per_step,
+        "seconds_per_step": step_seconds,
+        "seconds": None if step_seconds is None else max(0, settings.max_steps - step) * step_seconds,
         "bytes_per_second": speed,
-        "measured_peak_memory": measured.peak_memory_bytes,
+        "measured_peak_memory": None if measured is None else measured.peak_memory_bytes,
         "peak_flops": peak.flops,
         "peak_flops_source": peak.source,
-        "model_flops_utilization": speed * flops.training / (peak.flops * settings.world_size),
+        "model_flops_utilization": None
+        if speed is None
+        else speed * flops.training / (peak.flops * settings.world_size),
     }
 
 
@@ -85,6 +89,11 @@ def describe(run: dict[str, Any]) -> str:
         f"{memory['total']} of {memory['available']} ({device}): {verdict}",
         "bytes": f"{byte_count(run['bytes'])} in {run['steps']:,} steps of {run['bytes_per_step']:,}"
         f", {corpus}",
+    }
+    if run["seconds"] is None:
+        lines["time"] = "not measured: one device does not hold the whole model"
+        return _table(lines)
+    lines |= {
         "time": f"{duration(run['seconds'])}{left} on {world} x {device}, without validation, samples and "
         f"checkpoints{alone}",
         "speed": f"{byte_count(run['bytes_per_second'])}/s, {run['seconds_per_step']:.3g} s a step; "
@@ -93,6 +102,10 @@ def describe(run: dict[str, Any]) -> str:
     }
     if peak is not None:
         lines["peak"] = f"{byte_count(peak)} in the steps measured, the program itself included"
+    return _table(lines)
+
+
+def _table(lines: dict[str, str]) -> str:
     return "\n".join(f"{name:8}{text}" for name, text in lines.items())
 
 

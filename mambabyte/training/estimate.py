@@ -33,7 +33,7 @@ class MemoryEstimate:
 
     gradients: under DDP twice, whose buckets hold them again. optimizer: AdamW's two moments. activations:
     the most that exists at once beside the others while one micro-batch goes forward and back. FSDP shares
-    out the first three.
+    out the first three; the blocks that it gathers for a moment are not counted.
     """
 
     weights: int

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,9 @@ def best_micro_batch_size(cfg: DictConfig, settings: TrainerConfig) -> int:
         memory.refuse(1)
     if memory.device.type == "cuda":
         for size in reversed(fitting):
-            try:
+            with suppress(torch.OutOfMemoryError):
                 probe(cfg, _settings(cfg, micro_batch_size=size), steps=2)
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                continue
-            return size
+                return size
         memory.refuse(1)
     best, fastest = fitting[0], 0.0
     for size in fitting:
@@ -134,8 +132,9 @@ class _Record:
         if known is None and not is_main_process():
             return self._wait(name, question)
         if known is None:
-            print(f"mambabyte: measuring for {name}", file=sys.stderr)
+            print(f"mambabyte: measuring what trainer.{name} is to be", file=sys.stderr)
             known = measure()
+            print(f"mambabyte: trainer.{name}={known}", file=sys.stderr)
             if self._keep:
                 self._write(name, {"question": question, "answer": known})
         return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import statistics
 import time
@@ -16,8 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from mambabyte.configuration import typed
 from mambabyte.data import ByteDataModule
 from mambabyte.data.documents import with_absolute_paths
+from mambabyte.errors import UserError
 from mambabyte.models import config_from_dict
 from mambabyte.training.configuration import TrainerConfig
+from mambabyte.training.estimate import MemoryBudget
 from mambabyte.training.memory import PeakMemory
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.optimizer import AdamWConfig
@@ -52,9 +55,30 @@ def probe(cfg: DictConfig, settings: TrainerConfig, steps: int = 10) -> Probe:
         cfg: of `mambabyte train`, its budget solved. settings: of its trainer, `launching.placed`.
 
     Raises:
-        UserError: the data or the settings will not do.
+        UserError: the data or the settings will not do; FSDP's model does not fit one device.
         torch.OutOfMemoryError: a step does not fit the GPU.
     """
+    if not fits_one_device(cfg, settings):
+        raise UserError(
+            "steps are tried on one device, which does not hold the whole of this model: set "
+            "trainer.micro_batch_size and trainer.max_steps to numbers"
+        )
+    try:
+        return _take_steps(cfg, settings, steps)
+    finally:
+        gc.collect()  # a trainer and its model hold each other
+        torch.cuda.empty_cache()
+
+
+def fits_one_device(cfg: DictConfig, settings: TrainerConfig) -> bool:
+    """Whether steps can be tried: not where only FSDP's many devices together hold the model."""
+    if settings.world_size == 1 or settings.strategy != "fsdp":
+        return True
+    alone = replace(settings, devices=1, num_nodes=1)
+    return MemoryBudget.of(cfg, alone).fits(settings.micro_batch_size)
+
+
+def _take_steps(cfg: DictConfig, settings: TrainerConfig, steps: int) -> Probe:
     accumulation = settings.accumulation(cfg.context_length, settings.world_size)
     passes = min(accumulation, 2)
     windows = passes * settings.micro_batch_size

@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from mambabyte import checkpoints
 from mambabyte.cli import main
 from mambabyte.errors import Interrupted, UserError
-from mambabyte.training import estimate, measured, probe
+from mambabyte.training import dry_run, estimate, measured, probe
 from mambabyte.training.measured import with_measurements
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.probe import Probe
@@ -70,9 +71,9 @@ def test_as_json_the_figures_agree_with_each_other(start, capsys) -> None:
 
 
 def test_a_dry_run_of_a_run_that_has_begun_counts_what_is_left(start, capsys) -> None:
-    run_dir = start("begun", "trainer.max_steps=5")
+    run_dir = start("begun", "trainer.max_steps=5", "json=true")
+    assert json.loads(capsys.readouterr().out)["step"] == 5
     before = sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("*"))
-    capsys.readouterr()
     start("begun", "dry_run=true", "json=true")
     run = json.loads(capsys.readouterr().out)
     assert (run["steps"], run["steps_done"]) == (12, 5)
@@ -88,6 +89,23 @@ def test_what_cannot_fit_is_refused_by_dry_run_and_by_train(start, monkeypatch) 
     monkeypatch.setattr(estimate, "available_memory", lambda device: 6_000)
     with pytest.raises(UserError, match="weights, gradients and optimizer state alone"):
         start("large")
+
+
+def test_a_model_that_only_several_devices_hold_is_told_without_its_time(
+    start, configure, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(estimate, "available_memory", lambda device: 1000)
+    settings = measured._settings(configure("train", "trainer.accelerator=cpu", "trainer.devices=4"))
+    cfg = configure("train", "experiment=tiny")
+    assert probe.fits_one_device(cfg, settings), "DDP's every device holds it"
+    assert not probe.fits_one_device(cfg, replace(settings, strategy="fsdp"))
+    monkeypatch.undo()
+    for module in (dry_run, probe):
+        monkeypatch.setattr(module, "fits_one_device", lambda cfg, settings: False)
+    start("several", "dry_run=true")
+    assert "time    not measured: one device does not hold" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"set trainer\.micro_batch_size and trainer\.max_steps to numbers"):
+        start("several", "budget.training_seconds=5")
 
 
 def test_the_flags(tmp_path: Path, corpus, monkeypatch, capsys) -> None:
