@@ -21,6 +21,7 @@ def examine(offline: bool = False) -> Iterator[Finding]:
         yield software.cuda()
         yield machine.memory()
         yield kernels.compiler()
+        yield kernels.cache()
         yield from kernels.backends()
     yield machine.disk()
     yield from machine.caches()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from mambabyte.diagnosis import machine
 from mambabyte.diagnosis.finding import Finding
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ def compiler() -> Finding:
         "install g++ or clang++, or set CXX: the CPU kernels are tens of times faster than what goes without"
     )
     return Finding("c++ compiler", found or "none", None if found else fix)
+
+
+def cache() -> Finding:
+    from mambabyte.ops.cpu.build import cache_folder
+
+    return machine.cache("kernel cache", cache_folder(), "XDG_CACHE_HOME")
 
 
 def backends() -> Iterator[Finding]:

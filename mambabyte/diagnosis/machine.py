@@ -37,17 +37,15 @@ def memory() -> Finding:
 
 
 def caches() -> Iterator[Finding]:
-    from mambabyte.ops.cpu.build import cache_folder
-
     home = Path.home()
-    yield _cache("kernel cache", cache_folder(), "XDG_CACHE_HOME")
     hub = Path(os.environ.get("HF_HOME") or home / ".cache" / "huggingface")
-    yield _cache("hugging face cache", hub, "HF_HOME")
+    yield cache("hugging face cache", hub, "HF_HOME")
     triton = Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
-    yield _cache("triton cache", triton, "TRITON_CACHE_DIR")
+    yield cache("triton cache", triton, "TRITON_CACHE_DIR")
 
 
-def _cache(name: str, folder: Path, variable: str) -> Finding:
+def cache(name: str, folder: Path, variable: str) -> Finding:
+    """Whether a folder can be written or made, and how much is in it; ``variable`` names another."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     fix = None if os.access(there, os.W_OK) else f"make {there} writable, or set {variable}"
     return Finding(name, f"{folder}, {_size(folder)}", fix)
