@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -30,6 +31,7 @@ COMMANDS = {
     "generate": "continue a prompt: mambabyte generate --ckpt runs/quickstart --prompt 'def '",
     "compress": "compress a file losslessly by a model: mambabyte compress FILE --ckpt runs/quickstart",
     "decompress": "get the file back: mambabyte decompress FILE.mbc --ckpt runs/quickstart",
+    "export": "write a model as safetensors: mambabyte export --ckpt runs/quickstart out=quickstart",
     "data prepare": "write a corpus as training reads it: mambabyte data prepare data=pg19",
     "data inspect": "say what a corpus is made of: mambabyte data inspect data=stdlib",
     "report": "compare runs in tables and figures: mambabyte report runs/compute_matched --output report",
@@ -41,10 +43,12 @@ TASKS = {
     "generate": "mambabyte.commands.generate",
     "compress": "mambabyte.commands.compress",
     "decompress": "mambabyte.commands.compress",
+    "export": "mambabyte.commands.export",
     "data prepare": "mambabyte.commands.data_prepare",
     "data inspect": "mambabyte.commands.data_inspect",
 }
 FAMILIES = {name.split(" ")[0] for name in COMMANDS if " " in name}  # commands of two words
+SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
 HYDRA_FLAGS = ("help", "cfg", "resolve", "package", "multirun", "config_dir", "info", "shell_completion")
 
 
@@ -103,7 +107,7 @@ def run(argv: list[str]) -> int:
     overrides, flags = hydra_arguments(command, arguments)
     with stopping_at_once() if command == "train" else nullcontext(), TemporaryDirectory() as scratch:
         # Hydra notes each sweep in a file. That of `train` belongs to its run_dir; the others leave nothing.
-        if command != "train":
+        if command != "train" or "dry_run=true" in overrides:
             overrides.insert(0, f"hydra.sweep.dir={quoted(scratch)}")
         run_hydra(command, overrides, flags)
     return 0
@@ -139,8 +143,9 @@ class Parser(argparse.ArgumentParser):
 def doctor(argv: list[str]) -> int:
     parser = Parser(prog="mambabyte doctor", description=COMMANDS["doctor"])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--offline", action="store_true", help="ask no service whether it can be reached")
     options = parser.parse_args(argv)
-    return import_module("mambabyte.commands.doctor").run(as_json=options.json)
+    return import_module("mambabyte.commands.doctor").run(options.json, options.offline)
 
 
 def report(argv: list[str]) -> int:
@@ -180,7 +185,7 @@ def hydra_arguments(command: str, argv: list[str]) -> tuple[list[str], list[str]
             overrides.append(f"{key}={quoted(getattr(options, key))}")
     if getattr(options, "show", None) is not None:
         overrides.append(f"show={options.show}")
-    overrides += [f"{key}=true" for key in ("json", "prove") if getattr(options, key, False)]
+    overrides += [f"{key}=true" for key in ("json", "prove", "dry_run") if getattr(options, key, False)]
     metrics = [metric for metric in EVAL_METRICS if getattr(options, metric, False)]
     if metrics:
         overrides.append(f"metrics=[{','.join(metrics)}]")
@@ -202,15 +207,19 @@ def command_parser(command: str) -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
-    if command in ("eval", "generate", "compress", "decompress"):
-        parser.add_argument("--ckpt", metavar="PATH", help="a run directory or a checkpoint file (ckpt=PATH)")
+    if command in ("eval", "generate", "compress", "decompress", "export"):
+        parser.add_argument("--ckpt", metavar="PATH", help="a run, a checkpoint or an export (ckpt=PATH)")
     if command == "eval":
         for metric, what in EVAL_METRICS.items():
             flag = f"--{metric.replace('_', '-')}"
             parser.add_argument(flag, action="store_true", help=f"{what} (metrics=[{metric}])")
         parser.add_argument("--prove", action="store_true", help="compress the data and back (prove=true)")
         parser.add_argument("--show", metavar="N", help="colour the first N bytes by their bits (show=N)")
-    if command in ("eval", "data prepare", "data inspect"):
+    if command == "train":
+        parser.add_argument(
+            "--dry-run", action="store_true", help="only say what the run will take (dry_run=true)"
+        )
+    if command in ("train", "eval", "data prepare", "data inspect"):
         parser.add_argument("--json", action="store_true", help="print one JSON object (json=true)")
     if command == "generate":
         parser.add_argument("--prompt", metavar="TEXT", help="the text to continue (prompt=TEXT)")
@@ -267,6 +276,7 @@ def run_hydra(command: str, overrides: list[str], flags: list[str]) -> None:
             if sweeping and command == "train":
                 check_devices(cfg, settings.launcher._target_)
                 arguments.append(own_run_dir(cfg, settings.job.override_dirname))
+                arguments.append("hydra.mode=RUN")  # whatever launcher= says
             # Lightning starts the other ranks with this program's arguments: those of this job alone.
             arguments += [flag for flag in flags if flag.startswith("--config-dir=")]
             sys.argv = [program[0], *command.split(" "), *arguments]
@@ -275,10 +285,15 @@ def run_hydra(command: str, overrides: list[str], flags: list[str]) -> None:
         except Exception as fault:
             if sweeping and not isinstance(fault, Interrupted):
                 raise
+            if settings.launcher._target_.startswith(SUBMITIT):
+                signal.raise_signal(
+                    signal.SIGUSR1
+                )  # it has saved: submitit's handler queues it again, and exits
             raise _Escaped from fault
 
     # PyTorch's large tensors in huge pages: fresh memory costs a third of a long scan's time without.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # what its jobs are told to save by
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its exceptions and exits, instead of raising them
     program = sys.argv
     sys.argv = [program[0], *overrides, *flags]
@@ -303,7 +318,8 @@ def check_devices(cfg: DictConfig, launcher: str) -> None:
     if launcher.endswith(".BasicLauncher") and devices not in (1, "1"):
         raise UserError(
             f"-m runs its jobs in one process, which cannot use trainer.devices={devices} twice; "
-            "set trainer.devices=1, or start the jobs one by one"
+            "set trainer.devices=1, give each job a process by launcher=submitit_local or submitit_slurm, or "
+            "start the jobs one by one"
         )
 
 

@@ -28,6 +28,8 @@ class TrainSettings:
     seed: int
     context_length: int
     run_dir: str
+    dry_run: bool
+    json: bool
 
 
 @dataclass
@@ -90,6 +92,14 @@ class GenerateSettings:
 
 
 @dataclass
+class ExportSettings:
+    """The keys of conf/export.yaml."""
+
+    ckpt: str
+    out: str
+
+
+@dataclass
 class DataPrepareSettings:
     """The keys of conf/data_prepare.yaml that are no group."""
 
@@ -116,6 +126,7 @@ SETTINGS = {
     "generate": GenerateSettings,
     "compress": CompressSettings,
     "decompress": DecompressSettings,
+    "export": ExportSettings,
     "data prepare": DataPrepareSettings,
     "data inspect": DataInspectSettings,
 }
@@ -296,6 +307,10 @@ def _misread_override(override: str) -> UserError:
 
 def _missing_file(path: str, options: Iterable[str], message: str) -> UserError:
     group, _, choice = path.rpartition("/")
+    if group == "hydra/launcher" and choice.startswith("submitit"):
+        return UserError(
+            f"launcher={choice} needs packages that are not here: pip install 'mambabyte[slurm]'"
+        )
     if group:
         return UserError(f"there is no {group} '{choice}'" + suggestion(choice, options))
     return UserError(_first_line(message))

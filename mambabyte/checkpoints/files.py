@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from mambabyte.checkpoints.exported import is_export
 from mambabyte.errors import UserError
 
 _STEP = re.compile(r"step_(\d{8,})\.ckpt")
@@ -19,7 +20,7 @@ def step_file(folder: Path, step: int) -> Path:
 
 
 def step_files(folder: Path) -> list[Path]:
-    """The complete checkpoints of ``folder``, oldest first."""
+    """The complete checkpoints of ``folder``, oldest first: files, or folders of parts."""
     if not folder.is_dir():
         return []
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
@@ -33,16 +34,19 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
 
 
 def resolve(path: str | Path) -> Path:
-    """The checkpoint meant by ``path``: the newest of a run or a folder of checkpoints, or the file itself.
+    """The checkpoint meant by ``path``: the newest of a run or of a folder of checkpoints, or ``path`` itself
+    if it is a checkpoint file, a folder of parts or an export.
 
     Raises:
         UserError: nothing is there, or the directory holds no checkpoint.
     """
     path = Path(path).expanduser()
-    if path.is_file():
+    if path.is_file() or (path.is_dir() and (_STEP.fullmatch(path.name) or is_export(path))):
         return path
     if not path.is_dir():
-        raise UserError(f"there is no checkpoint at '{path}': ckpt= takes a run directory or a .ckpt file")
+        raise UserError(
+            f"there is no checkpoint at '{path}': ckpt= takes a run directory, a .ckpt file or an export"
+        )
     newest = latest_checkpoint(path) or next(reversed(step_files(path)), None)
     if newest is None:
         raise UserError(f"the directory '{path}' holds no checkpoint (checkpoints/step_*.ckpt)")

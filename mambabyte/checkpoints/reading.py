@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from mambabyte.checkpoints.exported import is_export, read_export
 from mambabyte.checkpoints.files import checkpoint_folder, resolve, step_files
+from mambabyte.checkpoints.parts import join, part_files
 from mambabyte.checkpoints.seal import is_intact
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
@@ -33,8 +35,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = resolve(path)
     try:
-        _check_intact(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = _load(path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"'{path}' is not a mambabyte checkpoint: it holds more than tensors and plain values"
@@ -79,6 +80,15 @@ def read_newest(run_dir: str | Path) -> tuple[Path, dict[str, Any], list[Path]] 
             "remove that folder to train from the start"
         )
     return None
+
+
+def _load(path: Path) -> Any:
+    if not path.is_dir():
+        _check_intact(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if is_export(path):
+        return read_export(path, _MODEL_PREFIX)
+    return join([_load(file) for file in part_files(path)])
 
 
 def run_config(path: str | Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """mambabyte train: one run in its directory. The same command again resumes it, or says it is complete."""
 
+import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,27 +13,44 @@ from mambabyte.errors import Interrupted
 
 
 def run(cfg: DictConfig) -> None:
-    """Train until ``trainer.max_steps``, then measure and report on stdout.
+    """Train until ``trainer.max_steps``, then measure and report on stdout; with ``dry_run`` only say what
+    that will take, and leave the run directory as it is.
 
     Raises:
         UserError: the configuration, data or run directory will not do; training diverged; the disk is full.
         Interrupted: stopped by a signal, with a checkpoint of the last step.
     """
-    from lightning.pytorch.utilities import rank_zero_only
-
     from mambabyte import checkpoints
     from mambabyte.data import ByteDataModule
     from mambabyte.data.documents import with_absolute_paths
     from mambabyte.models import config_from_dict
     from mambabyte.training.budget import within_budget
     from mambabyte.training.configuration import TrainerConfig
+    from mambabyte.training.estimate import MemoryBudget
+    from mambabyte.training.launching import is_main_process, placed
+    from mambabyte.training.measured import with_measurements
     from mambabyte.training.run_directory import check_same_run, hold
 
     cfg = within_budget(cfg)
-    settings = typed(cfg.trainer, TrainerConfig)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["model"] = config_from_dict(config["model"]).to_dict()
     config["data"] = with_absolute_paths(config["data"])
+    run_dir = Path(cfg.run_dir)
+    main_process = is_main_process()
+    last, step = None, 0
+    if newest := checkpoints.read_newest(run_dir):
+        last, saved, damaged = newest
+        step = saved["global_step"]
+        before = saved["mambabyte"]["config"]
+        check_same_run(run_dir, {**before, "data": with_absolute_paths(before["data"])}, config)
+    cfg = with_measurements(cfg, keep=not cfg.dry_run)
+    config["trainer"] = OmegaConf.to_container(cfg.trainer, resolve=True)
+    settings = placed(typed(cfg.trainer, TrainerConfig))
+    if last is not None and main_process:
+        for path in damaged:
+            print(f"mambabyte: '{path}' is damaged, and the one before it counts", file=sys.stderr)
+        verb = "is complete at" if step >= settings.max_steps else "goes on from"
+        print(f"mambabyte: run '{cfg.name}' {verb} step {step}", file=sys.stderr)
     data = ByteDataModule.from_config(
         config["data"],
         cfg.context_length,
@@ -40,20 +58,12 @@ def run(cfg: DictConfig) -> None:
         settings.global_batch_size(cfg.context_length),
         cfg.seed,
     )
-    run_dir = Path(cfg.run_dir)
-    main_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    last, step = None, 0
-    if newest := checkpoints.read_newest(run_dir):
-        last, saved, damaged = newest
-        step = saved["global_step"]
-        before = saved["mambabyte"]["config"]
-        check_same_run(run_dir, {**before, "data": with_absolute_paths(before["data"])}, config)
+    if cfg.dry_run:
         if main_process:
-            for path in damaged:
-                print(f"mambabyte: '{path}' is damaged, and the one before it counts", file=sys.stderr)
-            verb = "is complete at" if step >= settings.max_steps else "goes on from"
-            print(f"mambabyte: run '{cfg.name}' {verb} step {step}", file=sys.stderr)
+            _forecast(cfg, settings, data, step)
+        return
     if step < settings.max_steps:
+        MemoryBudget.of(cfg, settings).check_state()
         with hold(run_dir, config) if main_process else nullcontext():
             step = _fit(cfg, config, settings, data, last, main_process)
     if main_process:
@@ -68,9 +78,11 @@ def _fit(
 
     from mambabyte.models import config_from_dict
     from mambabyte.training.configuration import CallbacksConfig, LoggerConfig
+    from mambabyte.training.launching import lost_rank
     from mambabyte.training.loggers import build_logger
     from mambabyte.training.module import ByteLMModule
     from mambabyte.training.optimizer import AdamWConfig
+    from mambabyte.training.recomputation import recompute_blocks
     from mambabyte.training.spikes import SpikePolicy
     from mambabyte.training.trainer import build_callbacks, build_trainer
 
@@ -81,6 +93,8 @@ def _fit(
     )
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = config_from_dict(config["model"]).build()
+    if settings.activation_checkpointing:
+        recompute_blocks(model)
     policy = SpikePolicy(run_dir / "spikes", settings.on_spike, settings.spike_threshold)
     module = ByteLMModule(model, optimizer, settings.max_steps, settings.gradient_clip, config, policy)
     logger_settings = typed(cfg.logger, LoggerConfig)
@@ -88,14 +102,24 @@ def _fit(
     trainer = build_trainer(settings, cfg.context_length, run_dir, callbacks, logger)
     if main_process:
         _announce(cfg, model, trainer)
-    trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-    if interruption.stopped:
-        if not main_process:
-            sys.exit(Interrupted.exit_code)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+    except RuntimeError as error:
+        raise (lost_rank(error) or error) from error
+    # The exit code is rank 0's to give: a launcher takes the first one that is not 0 for a fault of the run,
+    # and would end rank 0 before it is done.
+    if interruption.stopped and main_process:
         raise Interrupted(
             f"stopped at step {trainer.global_step}, saved in {run_dir}; the same command goes on from there"
         )
     return trainer.global_step
+
+
+def _forecast(cfg: DictConfig, settings: Any, data: Any, step: int) -> None:
+    from mambabyte.training.dry_run import describe, forecast
+
+    run = forecast(cfg, settings, data, step)
+    print(json.dumps(run) if cfg.json else describe(run))
 
 
 def _announce(cfg: DictConfig, model: Any, trainer: Any) -> None:
@@ -126,4 +150,4 @@ def _report(cfg: DictConfig, step: int, data: Any) -> None:
         corpus = data.validation_corpus()
         with explaining_full_disk(run_dir):
             summary = summarize(run_dir, cfg.name, step, cfg.context_length, corpus, callbacks, device)
-    print(report(summary))
+    print(json.dumps(summary) if cfg.json else report(summary))

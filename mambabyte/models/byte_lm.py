@@ -89,6 +89,11 @@ class ByteLM(nn.Module):
         logits, state = self.prefill(byte.unsqueeze(1), state)
         return logits[:, 0], state
 
+    def blocks(self) -> list[nn.Module]:
+        """The layers a byte goes through, first to last, each called once in a pass: activation checkpointing
+        recomputes them and FSDP gathers their weights one at a time."""
+        raise NotImplementedError
+
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Analytic cost of one byte in a window of `context_length` bytes."""
         raise NotImplementedError

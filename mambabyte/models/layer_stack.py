@@ -34,6 +34,9 @@ class LayerStack(DocumentwiseByteLM):
         if tie_embeddings:
             self.lm_head.weight = self.embedding.weight
 
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
+
     def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
         residual, update = as_residual(self.embedding(bytes.long())), None
         after: State = []

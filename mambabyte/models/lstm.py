@@ -62,6 +62,9 @@ class LSTM(DocumentwiseByteLM):
             out, (last, cell) = self.lstm(embedded, before)
         return self.lm_head(out), list(zip(last.unbind(), cell.unbind(), strict=True))
 
+    def blocks(self) -> list[nn.Module]:
+        return [self.lstm]  # of PyTorch, which calls its layers together
+
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Four gates of two (d, d) products and 9 operations a cell, whatever the context's length."""
         d = self.config.d_model

@@ -229,6 +229,9 @@ class MambaByte(ByteLM):
         normed, _ = self.backbone.norm_f(residual, update)
         return self.lm_head(normed), after
 
+    def blocks(self) -> list[nn.Module]:
+        return list(self.backbone.layers)
+
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Matrix products, convolution, 7 per state of the scan (dt A, exp, dt u B, a h +, C h +), the head.
 

@@ -191,6 +191,9 @@ class MegaByte(DocumentwiseByteLM):
         out, caches = self.local_stack(x, caches)
         return self.lm_head(out), caches
 
+    def blocks(self) -> list[nn.Module]:
+        return [*self.global_stack.layers, *self.local_stack.layers]
+
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """A patch's global step shared by its bytes, and a local one for each of them, over P keys."""
         config = self.config

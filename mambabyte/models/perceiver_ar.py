@@ -155,6 +155,9 @@ class PerceiverAR(DocumentwiseByteLM):
         places = torch.arange(place, place + length, device=self.device)
         return rotation(places, self.config.rotary_channels, self.config.rope_base)
 
+    def blocks(self) -> list[nn.Module]:
+        return [self.cross, *self.stack.layers]
+
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """The cross-attention over the context, the stack over a block; each byte is a latent once."""
         config = self.config

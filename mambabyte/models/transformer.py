@@ -71,6 +71,9 @@ class Transformer(DocumentwiseByteLM):
         after = [] if state is None else [(state[0][0] + length,), *grown]
         return self.lm_head(out), after
 
+    def blocks(self) -> list[nn.Module]:
+        return list(self.stack.layers)
+
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Each byte is charged a whole context of keys, as SpaceByte (arXiv 2404.14408) and PyTorch count."""
         keys = min(context_length, self.config.window or context_length)

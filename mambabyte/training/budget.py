@@ -1,4 +1,4 @@
-"""Equal terms: a budget of parameters or of compute, and the width or the number of steps that meets it."""
+"""Equal terms: a budget of parameters, compute or time, and the width or number of steps that meets it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mambabyte.configuration import typed
 from mambabyte.errors import UserError
-from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
+from mambabyte.models import ByteLMConfig, config_from_dict
+from mambabyte.training.estimate import on_meta
 
 _WIDTHS = ("d_model", "d_ff", "local_d_model", "local_d_ff")
 _LAYERS = ("n_layer", "local_n_layer")
@@ -27,11 +27,20 @@ class Budget:
 
     parameters: float | None = None
     training_flops: float | None = None
+    training_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.training_flops is not None and self.training_seconds is not None:
+            raise UserError(
+                "budget.training_flops and budget.training_seconds both decide trainer.max_steps: "
+                "set one of them to null"
+            )
 
 
 def within_budget(cfg: DictConfig) -> DictConfig:
     """The configuration of `mambabyte train` with its `budget` solved: the model's widths for
-    ``budget.parameters``, then ``trainer.max_steps`` for ``budget.training_flops``.
+    ``budget.parameters``, then ``trainer.max_steps`` for ``budget.training_flops``. What needs a measurement,
+    ``budget.training_seconds``, is `measured.with_measurements`'s.
 
     Raises:
         UserError: no width has nearly that many parameters, or the compute is less than a step's.
@@ -44,7 +53,7 @@ def within_budget(cfg: DictConfig) -> DictConfig:
         config = with_parameters(config, budget.parameters)
         cfg.model = config.to_dict()
     if budget.training_flops is not None:
-        per_byte = _without_memory(config).flops_per_byte(cfg.context_length).training
+        per_byte = on_meta(config).flops_per_byte(cfg.context_length).training
         cfg.trainer.max_steps = steps_for(budget.training_flops, per_byte * cfg.trainer.global_batch_bytes)
     return cfg
 
@@ -59,6 +68,16 @@ def steps_for(training_flops: float, flops_per_step: float) -> int:
     return max(1, round(training_flops / flops_per_step))
 
 
+def steps_in(training_seconds: float, seconds_per_step: float) -> int:
+    """The number of whole steps nearest to a time budget."""
+    if not training_seconds >= seconds_per_step / 2:
+        raise UserError(
+            f"budget.training_seconds={training_seconds:.3g} is less than one step's {seconds_per_step:.3g}; "
+            "raise it or lower trainer.global_batch_bytes"
+        )
+    return max(1, round(training_seconds / seconds_per_step))
+
+
 def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
     """The same model, all its widths made larger or smaller in proportion, nearest to a parameter count.
 
@@ -70,7 +89,7 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
         for names in (_WIDTHS, _LAYERS, _HEADS)
     )
     base = widths["d_model"]
-    factor = parameters / _without_memory(config).num_parameters()
+    factor = parameters / on_meta(config).num_parameters()
     if not 1 / _SAME_DEPTH_WITHIN <= factor <= _SAME_DEPTH_WITHIN:
         scale = factor ** (1 / 3)
         layers = {name: max(1, round(n * scale)) for name, n in layers.items()}
@@ -87,7 +106,7 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
         return replace(config, **layers, **heads, **scaled)
 
     def count(units: int) -> int:
-        return _without_memory(at(units)).num_parameters()
+        return on_meta(at(units)).num_parameters()
 
     above = 1
     while count(above) < parameters:
@@ -104,8 +123,3 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
             "ask for that or change model.n_layer"
         )
     return at(nearest)
-
-
-def _without_memory(config: ByteLMConfig) -> ByteLM:
-    with torch.device("meta"):
-        return config.build()

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 
+from mambabyte.checkpoints import read, remove
 from mambabyte.checkpoints.files import step_file, step_files
 from mambabyte.checkpoints.writing import point_last_at, write
 from mambabyte.training.module import ByteLMModule
@@ -19,6 +20,10 @@ class WholeFiles(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         write(checkpoint, path)
+
+    def load_checkpoint(self, path: str | Path, *options: Any, **more: Any) -> dict[str, Any]:
+        # what FSDP has written in parts is whole again for any other strategy
+        return read(path) if Path(path).is_dir() else super().load_checkpoint(path, *options, **more)
 
 
 class Checkpoints(StepCallback):
@@ -34,7 +39,7 @@ class Checkpoints(StepCallback):
         super().on_train_start(trainer, module)
         if trainer.is_global_zero and self._folder.is_dir():
             for abandoned in self._folder.glob("*.temporary"):
-                abandoned.unlink(missing_ok=True)  # of a process that was killed while it wrote
+                remove(abandoned)  # of a process that was killed while it wrote
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
         if is_due(step, self._every) or step == trainer.max_steps:
@@ -55,4 +60,4 @@ class Checkpoints(StepCallback):
                 # a file of a later step is damaged: the run went on from one before it, and will pass it
                 files = step_files(self._folder)
                 for old in files[: max(0, files.index(path) + 1 - self._kept)]:
-                    old.unlink(missing_ok=True)
+                    remove(old)

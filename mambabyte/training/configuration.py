@@ -19,19 +19,29 @@ class TrainerConfig:
     micro_batch_size: int
     precision: Literal["fp32", "bf16"] = "fp32"
     accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
+    devices: int | Literal["auto"] = 1
+    num_nodes: int | Literal["auto"] = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    sharded_checkpoints: bool = False
+    activation_checkpointing: bool = False
     gradient_clip: float | None = 1.0
     on_spike: Literal["stop", "skip"] = "stop"
     spike_threshold: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "global_batch_bytes", "micro_batch_size", "devices", "num_nodes"):
-            _at_least_one(f"trainer.{name}", getattr(self, name))
+            value = getattr(self, name)
+            if value != "auto":
+                _at_least_one(f"trainer.{name}", value)
         for name in ("gradient_clip", "spike_threshold"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"trainer.{name} must be above 0, or null for none, not {value}")
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all, once `launching.placed` has counted what is ``auto``."""
+        return int(self.devices) * int(self.num_nodes)
 
     def global_batch_size(self, context_length: int) -> int:
         """Windows per optimizer step.

@@ -2,12 +2,13 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
 from mambabyte.training.memory import PeakMemory
 from mambabyte.training.module import ByteLMModule
+from mambabyte.training.peak_flops import peak_flops
 from mambabyte.training.progress import ProgressLine
 from mambabyte.training.records import append_metrics, read_metrics, write_metrics
 from mambabyte.training.step_callback import StepCallback, is_due
@@ -19,8 +20,9 @@ class Metrics(StepCallback):
     ``bytes`` counts the bytes of all windows so far, ``seconds`` the time spent on steps in all sittings
     together; ``bytes_per_second``, ``bits_per_byte`` and ``clipped_share`` (of the steps, those whose
     gradient was clipped) are over the steps since the last row; ``peak_memory_bytes`` is that of this rank in
-    this sitting; ``skipped_steps`` counts those of the run that the optimizer did not take; the rest is
-    ScanStatistics'.
+    this sitting; ``model_flops_utilization`` is the share that the model's analytic operations make of what
+    the devices could do (peak_flops.py); ``skipped_steps`` counts those of the run that the optimizer did not
+    take; the rest is ScanStatistics'.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Metrics(StepCallback):
             # rows of steps that are about to be taken again would stand there twice
             keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
             write_metrics(self._path, keep)
+            self._seconds_per_byte = _least_seconds_per_byte(trainer, module)
         self._memory = PeakMemory(trainer.strategy.root_device)
         self._begin_row(trainer.global_step)
 
@@ -63,6 +66,7 @@ class Metrics(StepCallback):
         module.check_spikes(wait=True)
         seconds = self._since_row()
         self._seconds += seconds
+        speed = (step - self._row_step) * self._bytes_per_step / max(seconds, 1e-9)
         row: dict[str, Any] = {
             "step": step,
             "bytes": step * self._bytes_per_step,
@@ -71,12 +75,13 @@ class Metrics(StepCallback):
             "validation_bits_per_byte": module.validation_bits_per_byte,
             "learning_rate": module.learning_rate_at(step - 1),
             "gradient_norm": float(module.gradient_norm),
-            "bytes_per_second": (step - self._row_step) * self._bytes_per_step / max(seconds, 1e-9),
+            "bytes_per_second": speed,
             "peak_memory_bytes": self._memory.bytes(),
             **module.scan_statistics,
         }
         self._begin_row(step)
         if trainer.is_global_zero:
+            row["model_flops_utilization"] = speed * self._seconds_per_byte
             append_metrics(self._path, row)
             self._line.show(row, final=step == self._max_steps)
             if trainer.logger is not None:
@@ -89,3 +94,10 @@ class Metrics(StepCallback):
 
     def _since_row(self) -> float:
         return time.perf_counter() - self._module.seconds_beside_training - self._row_start
+
+
+def _least_seconds_per_byte(trainer: Trainer, module: ByteLMModule) -> float:
+    """What training on a byte would take if all devices did nothing but multiply."""
+    precision: Literal["fp32", "bf16"] = "bf16" if "bf16" in str(trainer.precision) else "fp32"
+    peak = peak_flops(trainer.strategy.root_device, precision).flops * trainer.world_size
+    return module.training_flops_per_byte / peak

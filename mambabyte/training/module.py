@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from mambabyte.checkpoints import FORMAT
 from mambabyte.models import ByteLM
 from mambabyte.training.optimizer import AdamWConfig
+from mambabyte.training.sharding import shard, whole_copy
 from mambabyte.training.spikes import SpikePolicy, SpikeWatch
 
 
@@ -48,6 +50,23 @@ class ByteLMModule(LightningModule):
         self._config = config
         self._policy = policy
         self._restored: dict[str, Any] | None = None
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # trainer.strategy=fsdp
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    @property
+    def whole_model(self) -> ByteLM | None:
+        """The model as validation and samples need it, on rank zero. Under FSDP a copy with all weights, None
+        on the other ranks, which have to ask for it too."""
+        if self.device_mesh is None:
+            return self.model
+        return whole_copy(self.model, self.trainer.is_global_zero)
+
+    @property
+    def training_flops_per_byte(self) -> float:
+        """Analytic, in windows of the configured length."""
+        return self.model.flops_per_byte(self._config["context_length"]).training
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self._optimizer_config.build(self.model)
@@ -88,8 +107,9 @@ class ByteLMModule(LightningModule):
         self, optimizer: torch.optim.Optimizer, *unused: Any, **also_unused: Any
     ) -> None:
         # called before every optimizer step; the norm is measured also when nothing is clipped
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
-        sums = torch.cat((self._step_sums, self.gradient_norm[None]))
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        sums = torch.cat((self._step_sums, norm[None]))
         # the same numbers on all ranks, so that all take the same decision
         nats, scored, norms = self.trainer.strategy.reduce(sums, reduce_op="sum")
         self._step_sums.zero_()

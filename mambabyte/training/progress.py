@@ -43,7 +43,10 @@ class ProgressLine:
             f"step {step}/{self._max_steps}",
             f"{row['bits_per_byte']:.3f} bpb",
             *([f"{self._validation:.3f} validation bpb"] if self._validation else []),
+            f"lr {row['learning_rate']:.1e}",
+            f"gradient {row['gradient_norm']:.2f}",
             f"{byte_count(row['bytes_per_second'])}/s",
+            f"mfu {100 * row['model_flops_utilization']:.1f} %",
             byte_count(row["bytes"], of=self._max_steps * self._bytes_per_step),
             f"eta {duration((self._max_steps - step) * seconds_per_step)}",
         ]

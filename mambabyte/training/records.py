@@ -17,6 +17,7 @@ COLUMNS = (
     "learning_rate",
     "gradient_norm",
     "bytes_per_second",
+    "model_flops_utilization",
     "peak_memory_bytes",
     "clipped_share",
     "skipped_steps",

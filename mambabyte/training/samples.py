@@ -20,10 +20,13 @@ class Samples(StepCallback):
         self._num_bytes = num_bytes
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
-        if not is_due(step, self._every) or not trainer.is_global_zero:
+        if not is_due(step, self._every):
             return
         with module.beside_training():
-            text = sample_text(module.model, self._prompt, self._num_bytes)
+            model = module.whole_model
+            if model is None or not trainer.is_global_zero:
+                return
+            text = sample_text(model, self._prompt, self._num_bytes)
             with self._path.open("a", encoding="utf-8", newline="") as file:
                 file.write(f"--- step {step}\n{self._prompt}{text}\n")
 

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -16,10 +16,12 @@ from mambabyte.errors import UserError
 from mambabyte.training.checkpointing import Checkpoints, WholeFiles
 from mambabyte.training.configuration import CallbacksConfig, TrainerConfig
 from mambabyte.training.interruption import Interruption
+from mambabyte.training.launching import SameStart, started_by_srun
 from mambabyte.training.metrics import Metrics
 from mambabyte.training.samples import Samples
 from mambabyte.training.scan_statistics import ScanStatistics
 from mambabyte.training.step_callback import Spikes
+from mambabyte.training.strategies import DataParallel, ShardedDataParallel
 from mambabyte.training.validation import Validation
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -39,13 +41,23 @@ def build_trainer(
     """
     _silence_lightning()
     plugins: list[Any] = [WholeFiles()]
-    if SLURMEnvironment.detect():
+    if config.world_size == 1:
+        plugins.append(LightningEnvironment())  # nobody else to know of, whatever has started this process
+    elif started_by_srun():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the middle of a step
+    strategy: Any = "auto"
+    if config.world_size > 1:
+        sharded = config.strategy == "fsdp"
+        strategy = (
+            ShardedDataParallel(config.world_size, config.sharded_checkpoints) if sharded else DataParallel()
+        )
+        callbacks = [SameStart(), *callbacks]
     try:
         trainer = Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
-            num_nodes=config.num_nodes,
+            num_nodes=int(config.num_nodes),
+            strategy=strategy,
             precision=_PRECISION[config.precision],
             max_steps=config.max_steps,
             max_epochs=-1,

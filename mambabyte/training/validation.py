@@ -24,11 +24,14 @@ class Validation(StepCallback):
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
         module.validation_bits_per_byte = None
-        if not is_due(step, self._every) or not trainer.is_global_zero:
+        if not is_due(step, self._every):
             return
         with module.beside_training():
+            model = module.whole_model
+            if model is None or not trainer.is_global_zero:
+                return
             total, _, nats = score(
-                module.model,
+                model,
                 self._corpus,
                 "disjoint",
                 self._context_length,

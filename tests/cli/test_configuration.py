@@ -111,6 +111,7 @@ def test_a_missing_key_is_named():
 def test_the_settings_of_a_command_are_those_of_its_yaml(command):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         needed = {command: ["ckpt=a"] for command in ("eval", "generate")}
+        needed |= {"export": ["ckpt=a", "out=b"]}
         needed |= {command: ["ckpt=a", "file=b"] for command in ("compress", "decompress")}
         cfg = compose(command.replace(" ", "_"), needed.get(command, []))
     schema = SETTINGS[command]
@@ -120,7 +121,7 @@ def test_the_settings_of_a_command_are_those_of_its_yaml(command):
     filled = typed(OmegaConf.masked_copy(cfg, [f.name for f in fields(schema)]), schema)
     assert all(f.default is MISSING for f in fields(schema)), "defaults live in the YAML alone"
     device = "cpu" if "compress" in command else "auto"  # the same kind for both, whatever the machine has
-    value = {"device": device, "run_dir": "runs/default", "json": False}
+    value = {"device": device, "run_dir": "runs/default", "json": False, "out": "b"}
     key = next(key for key in value if hasattr(filled, key))
     assert getattr(filled, key) == value[key]
 

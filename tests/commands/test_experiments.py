@@ -17,6 +17,7 @@ SCALED_DOWN = [
     "trainer.max_steps=3",
     "budget.parameters=null",
     "budget.training_flops=null",
+    "budget.training_seconds=null",
     "trainer.micro_batch_size=2",
     "trainer.global_batch_bytes=256",
     "trainer.accelerator=cpu",

@@ -34,7 +34,7 @@ def test_byte_counts() -> None:
 
 
 def row(step: int, validation: float | None = None) -> dict:
-    values = (step, step * 100, step / 2, 8 / step, validation, 1e-3, 1.0, 200.0, 1024)
+    values = (step, step * 100, step / 2, 8 / step, validation, 1e-3, 1.0, 200.0, 0.38, 1024)
     return {**dict.fromkeys(COLUMNS), **dict(zip(COLUMNS, values, strict=False))}
 
 
@@ -50,13 +50,16 @@ def test_a_line_every_ten_seconds_without_a_terminal(monkeypatch, capsys) -> Non
     line.show(row(10), final=True)
     shown = capsys.readouterr().err.splitlines()
     assert [text.split(" | ")[0] for text in shown] == ["step 1/10", "step 4/10", "step 10/10"]
-    assert shown[1] == "step 4/10 | 2.000 bpb | 3.500 validation bpb | 200 B/s | 0.4/1.0 kB | eta 18 s"
+    assert shown[1] == (
+        "step 4/10 | 2.000 bpb | 3.500 validation bpb | lr 1.0e-03 | gradient 1.00 | 200 B/s | mfu 38.0 % | "
+        "0.4/1.0 kB | eta 18 s"
+    )
 
 
 def test_a_row_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    others = "," * (len(COLUMNS) - 9)
-    path.write_text(f"{','.join(COLUMNS)}\n2,200,1.0,4.0,,0.001,1.0,200.0,1024{others}\n4,400,2.0,2.0,3")
+    others = "," * (len(COLUMNS) - 10)
+    path.write_text(f"{','.join(COLUMNS)}\n2,200,1.0,4.0,,0.001,1.0,200.0,0.38,1024{others}\n4,400,2.0,2.0,3")
     assert read_metrics(path) == [{**row(2), "step": 2}]
     assert read_metrics(tmp_path / "none.csv") == []
 

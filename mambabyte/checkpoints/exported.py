@@ -1,0 +1,70 @@
+"""A model to give away, as a folder: ``model.safetensors`` and ``config.json``. Nothing is unpickled."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mambabyte.errors import UserError
+from mambabyte.models import ByteLM
+
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+
+
+def write_export(model: ByteLM, description: Mapping[str, Any], step: int, folder: str | Path) -> None:
+    """Write ``folder``, which is there whole or not at all.
+
+    Args:
+        description: what a checkpoint says of its model and run (its "mambabyte").
+
+    Raises:
+        UserError: something is there already, or the disk does not take it.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise UserError(f"'{folder}' is there already: remove it, or choose another out=")
+    growing = folder.with_name(f"{folder.name}.temporary")
+    tensors, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        # a tied weight stands there twice, as its names say
+        tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
+        seen.add(tensor.data_ptr())
+    try:
+        shutil.rmtree(growing, ignore_errors=True)
+        growing.mkdir(parents=True)
+        save_file(tensors, growing / _WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps({**description, "global_step": step}, indent=2, ensure_ascii=False)
+        (growing / _CONFIG).write_text(text + "\n", encoding="utf-8")
+        os.replace(growing, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(growing, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot write '{folder}' ({reason}): free some space, or choose another out="
+        ) from error
+
+
+def is_export(path: Path) -> bool:
+    """Whether ``path`` is a folder that :func:`write_export` has written."""
+    return (path / _WEIGHTS).is_file() and (path / _CONFIG).is_file()
+
+
+def read_export(folder: Path, prefix: str) -> dict[str, Any]:
+    """The export as a checkpoint that holds weights only, their names with ``prefix``.
+
+    Raises:
+        ValueError: a file of it is damaged.
+    """
+    try:
+        description = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        weights = load_file(folder / _WEIGHTS)
+        step = description.pop("global_step")
+    except (SafetensorError, AttributeError, KeyError) as error:
+        raise ValueError(str(error)) from error
+    state_dict = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+    return {"state_dict": state_dict, "global_step": step, "mambabyte": description}

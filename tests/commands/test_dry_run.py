@@ -1,0 +1,274 @@
+"""Before a run starts: what it will take, and the settings that are measured, once for the run."""
+
+import json
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mambabyte import checkpoints
+from mambabyte.cli import main
+from mambabyte.errors import Interrupted, UserError
+from mambabyte.training import dry_run, estimate, measured, probe
+from mambabyte.training.measured import with_measurements
+from mambabyte.training.module import ByteLMModule
+from mambabyte.training.probe import Probe
+
+MODELS = ["mambabyte", "megabyte", "transformer", "perceiver_ar", "gated_s4d"]
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    """speed(lambda micro_batch_size: seconds) is what probing says from then on; returns the sizes probed."""
+
+    def install(seconds_per_step) -> list[int]:
+        probed: list[int] = []
+
+        def answer(cfg, settings, steps=10) -> Probe:
+            probed.append(settings.micro_batch_size)
+            return Probe(seconds_per_step(settings.micro_batch_size), None)
+
+        monkeypatch.setattr(measured, "probe", answer)
+        return probed
+
+    return install
+
+
+def config(run_dir: Path) -> dict:
+    return checkpoints.read(run_dir)["mambabyte"]["config"]
+
+
+def test_a_dry_run_says_what_the_run_will_take_and_leaves_no_trace(start, capsys) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    run_dir = start("dry", "dry_run=true")
+    assert torch.equal(torch.rand(2), expected)
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()][:6] == [
+        *("model", "compute", "memory", "bytes", "time", "speed")
+    ]
+    assert "3.1 kB in 12 steps of 256, " in out and ": fits" in out
+    assert not run_dir.exists()
+
+
+def test_as_json_the_figures_agree_with_each_other(start, capsys) -> None:
+    assert not start("dry", "dry_run=true", "json=true", "logger=wandb").exists()
+    run = json.loads(capsys.readouterr().out)
+    assert run["steps"] * run["bytes_per_step"] == run["bytes"] == 12 * 256
+    assert run["training_flops"] == pytest.approx(run["bytes"] * run["training_flops_per_byte"])
+    assert run["training_flops_per_byte"] == 3 * run["inference_flops_per_byte"]
+    assert run["memory"]["weights"] == 4 * run["parameters"]
+    parts = ("weights", "gradients", "optimizer", "activations")
+    assert sum(run["memory"][part] for part in parts) == run["memory"]["total"] < run["memory"]["available"]
+    assert run["seconds"] == pytest.approx(12 * run["seconds_per_step"])
+    assert run["epochs"] == pytest.approx(run["bytes"] / run["corpus_bytes"])
+    flops = run["bytes_per_second"] * run["training_flops_per_byte"]
+    assert run["model_flops_utilization"] == pytest.approx(flops / run["peak_flops"])
+
+
+def test_a_dry_run_of_a_run_that_has_begun_counts_what_is_left(start, capsys) -> None:
+    run_dir = start("begun", "trainer.max_steps=5", "json=true")
+    assert json.loads(capsys.readouterr().out)["step"] == 5
+    before = sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("*"))
+    start("begun", "dry_run=true", "json=true")
+    run = json.loads(capsys.readouterr().out)
+    assert (run["steps"], run["steps_done"]) == (12, 5)
+    assert run["seconds"] == pytest.approx(7 * run["seconds_per_step"])
+    assert sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("*")) == before
+
+
+def test_what_cannot_fit_is_refused_by_dry_run_and_by_train(start, monkeypatch) -> None:
+    monkeypatch.setattr(estimate, "available_memory", lambda device: 600_000)
+    monkeypatch.setattr(probe.Trainer, "fit", lambda *a, **k: pytest.fail("nothing may be run to find out"))
+    with pytest.raises(UserError, match=r"trainer\.activation_checkpointing=true, or lower context_length"):
+        start("large", "dry_run=true")
+    monkeypatch.setattr(estimate, "available_memory", lambda device: 6_000)
+    with pytest.raises(UserError, match="weights, gradients and optimizer state alone"):
+        start("large")
+
+
+def test_a_model_that_only_several_devices_hold_is_told_without_its_time(
+    start, configure, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(estimate, "available_memory", lambda device: 1000)
+    settings = measured._settings(configure("train", "trainer.accelerator=cpu", "trainer.devices=4"))
+    cfg = configure("train", "experiment=tiny")
+    assert probe.fits_one_device(cfg, settings), "DDP's every device holds it"
+    assert not probe.fits_one_device(cfg, replace(settings, strategy="fsdp"))
+    monkeypatch.undo()
+    for module in (dry_run, probe):
+        monkeypatch.setattr(module, "fits_one_device", lambda cfg, settings: False)
+    start("several", "dry_run=true")
+    assert "time    not measured: one device does not hold" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"set trainer\.micro_batch_size and trainer\.max_steps to numbers"):
+        start("several", "budget.training_seconds=5")
+
+
+def test_the_flags(tmp_path: Path, corpus, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["data=files", f"data.path={corpus}", "data.windows=packed", "data.validation_fraction=0.2"]
+    small = ["model.d_model=16", "model.n_layer=1", "context_length=32", "trainer.global_batch_bytes=64"]
+    command = ["train", "--dry-run", "--json", "trainer.accelerator=cpu", *data, *small]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["bytes_per_step"] == 64
+    assert main([*command, "-m", "seed=1,2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_a_step_of_many_micro_batches_is_worked_out_from_two(configure, monkeypatch) -> None:
+    stopwatch = probe._Stopwatch()
+    for step in range(6):
+        slow = 100.0 if step < 2 else 0.0  # the first two steps are to warm up
+        stopwatch._passes += [(slow + 1.0, False), (slow + 3.0, True)]
+    assert stopwatch.seconds_per_step(0) == 4.0
+    assert stopwatch.seconds_per_step(6) == 10.0
+
+
+def test_an_automatic_micro_batch_is_the_fastest_that_fits_and_stays(start, speed, finished, at_stop) -> None:
+    seconds = {1: 8.0, 2: 4.0, 4: 2.0, 8: 3.0}
+    probed = speed(seconds.__getitem__)
+    at_stop(5)
+    with pytest.raises(Interrupted):
+        start("auto", "trainer.micro_batch_size=auto")
+    assert probed == [1, 2, 4, 8]
+    probed = speed(lambda size: pytest.fail("a run that goes on does not measure again"))
+    run_dir = start("auto", "trainer.micro_batch_size=auto")
+    assert config(run_dir)["trainer"]["micro_batch_size"] == 4
+    assert json.loads((run_dir / "measured.json").read_text())["micro_batch_size"]["answer"] == 4
+    fixed = start("fixed", "trainer.micro_batch_size=4")
+    ours, theirs = (checkpoints.read(path)["state_dict"] for path in (run_dir, fixed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.fixture
+def at_stop(monkeypatch):
+    """at_stop(5) sends SIGTERM once, in the middle of optimizer step 6."""
+    import os
+
+    def install(step: int) -> None:
+        original, done = ByteLMModule.training_step, []
+
+        def training_step(self, batch, batch_index):
+            if self.global_step == step and not done:
+                done.append(True)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, batch, batch_index)
+
+        monkeypatch.setattr(ByteLMModule, "training_step", training_step)
+
+    return install
+
+
+def test_an_automatic_micro_batch_leaves_out_what_does_not_fit(
+    configure, speed, monkeypatch, tmp_path
+) -> None:
+    overrides = ["trainer.micro_batch_size=auto", "trainer.accelerator=cpu", f"run_dir={tmp_path}/run"]
+    cfg = configure("train", "experiment=tiny", *overrides)
+    speed(lambda size: 1 / size)
+    assert with_measurements(cfg, keep=False).trainer.micro_batch_size == 8
+    needed = estimate.MemoryBudget.of(cfg, measured._settings(cfg, micro_batch_size=1)).estimate(4).total
+    monkeypatch.setattr(estimate, "available_memory", lambda device: int(needed / 0.75) + 1)
+    assert with_measurements(cfg, keep=False).trainer.micro_batch_size == 4
+    monkeypatch.setattr(estimate, "available_memory", lambda device: needed // 10)
+    with pytest.raises(UserError, match="lower context_length"):
+        with_measurements(cfg, keep=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_on_a_gpu_the_largest_that_really_runs_is_taken(configure, monkeypatch, tmp_path) -> None:
+    overrides = ["trainer.micro_batch_size=auto", "trainer.accelerator=cpu", f"run_dir={tmp_path}/run"]
+    cfg = configure("train", "experiment=tiny", *overrides)
+    tried: list[int] = []
+
+    def out_of_memory(cfg, settings, steps=10) -> Probe:
+        tried.append(settings.micro_batch_size)
+        if settings.micro_batch_size > 2:
+            raise torch.OutOfMemoryError
+        return Probe(1.0, None)
+
+    monkeypatch.setattr(measured, "probe", out_of_memory)
+    monkeypatch.setattr(estimate, "training_device", lambda accelerator: torch.device("cuda"))
+    monkeypatch.setattr(estimate, "available_memory", lambda device: None)
+    assert with_measurements(cfg, keep=False).trainer.micro_batch_size == 2
+    assert tried == [8, 4, 2]
+
+
+def test_the_steps_of_a_time_budget_are_measured_once_for_a_run(start, speed, at_stop) -> None:
+    speed(lambda size: 0.5)
+    at_stop(4)
+    with pytest.raises(Interrupted):
+        start("timed", "budget.training_seconds=5")
+    speed(lambda size: 0.01)  # as if the rest of the run were made on a faster machine
+    run_dir = start("timed", "budget.training_seconds=5")
+    assert checkpoints.read(run_dir)["global_step"] == config(run_dir)["trainer"]["max_steps"] == 10
+    start("timed", "budget.training_seconds=5")  # complete
+    assert checkpoints.read(run_dir)["global_step"] == 10
+    start("timed", "budget.training_seconds=0.12")  # another budget is another question
+    assert json.loads((run_dir / "measured.json").read_text())["max_steps"]["answer"] == 12
+
+
+def test_a_run_that_does_not_belong_there_leaves_the_answers_alone(start, speed) -> None:
+    speed(lambda size: 1.0)
+    run_dir = start("taken", "budget.training_seconds=3")
+    before = (run_dir / "measured.json").read_bytes()
+    with pytest.raises(UserError, match=r"model\.d_model"):
+        start("taken", "budget.training_seconds=3", "model.d_model=16")
+    assert (run_dir / "measured.json").read_bytes() == before
+
+
+def test_a_budget_of_less_than_a_step_is_refused(start, speed) -> None:
+    speed(lambda size: 1.0)
+    with pytest.raises(UserError, match=r"budget\.training_seconds=0\.1 is less than one step's 1"):
+        start("short", "budget.training_seconds=0.1")
+
+
+def test_other_ranks_wait_for_what_rank_zero_measures(configure, speed, monkeypatch, tmp_path) -> None:
+    speed(lambda size: 1.0)
+    cfg = configure(
+        "train", "budget.training_seconds=7", f"run_dir={tmp_path}/run", "trainer.accelerator=cpu"
+    )
+    first = cfg.copy()
+    first.budget.training_seconds = 9
+    with_measurements(first)  # an answer to another question is not theirs
+    monkeypatch.setattr(measured, "is_main_process", lambda: False)
+    answers: list[int] = []
+    rank = threading.Thread(target=lambda: answers.append(with_measurements(cfg).trainer.max_steps))
+    rank.start()
+    rank.join(0.5)
+    assert rank.is_alive() and not answers
+    monkeypatch.setattr(measured, "is_main_process", lambda: True)
+    with_measurements(cfg)
+    rank.join(20)
+    assert answers == [7]
+    monkeypatch.setattr(measured, "is_main_process", lambda: False)
+    monkeypatch.setattr(measured, "_LONGEST_WAIT", 0.1)
+    cfg.budget.training_seconds = 8
+    with pytest.raises(UserError, match="all nodes share"):
+        with_measurements(cfg)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_time_matched_gives_every_model_its_time(
+    model: str, configure, corpus, tmp_path, monkeypatch
+) -> None:
+    from mambabyte.commands import train
+
+    def rounded(cfg, settings) -> Probe:
+        took = probe.probe(cfg, settings, steps=3)
+        assert took.seconds_per_step > 0
+        return Probe(0.1, took.peak_memory_bytes)  # whatever the machine is busy with
+
+    monkeypatch.setattr(measured, "probe", rounded)
+    small = ["budget.parameters=null", "model.d_model=16", "model.n_layer=1", "context_length=64"]
+    small += ["trainer.global_batch_bytes=256"]
+    data = ["data=files", f"data.path={corpus}", "data.validation_fraction=0.2", "data.windows=packed"]
+    places = [f"run_dir={tmp_path}/run", f"data.folder={tmp_path}/prepared", "trainer.accelerator=cpu"]
+    brief = ["budget.training_seconds=0.3", "callbacks.validation_bytes=256", "callbacks.sample_bytes=4"]
+    train.run(configure("train", "experiment=time_matched", f"model={model}", *small, *data, *places, *brief))
+    assert config(tmp_path / "run")["trainer"]["max_steps"] == 3
+    assert checkpoints.read(tmp_path / "run")["global_step"] == 3
