@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mambabyte import __version__
 from mambabyte.commands.eval_metrics import EVAL_METRICS
 from mambabyte.errors import Interrupted, UserError
+from mambabyte.redaction import redacted, refuse_secrets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except UserError as fault:
-        print(f"mambabyte: {fault}", file=sys.stderr)
+        print(redacted(f"mambabyte: {fault}"), file=sys.stderr)
         return fault.exit_code
     except KeyboardInterrupt:
         print("mambabyte: stopped", file=sys.stderr)
@@ -62,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader has gone (`| head`); what is still buffered must not raise again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        # Printed here, since a library's message may quote a secret: the address that it was given, say.
+        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         return 1
 
 
@@ -272,6 +278,10 @@ def run_hydra(command: str, overrides: list[str], flags: list[str]) -> None:
                 raise
             raise _Escaped from fault
 
+    for override in overrides:  # Hydra keeps a sweep's in a file before any job begins
+        key, _, value = override.partition("=")
+        if key != "prompt":  # printed and kept nowhere
+            refuse_secrets({key: value})
     # PyTorch's large tensors in huge pages: fresh memory costs a third of a long scan's time without.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its exceptions and exits, instead of raising them
