@@ -12,7 +12,7 @@ from mambabyte.errors import UserError
 HIDDEN = "***"
 # Shorter values, such as a local database's password, could be an ordinary word of a path.
 _SHORTEST = 16
-_SECRET_VARIABLE = re.compile(r"(TOKEN|API_?KEY|SECRET|SECRET_?(ACCESS_)?KEY|PASSWORD|PASSWD)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(TOKEN|API_?KEY|SECRET|SECRET_(ACCESS_)?KEY|PASSWORD|PASSWD)$", re.IGNORECASE)
 _SECRET = re.compile(
     r"(?<=://)[^/\s:]*:[^/\s]+(?=@)"  # scheme://user:password@host
     r"|(?<=http://)[^/\s]+(?=@)|(?<=https://)[^/\s]+(?=@)"  # https://token@host
@@ -23,10 +23,10 @@ _SECRET = re.compile(
 
 
 def redacted(text: str) -> str:
-    """``text`` with *** for each password or signature in an address, each token of the Hugging Face hub, Weights &
-    Biases or GitHub, and each value of an environment variable that is named like a secret (HF_TOKEN, …_API_KEY)."""
+    """``text`` with *** for each password or signature in an address, each token of the Hugging Face hub, Weights
+    & Biases or GitHub, and each value of an environment variable named like a secret (HF_TOKEN, …_API_KEY)."""
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _SECRET_VARIABLE.search(name):
+        if len(value) >= _SHORTEST and _SECRET_NAME.search(name):
             text = text.replace(value, HIDDEN)
     return _SECRET.sub(HIDDEN, text)
 
@@ -37,8 +37,8 @@ def refuse_secrets(settings: Mapping[str, Any]) -> None:
     for key, text in _texts(settings, ""):
         if redacted(text) != text:
             raise UserError(
-                f"{redacted(key)} holds a password or a token, which the run's files would keep: take it out, and "
-                "give it by the environment (HF_TOKEN, WANDB_API_KEY) or by a netrc file"
+                f"{redacted(key)} holds a password or a token, which the run's files would keep: take it out, "
+                "and give it by the environment (HF_TOKEN, WANDB_API_KEY) or by a netrc file"
             )
 
 
