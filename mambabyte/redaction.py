@@ -23,8 +23,8 @@ _SECRET = re.compile(
 
 
 def redacted(text: str) -> str:
-    """``text`` with *** for each password or signature in an address, each token of the Hugging Face hub, Weights
-    & Biases or GitHub, and each value of an environment variable named like a secret (HF_TOKEN, …_API_KEY)."""
+    """``text`` with *** for each password or signature in an address, each token of the Hugging Face hub,
+    Weights & Biases or GitHub, and each value of an environment variable named like a secret (…_API_KEY)."""
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _SECRET_NAME.search(name):
             text = text.replace(value, HIDDEN)
@@ -37,8 +37,8 @@ def refuse_secrets(settings: Mapping[str, Any]) -> None:
     for key, text in _texts(settings, ""):
         if redacted(text) != text:
             raise UserError(
-                f"{redacted(key)} holds a password or a token, which the run's files would keep: take it out, "
-                "and give it by the environment (HF_TOKEN, WANDB_API_KEY) or by a netrc file"
+                f"{redacted(key)} holds a password or a token, which the run's files would keep: take it "
+                "out, and give it by the environment (HF_TOKEN, WANDB_API_KEY) or by a netrc file"
             )
 
 

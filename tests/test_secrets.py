@@ -144,13 +144,13 @@ def test_a_complaint_does_not_repeat_it(trained, faulty):
 
 
 def test_a_crash_does_not_print_it(trained):
-    """A step fails with secrets in its message and in its cause's, under a logger that records what is printed."""
+    """A step fails with secrets in its message and its cause's, under a logger that keeps what is printed."""
     crash = (
         "import sys, mambabyte.cli as cli\n"
         "from mambabyte.training.module import ByteLMModule\n"
         "def training_step(self, batch, index):\n"
         "    try:\n"
-        f"        raise OSError('no answer: https://reader:' + {PASSWORD[:9]!r} + {PASSWORD[9:]!r} + '@host')\n"
+        f"        raise OSError('see https://reader:' + {PASSWORD[:9]!r} + {PASSWORD[9:]!r} + '@host')\n"
         "    except OSError as fault:\n"
         f"        raise RuntimeError('the token was hf_' + {HUB_TOKEN[3:]!r}) from fault\n"
         "ByteLMModule.training_step = training_step\n"
