@@ -1,7 +1,7 @@
 """make audit: known weaknesses of the locked packages, by pip-audit, and their licences, by pip-licenses.
 
-Exit code 1: a weakness is known, or a licence is not in pyproject.toml's list. What could not be asked, because the
-service does not answer or does not know a package, is said and fails nothing: it is no finding.
+Exit code 1: a weakness is known, or a licence is not in pyproject.toml's list. What could not be asked,
+because the service does not answer or does not know a package, is said and fails nothing: it is no finding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BIN = Path(sys.executable).parent
 
 
 def main() -> int:
-    # torch-cpu.lock is left out: the services know torch without the tag of its build, as torch-cuda.lock has it.
+    # The service knows torch without the tag of its CPU build, as torch-cuda.lock has it.
     locks = [lock for lock in sorted(LOCKS.glob("*.lock")) if lock.name != "torch-cpu.lock"]
     found = [weaknesses(lock) for lock in locks]
     return int(any(found) | (not licences_are_allowed()))
@@ -50,6 +50,8 @@ def summary(report: dict[str, Any]) -> tuple[str, bool]:
     audited = [package for package in packages if "vulns" in package]
     weak = [package for package in audited if package["vulns"]]
     lines = [f"{len(audited)} of {len(packages)} packages audited, {len(weak)} with a known weakness"]
+    if len(audited) < len(packages):
+        lines[0] += "; the service has no answer for the others"
     for package in weak:
         for known in package["vulns"]:
             mended = ", ".join(known["fix_versions"]) or "no version yet"

@@ -168,7 +168,7 @@ def test_an_audit_counts_what_was_asked_and_names_what_was_found():
         "vulns": [{"id": "CVE-1", "fix_versions": ["2.1"]}, {"id": "CVE-2", "fix_versions": []}],
     }
     assert audit.summary({"dependencies": [sound, unknown]}) == (
-        "1 of 2 packages audited, 0 with a known weakness",
+        "1 of 2 packages audited, 0 with a known weakness; the service has no answer for the others",
         False,
     )
     text, is_weak = audit.summary({"dependencies": [weak, unknown]})
