@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 WORK=${WORK:-$(mktemp -d)}
 SUITE=${SUITE:-bookworm}
-export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
+export BUILDAH_ISOLATION=chroot
 user=4242 # neither root nor the image's own
 mkdir -p "$WORK"
 
