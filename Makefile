@@ -3,7 +3,7 @@
 #   PYTHON       the interpreter that makes .venv, and the one `make gpu-check` runs as it is
 #   TORCH_INDEX  the index that torch is installed from, for instance one that holds PyTorch's CPU builds
 #                (on Linux the plain package is the CUDA build, of several GB)
-#   ARGS         more overrides for `make train`, for instance ARGS="seed=1 name=second"
+#   ARGS         more overrides for `make train`, for instance ARGS="seed=1 name=second"; or for `make lock`
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint wheel clean gpu-check
+.PHONY: help train test lint wheel lock audit clean gpu-check
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -31,6 +31,12 @@ lint: .venv/installed-dev ## ruff and mypy
 
 wheel: .venv/installed-dev ## build dist/mambabyte-*.whl
 	$(BIN)/python -m build --wheel --no-isolation
+
+lock: .venv/installed-release ## pin what the Docker image holds, by version and hash (docker/lock.sh)
+	PATH="$(CURDIR)/$(BIN):$$PATH" TORCH_INDEX="$(TORCH_INDEX)" docker/lock.sh $(ARGS)
+
+audit: .venv/installed-release ## known weaknesses and licences of what is pinned there
+	$(BIN)/python docker/audit.py
 
 gpu-check: ## run the GPU tests and the GPU benchmark with $(PYTHON), installing nothing
 	$(PYTHON) -m pytest -q -m gpu tests/ops
@@ -58,4 +64,9 @@ clean: ## remove .venv, builds and caches; runs/ and data/ stay
 .venv/installed-dev: .venv/installed
 	@$(PIP) install --quiet -c constraints.txt --editable '.[dev]' || { \
 	  echo 'make: the development tools could not be installed; see what pip says above' >&2; exit 1; }
+	@touch $@
+
+.venv/installed-release: .venv/installed
+	@$(PIP) install --quiet -c constraints.txt --editable '.[release]' || { \
+	  echo 'make: the tools of `make lock` and `make audit` could not be installed; see what pip says above' >&2; exit 1; }
 	@touch $@

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import import_module
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mambabyte import __version__
 from mambabyte.commands.eval_metrics import EVAL_METRICS
 from mambabyte.errors import Interrupted, UserError
+from mambabyte.redaction import redacted, refuse_secrets
 from mambabyte.stopping import Stopped, stopping_at_once
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except UserError as fault:
-        print(f"mambabyte: {fault}", file=sys.stderr)
+        print(redacted(f"mambabyte: {fault}"), file=sys.stderr)
         return fault.exit_code
     except Stopped as stop:
         print(f"mambabyte: {stop}", file=sys.stderr)
@@ -71,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader has gone (`| head`); what is still buffered must not raise again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        # Printed here, since a library's message may quote a secret: the address that it was given, say.
+        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         return 1
 
 
@@ -291,6 +297,10 @@ def run_hydra(command: str, overrides: list[str], flags: list[str]) -> None:
                 )  # it has saved: submitit's handler queues it again, and exits
             raise _Escaped from fault
 
+    for override in overrides:  # Hydra keeps a sweep's in a file before any job begins
+        key, _, value = override.partition("=")
+        if key != "prompt":  # printed and kept nowhere
+            refuse_secrets({key: value})
     # PyTorch's large tensors in huge pages: fresh memory costs a third of a long scan's time without.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # what its jobs are told to save by

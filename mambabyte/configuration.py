@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mambabyte.errors import UserError
+from mambabyte.redaction import refuse_secrets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -139,11 +140,14 @@ def config_dir() -> Path:
 
 
 def check_settings(command: str, cfg: DictConfig) -> None:
-    """Raises UserError where a key of the command's primary config is missing or of the wrong type."""
+    """Raises UserError where a key of the command's primary config is missing or of the wrong type, and where
+    any key but the prompt, which is kept nowhere, holds a secret."""
     from omegaconf import OmegaConf
 
     schema = SETTINGS[command]
     typed(OmegaConf.masked_copy(cfg, [field.name for field in fields(schema)]), schema)
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    refuse_secrets({key: value for key, value in values.items() if key != "prompt"})
 
 
 def typed(section: DictConfig, schema: type[T]) -> T:

@@ -59,7 +59,7 @@ def make(tmp_path: Path) -> Make:
 def test_help_names_every_target(make):
     done = make("help")
     assert done.returncode == 0
-    for target in ("train", "test", "lint", "wheel", "clean", "gpu-check"):
+    for target in ("train", "test", "lint", "wheel", "lock", "audit", "clean", "gpu-check"):
         assert f"make {target} " in done.stdout
 
 
@@ -108,6 +108,14 @@ def test_a_failed_installation_is_explained_and_tried_again(make, fail, message)
     assert "mambabyte train experiment=quickstart" not in make.calls
     assert make("train").returncode == 0
     assert make.calls[-1] == "mambabyte train experiment=quickstart"
+
+
+def test_audit_installs_its_tools_and_runs(make):
+    assert make("audit").returncode == 0
+    assert make.calls[-2:] == [
+        "python -m pip install --quiet -c constraints.txt --editable .[release]",
+        "python docker/audit.py",
+    ]
 
 
 def test_gpu_check_installs_nothing(make):

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Builds the image's CPU variant without a Docker engine, and uses it as a cluster would: as a stranger's user, with
+# signals. Run by hand, as root, on Debian with buildah and debootstrap; wants some 10 GB in $WORK.
+#
+#   WORK           where the stand-in for the base image, the image and its volume live (default: a new folder)
+#   TORCH_INDEX    an index of PyTorch's CPU builds, or
+#   TORCH_WHEELS   a folder that holds torch's CPU wheel for the base's Python; the build sees it as /torch
+#   PIP_CONFIG     a pip.conf for the build, given as its secret; with TORCH_WHEELS it says find-links = /torch
+#   CERTIFICATES   a bundle of certificates that the build has to trust, where a proxy shows its own
+#   SUITE          the Debian release of the stand-in (default: bookworm, whose Python is 3.11)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+WORK=${WORK:-$(mktemp -d)}
+SUITE=${SUITE:-bookworm}
+export BUILDAH_ISOLATION=chroot
+user=4242 # neither root nor the image's own
+mkdir -p "$WORK"
+
+storage() { buildah --root "$WORK/storage" --runroot "$WORK/run" "$@"; }
+say() { printf '\n== %s\n' "$*" >&2; }
+fail() { echo "FAILED: $*" >&2; exit 1; }
+
+# The same packages that python:VERSION-slim-bookworm gives the Dockerfile: an interpreter with venv, certificates.
+if [ ! -f "$WORK/base.tar" ]; then
+  say "a stand-in for the base image: Debian $SUITE"
+  debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv "$SUITE" "$WORK/base" ${MIRROR:+"$MIRROR"} \
+    > "$WORK/debootstrap.log"
+  if [ -n "${CERTIFICATES:-}" ]; then
+    cat "$CERTIFICATES" >> "$WORK/base/etc/ssl/certs/ca-certificates.crt"
+  fi
+  rm -rf "$WORK"/base/var/cache/apt/archives/*.deb
+  tar -C "$WORK/base" -cf "$WORK/base.tar" . && rm -rf "$WORK/base"
+fi
+if ! storage inspect --type image mambabyte-base > /dev/null 2>&1; then
+  scratch=$(storage from scratch)
+  storage add --quiet "$scratch" "$WORK/base.tar" /
+  storage commit --quiet --rm "$scratch" mambabyte-base
+fi
+
+say "the image"
+storage bud --format docker --tag mambabyte --pull-never \
+  --build-arg BASE=localhost/mambabyte-base --build-arg TORCH=cpu \
+  ${TORCH_INDEX:+--build-arg TORCH_INDEX="$TORCH_INDEX"} ${TORCH_WHEELS:+--volume "$TORCH_WHEELS:/torch:ro"} \
+  ${PIP_CONFIG:+--secret id=pip,src="$PIP_CONFIG"} . > "$WORK/build.log" 2>&1 || { tail -n 30 "$WORK/build.log"; fail "the build"; }
+
+say "what the image says of itself"
+storage inspect --type image mambabyte > "$WORK/image.json"
+python3 - "$WORK/image.json" << 'PYTHON'
+import json, sys
+
+config = json.load(open(sys.argv[1]))["Docker"]["config"]
+assert config["Entrypoint"] == ["tini", "--", "mambabyte"], config["Entrypoint"]
+assert config["Healthcheck"]["Test"] == ["CMD", "mambabyte", "doctor"], config["Healthcheck"]
+assert config["User"] == "1000:1000" and list(config["Volumes"]) == ["/srv"], config
+PYTHON
+for secret in TORCH_INDEX PIP_CONFIG PIP_INDEX_URL pip.conf; do
+  ! grep -q "$secret" "$WORK/image.json" || fail "the image's history names $secret"
+done
+
+container=$(storage from --pull-never mambabyte)
+trap 'storage rm "$container" > /dev/null' EXIT
+rm -rf "$WORK/srv" && mkdir -p "$WORK/srv" && chown "$user" "$WORK/srv"
+in_image() { storage run --user "$user" --volume "$WORK/srv:/srv" "$container" -- "$@"; }
+mambabyte() { in_image tini -- mambabyte "$@"; }
+
+say "no pip.conf, no pip, a list of what is in it"
+in_image sh -c 'test ! -e /etc/pip.conf && test ! -e /opt/mambabyte/bin/pip && test "$(id -u)" != 0' || fail "leftovers"
+in_image python3 -c '
+import json
+from importlib.metadata import distributions
+listed = {(each["name"], each["version"]) for each in json.load(open("/opt/mambabyte/sbom.json"))["components"]}
+there = {(each.name, each.version) for each in distributions() if str(each.locate_file("")).startswith("/opt/mambabyte")}
+missing = {each for each in there - listed if each[0] != "mambabyte"}
+assert listed and not missing, missing
+print(len(listed), "components in sbom.json")'
+
+say "the health check"
+mambabyte doctor
+
+say "train"
+mambabyte train experiment=tiny
+
+say "eval"
+mambabyte eval --bpb --json ckpt=runs/tiny max_bytes=16384
+
+say "SIGTERM while it trains: saved, exit code 75, resumed by the same command"
+preempted=(train experiment=tiny name=preempted trainer.max_steps=400 callbacks.sample_every=0)
+# The isolation has no process namespace of its own: the shell's number is tini's, and ours to signal.
+in_image sh -c 'echo $$ > /srv/pid; exec tini -- mambabyte "$@"' sh "${preempted[@]}" &
+job=$!
+for _ in $(seq 300); do
+  [ "$(wc -l < "$WORK/srv/runs/preempted/metrics.csv" 2> /dev/null || echo 0)" -lt 3 ] || break
+  sleep 1
+done
+kill -TERM "$(cat "$WORK/srv/pid")"
+code=0; wait "$job" || code=$?
+[ "$code" = 75 ] || fail "exit code $code after SIGTERM, not 75"
+mambabyte "${preempted[@]}" 2> >(tee "$WORK/resumed.log" >&2)
+grep -q "goes on from step" "$WORK/resumed.log" || fail "it did not resume"
+
+say "passed"
+echo "To clean up: buildah --root $WORK/storage --runroot $WORK/run rmi --all; rm -r $WORK" >&2
