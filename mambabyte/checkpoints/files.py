@@ -34,8 +34,8 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
 
 
 def resolve(path: str | Path) -> Path:
-    """The checkpoint meant by ``path``: the newest of a run or of a folder of checkpoints, or ``path`` itself if
-    it is a checkpoint file, a folder of parts or an export.
+    """The checkpoint meant by ``path``: the newest of a run or of a folder of checkpoints, or ``path`` itself
+    if it is a checkpoint file, a folder of parts or an export.
 
     Raises:
         UserError: nothing is there, or the directory holds no checkpoint.

@@ -18,7 +18,7 @@ _RANKS_AGREE_EVERY = 10
 
 
 class Interruption(StepCallback):
-    """After SIGINT, SIGTERM or SIGUSR1, saves at the next optimizer step and stops; a second one ends it all at once.
+    """After SIGINT, SIGTERM or SIGUSR1, saves at the next optimizer step and stops; a second one ends it all.
 
     Lightning's own handler stops at any forward pass, saves nothing and leaves with exit code 0.
     """

@@ -16,11 +16,19 @@ from tests.distributed.test_processes import A_MINUTE, children, wait_until
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.sbatch"
 
-# Two nodes, each with one process, that are both this machine. Each says what the script wants of it, and no more.
+# Two nodes of one process each, which both are this machine.
 STAND_INS = {
-    "srun": 'shift; for node in 0 1; do "$@" & echo $! >> "$SLURM_FOLDER/tasks"; done; wait -n; wait',
+    "srun": """
+shift
+for node in 1 2; do "$@" & tasks+=($!); done
+echo "${tasks[@]}" > "$SLURM_FOLDER/tasks"
+for task in "${tasks[@]}"; do wait "$task" || code=$?; done
+exit "${code:-0}"
+""",
     "scancel": 'test "$*" = "--signal=USR1 123" && kill -USR1 $(cat "$SLURM_FOLDER/tasks")',
-    "scontrol": 'case "$1" in show) echo 127.0.0.1; echo 127.0.0.1;; *) echo "$*" >> "$SLURM_FOLDER/calls";; esac',
+    "scontrol": """
+if [ "$1" = show ]; then printf '127.0.0.1\\n127.0.0.1\\n'; else echo "$*" >> "$SLURM_FOLDER/calls"; fi
+""",
 }
 
 
@@ -45,7 +53,6 @@ def sbatch(settings: list[str], tmp_path: Path) -> Iterator[Callable[..., subpro
     jobs: list[subprocess.Popen] = []
 
     def sbatch(*overrides: str) -> subprocess.Popen:
-        (tmp_path / "tasks").write_text("")
         with (tmp_path / "err").open("w") as err:
             job = subprocess.Popen(
                 ["bash", SCRIPT, *settings, f"run_dir={tmp_path}/run", "callbacks.log_every=1", *overrides],
