@@ -126,12 +126,3 @@ def test_under_torchrun_a_killed_rank_ends_all(start: Callable[..., Job]) -> Non
     os.kill(job.ranks[1], signal.SIGKILL)
     assert job.wait_for_end() == 1
     assert any("repeat the command" in sentence for sentence in job.sentences())
-
-
-def test_torchrun_hands_a_signal_on_and_the_run_is_saved_once(start: Callable[..., Job]) -> None:
-    job = start(*TORCHRUN, f"--master-port={free_port()}", *TRAIN, "trainer=fsdp")
-    job.process.terminate()
-    assert job.wait_for_end() == 1  # torchrun's own code, whatever its ranks' were
-    assert sum(sentence.startswith("mambabyte: stopped at step") for sentence in job.sentences()) == 1
-    assert len(os.listdir(job.run_dir / "checkpoints")) == 2
-    assert checkpoints.read(job.run_dir)["global_step"] > 1
