@@ -24,7 +24,8 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(**settings) -> TrainerConfig:
-    return TrainerConfig(max_steps=1, global_batch_bytes=64, micro_batch_size=1, accelerator="cpu", **settings)
+    needed = {"max_steps": 1, "global_batch_bytes": 64, "micro_batch_size": 1, "accelerator": "cpu"}
+    return TrainerConfig(**needed, **settings)
 
 
 def count(**settings) -> tuple[object, object]:
@@ -58,7 +59,7 @@ def test_torchrun_and_srun_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count(devices="auto", num_nodes="auto") == (4, 2)
     assert count(devices=4, num_nodes=2) == (4, 2)
     assert is_main_process()
-    with pytest.raises(UserError, match="^torchrun has started 4"):
+    with pytest.raises(UserError, match=r"^torchrun has started 4"):
         count(devices=8)
 
 
