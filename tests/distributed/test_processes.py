@@ -66,9 +66,8 @@ class Job:
 
     def wait_for_end(self) -> int:
         """The exit code, of a process that ends within a minute together with its ranks."""
-        code = self.process.wait(A_MINUTE)
-        wait_until(lambda: not any(map(running, self.ranks)), 5)
-        return code
+        wait_until(lambda: not any(map(running, [self.process.pid, *self.ranks])), A_MINUTE)
+        return self.process.wait()
 
     def sentences(self) -> list[str]:
         return [line for line in self.err.read_text().splitlines() if line.startswith("mambabyte: ")]
