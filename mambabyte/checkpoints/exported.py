@@ -38,7 +38,8 @@ def write_export(model: ByteLM, description: Mapping[str, Any], step: int, folde
         shutil.rmtree(growing, ignore_errors=True)
         growing.mkdir(parents=True)
         save_file(tensors, growing / _WEIGHTS, metadata={"format": "pt"})
-        text = json.dumps({**description, "global_step": step}, indent=2, ensure_ascii=False)
+        described = {name: description[name] for name in ("format", "model", "config")}
+        text = json.dumps({**described, "global_step": step}, indent=2, ensure_ascii=False)
         (growing / _CONFIG).write_text(text + "\n", encoding="utf-8")
         os.replace(growing, folder)
     except (OSError, SafetensorError) as error:

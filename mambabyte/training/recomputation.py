@@ -10,8 +10,8 @@ from mambabyte.models import ByteLM
 def recompute_blocks(model: ByteLM) -> None:
     """Make every block of ``model`` forget its activations until backward needs them.
 
-    The gradients stay what they are. A step costs about a third more, as every block's forward runs twice;
-    the memory of activations falls to the blocks' inputs and one block's inside.
+    The gradients stay what they are, and every block's forward runs twice. The memory of activations falls to
+    the blocks' inputs and one block's inside.
     """
     for block in model.blocks():
         # A block draws no random numbers, so that there is no generator to set back.

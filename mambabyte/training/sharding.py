@@ -1,5 +1,6 @@
 """A model whose parameters are shared out between ranks (PyTorch's FSDP2), and that model whole again."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from mambabyte.models import ByteLM
 
 def shard(model: ByteLM, mesh: Any) -> None:
     """Give each rank of ``mesh`` its part of every parameter: block by block, then what is in no block."""
+    # a block's state may be a view of what it computed; no model works in place on it
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     exempt = [name for name, parameter in model.named_parameters() if hasattr(parameter, "_no_weight_decay")]
     for block in model.blocks():
         fully_shard(block, mesh=mesh)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from hydra.errors import MissingConfigException
+
+from mambabyte.configuration import explain
 from mambabyte.errors import Interrupted, UserError
 
 
@@ -21,8 +24,15 @@ def test_a_sweep_runs_each_job_in_its_own_run_dir(cli):
 def test_a_sweep_over_several_devices_is_refused(cli):
     assert cli("train", "-m", "seed=1,2", "trainer.devices=2") == 1
     assert cli.err.splitlines()[-1].startswith("mambabyte: -m runs its jobs in one process")
+    assert "launcher=submitit_local" in cli.err  # which isolates them: tests/distributed/test_slurm.py
+    assert cli("train", "-m", "seed=1,2", "trainer.devices=auto") == 1
     assert cli.jobs == []
     assert cli("train", "trainer.devices=2") == 0
+
+
+def test_a_launcher_whose_package_is_missing_is_named():
+    fault = MissingConfigException("", "hydra/launcher/submitit_slurm", ["basic"])
+    assert "pip install 'mambabyte[slurm]'" in str(explain(fault))
 
 
 def test_a_long_sweep_still_names_a_folder_that_can_be_made(cli):

@@ -109,6 +109,8 @@ def test_a_run_goes_on_with_other_ranks_and_other_strategies_and_ends_the_same(
         train(2, run_dir, *STRATEGIES["fsdp-in-parts"], step=13, number=SIGTERM),
         train(1, run_dir),
     ]
+    # each signal saved once, and the last sitting its last step; two are kept, and last.ckpt
+    assert len(os.listdir(run_dir / "checkpoints")) == 3
     assert [end.codes for end in ends] == [[75], [75, 0], [75, 0], [0]], [end.err for end in ends]
     assert_each_window_once(ends, alone[1])
     assert_same_run(run_dir, alone[0])
