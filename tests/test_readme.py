@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "mambabyte data inspect data=stdlib": (["max_bytes=20000"], "valid UTF-8"),
     "mambabyte doctor": ([], "Training can start."),
     "mambabyte train name=notes data=files data.path=~/notes trainer.max_steps=2000": (SMALL, "runs/notes"),
+    "mambabyte train +experiment=pg19 --dry-run": (["data.path=parquet_folder", *SMALL], "memory"),
     "mambabyte train +experiment=pg19": (["--cfg", "job"], "emozilla/pg19"),  # it is on the hub
     "mambabyte train +experiment=pg19 data.path=parquet_folder": (SMALL, "run: runs/pg19"),
     "mambabyte train -m experiment=tiny optimizer.learning_rate=1e-3,3e-3": (SMALL, "run: runs/tiny/"),
@@ -51,6 +52,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
         [*(setting for setting in SMALL if not setting.startswith(("model.", "trainer.max_steps"))), *BUDGET],
         "run: runs/compute_matched/",
     ),
+    "mambabyte export ckpt=runs/quickstart out=quickstart": ([], "parameters of step 2"),
     "mambabyte train --help": ([], "optimizer:\n  learning_rate: "),
     "mambabyte train experiment=pg19 --cfg job": ([], "max_steps: 80000"),
 }
