@@ -21,14 +21,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
-def _flush_folder(folder: Path) -> None:
-    # the new name itself must survive a power cut
+def flush_folder(folder: Path) -> None:
+    """Put the folder's names on the disk: without it a new one need not survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mambabyte.checkpoints.writing import write
+from mambabyte.whole_files import flush_folder
 
 PART = "rows of this rank"
 _COUNT = "number of parts"
@@ -33,6 +34,7 @@ def write_part(
     if rank == 0:
         remove(path)
         os.replace(growing, path)
+        flush_folder(path.parent)
     barrier()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mambabyte import cli
 from mambabyte.errors import UserError
 from mambabyte.training.configuration import TrainerConfig
 from mambabyte.training.launching import is_main_process, lost_rank, placed
@@ -79,3 +80,12 @@ def test_what_the_process_group_says_of_a_lost_rank_is_a_sentence() -> None:
     refused = lost_rank(torch.distributed.DistNetworkError("the port is taken\nmore"))
     assert "gone (the port is taken); all" in str(refused)
     assert lost_rank(RuntimeError("shapes do not match")) is None
+
+
+def test_outside_slurm_its_trainer_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["train", "experiment=tiny", "trainer=ddp_slurm"]) == 1
+    assert (
+        "trainer.devices comes from the environment variable SLURM_NTASKS_PER_NODE" in capsys.readouterr().err
+    )

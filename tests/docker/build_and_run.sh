@@ -59,6 +59,7 @@ done
 
 container=$(storage from --pull-never mambabyte)
 trap 'storage rm "$container" > /dev/null' EXIT
+storage config --volume /srv- "$container" # or the image's own volume, which we cannot look into, hides ours
 rm -rf "$WORK/srv" && mkdir -p "$WORK/srv" && chown "$user" "$WORK/srv"
 in_image() { storage run --user "$user" --volume "$WORK/srv:/srv" "$container" -- "$@"; }
 mambabyte() { in_image tini -- mambabyte "$@"; }
