@@ -287,8 +287,8 @@ def explain(fault: BaseException) -> UserError | None:
         unset = re.search(r"Environment variable '(\w+)' not found", str(fault))
         if unset and fault.full_key:
             return UserError(
-                f"{fault.full_key} comes from the environment variable {unset[1]}, which is not set here; set "
-                f"it, or give {fault.full_key}=VALUE"
+                f"{fault.full_key} comes from the environment variable {unset[1]}, which is not set here; "
+                f"set it, or give {fault.full_key}=VALUE"
             )
         where = (
             f" (at {fault.full_key})" if fault.full_key and not fault.full_key.startswith("hydra.") else ""
