@@ -90,7 +90,7 @@ preempted=(train experiment=tiny name=preempted trainer.max_steps=400 callbacks.
 in_image sh -c 'echo $$ > /srv/pid; exec tini -- mambabyte "$@"' sh "${preempted[@]}" &
 job=$!
 for _ in $(seq 300); do
-  [ "$(wc -l < "$WORK/srv/runs/preempted/metrics.csv" 2> /dev/null || echo 0)" -lt 3 ] || break
+  [ "$(cat "$WORK/srv/runs/preempted/metrics.csv" 2> /dev/null | wc -l)" -lt 3 ] || break
   sleep 1
 done
 kill -TERM "$(cat "$WORK/srv/pid")"
