@@ -41,7 +41,9 @@ class Folder:
         (path / "corpus.txt").write_text("".join(sentences))
         home = path / "home"
         home.mkdir()
-        self.environment = {**os.environ, **PLANTED, "HOME": str(home), "OMP_NUM_THREADS": "1"}
+        # Not the service of a wandb run that another test has begun: it writes to that test's folder.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        self.environment = {**inherited, **PLANTED, "HOME": str(home), "OMP_NUM_THREADS": "1"}
         # The compiled kernels are this user's, as in the other tests.
         self.environment.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
 

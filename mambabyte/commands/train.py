@@ -105,7 +105,9 @@ def _fit(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     except RuntimeError as error:
-        raise (lost_rank(error) or error) from error
+        if lost := lost_rank(error):
+            raise lost from error
+        raise
     # The exit code is rank 0's to give: a launcher takes the first one that is not 0 for a fault of the run,
     # and would end rank 0 before it is done.
     if interruption.stopped and main_process:
