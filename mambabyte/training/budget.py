@@ -54,28 +54,19 @@ def within_budget(cfg: DictConfig) -> DictConfig:
         cfg.model = config.to_dict()
     if budget.training_flops is not None:
         per_byte = on_meta(config).flops_per_byte(cfg.context_length).training
-        cfg.trainer.max_steps = steps_for(budget.training_flops, per_byte * cfg.trainer.global_batch_bytes)
+        flops = per_byte * cfg.trainer.global_batch_bytes
+        cfg.trainer.max_steps = whole_steps("training_flops", budget.training_flops, flops)
     return cfg
 
 
-def steps_for(training_flops: float, flops_per_step: float) -> int:
-    """The number of whole steps nearest to a compute budget."""
-    if not training_flops >= flops_per_step / 2:
+def whole_steps(name: str, budget: float, cost_of_a_step: float) -> int:
+    """The number of whole steps nearest to the budget of that name, in its unit."""
+    if not budget >= cost_of_a_step / 2:
         raise UserError(
-            f"budget.training_flops={training_flops:.3g} is less than one step's {flops_per_step:.3g}; "
+            f"budget.{name}={budget:.3g} is less than one step's {cost_of_a_step:.3g}; "
             "raise it or lower trainer.global_batch_bytes"
         )
-    return max(1, round(training_flops / flops_per_step))
-
-
-def steps_in(training_seconds: float, seconds_per_step: float) -> int:
-    """The number of whole steps nearest to a time budget."""
-    if not training_seconds >= seconds_per_step / 2:
-        raise UserError(
-            f"budget.training_seconds={training_seconds:.3g} is less than one step's {seconds_per_step:.3g}; "
-            "raise it or lower trainer.global_batch_bytes"
-        )
-    return max(1, round(training_seconds / seconds_per_step))
+    return max(1, round(budget / cost_of_a_step))
 
 
 def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:

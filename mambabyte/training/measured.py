@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mambabyte.configuration import typed
 from mambabyte.errors import UserError
-from mambabyte.training.budget import Budget, steps_in
+from mambabyte.training.budget import Budget, whole_steps
 from mambabyte.training.configuration import TrainerConfig
 from mambabyte.training.estimate import MemoryBudget
 from mambabyte.training.launching import is_main_process, placed
@@ -78,7 +78,7 @@ def steps_for(cfg: DictConfig, settings: TrainerConfig, training_seconds: float)
         UserError: a step cannot fit, or takes longer than the budget.
     """
     MemoryBudget.of(cfg, settings).check(settings.micro_batch_size)
-    return steps_in(training_seconds, probe(cfg, settings).seconds_per_step)
+    return whole_steps("training_seconds", training_seconds, probe(cfg, settings).seconds_per_step)
 
 
 def best_micro_batch_size(cfg: DictConfig, settings: TrainerConfig) -> int:

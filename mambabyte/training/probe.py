@@ -19,6 +19,7 @@ from mambabyte.data import ByteDataModule
 from mambabyte.data.documents import with_absolute_paths
 from mambabyte.errors import UserError
 from mambabyte.models import config_from_dict
+from mambabyte.stopping import STOP_SIGNALS
 from mambabyte.training.configuration import TrainerConfig
 from mambabyte.training.estimate import MemoryBudget
 from mambabyte.training.memory import PeakMemory
@@ -27,7 +28,6 @@ from mambabyte.training.optimizer import AdamWConfig
 from mambabyte.training.recomputation import recompute_blocks
 from mambabyte.training.trainer import build_trainer
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _WARM_UP = 2
 _LONGEST = 60.0  # seconds, after which no further step begins
 
@@ -122,10 +122,10 @@ class _Stopwatch(Callback):
         return step + further_passes * statistics.median(passes[0] for passes in timed)
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._previous[number])  # Lightning's would end with exit code 0
         self._memory = PeakMemory(trainer.strategy.root_device)
         self._begun = self._last = self._now(trainer)
