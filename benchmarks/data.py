@@ -31,7 +31,7 @@ import torch
 from measuring import measure, parser, report
 
 from mambabyte.data import ByteDataModule, Document, HuggingFaceSource
-from mambabyte.data.windows import POLICIES
+from mambabyte.data.windows.policies import POLICIES
 
 CONTEXTS = (8192, 1024, 256)
 ROW_GROUP_ROWS = 100
@@ -231,7 +231,7 @@ def share_of_waiting(steps: int = 12) -> float:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from mambabyte.configuration import config_dir
+    from mambabyte.config.composition import config_dir
     from mambabyte.models import config_from_dict
 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):

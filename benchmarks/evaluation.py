@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from torch.nn.functional import cross_entropy
 
 from mambabyte.coding import decode, encode
-from mambabyte.configuration import config_dir
+from mambabyte.config.composition import config_dir
 from mambabyte.data import ByteCorpus
 from mambabyte.evaluation import evaluate
 from mambabyte.generation import Sampler, generate

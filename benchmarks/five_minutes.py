@@ -25,10 +25,10 @@ from torch.nn.functional import cross_entropy
 from train_step import transformers_model
 
 from mambabyte.data import ByteCorpus, FilesSource, HuggingFaceSource, StandardLibrarySource, prepare
-from mambabyte.data.batches import as_tensors
-from mambabyte.data.windows import WindowPolicy, window_policy
+from mambabyte.data.windows.batches import as_tensors
+from mambabyte.data.windows.policies import WindowPolicy, window_policy
 from mambabyte.evaluation.bits_per_byte import evaluate
-from mambabyte.evaluation.compressors import compressor_bits_per_byte
+from mambabyte.evaluation.studies.compressors import compressor_bits_per_byte
 from mambabyte.models import ByteLM, MambaByteConfig
 from mambabyte.models.byte_lm import State
 from mambabyte.training.optimizer import AdamWConfig

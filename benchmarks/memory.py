@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mambabyte.models import MambaByteConfig
 from mambabyte.ops import selective_scan
-from mambabyte.training.memory import PeakMemory
+from mambabyte.runtime.memory import PeakMemory
 
 CONTESTANTS = {
     "mambabyte": (),

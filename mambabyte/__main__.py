@@ -2,6 +2,6 @@
 
 import sys
 
-from mambabyte.cli import main
+from mambabyte.cli.main import main
 
 sys.exit(main())

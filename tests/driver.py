@@ -105,7 +105,7 @@ def watch(log: str, step: int | None, number: int, spoilt: Sequence[int] = ()) -
 
 
 def die_in(calls: int, begin: str) -> None:
-    from mambabyte.training.checkpointing import Checkpoints
+    from mambabyte.training.callbacks.checkpoints import Checkpoints
     from mambabyte.training.module import ByteLMModule
 
     owner, name = {"training": (ByteLMModule, "on_train_start"), "saving": (Checkpoints, "save")}[begin]
@@ -133,7 +133,7 @@ def send(number: int) -> None:
 
 
 def serve() -> None:
-    import mambabyte.cli
+    import mambabyte.cli.main
 
     for module in ("datasets", "matplotlib.pyplot", "mambabyte.commands.train", "mambabyte.training.trainer"):
         import_module(module)
@@ -147,7 +147,7 @@ def serve() -> None:
             if begin:
                 die_in(calls, begin)
             sys.argv = ["mambabyte", *arguments]
-            sys.exit(mambabyte.cli.main(arguments))
+            sys.exit(mambabyte.cli.main.main(arguments))
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from mambabyte import cli
+from mambabyte.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

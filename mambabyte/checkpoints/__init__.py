@@ -1,9 +1,9 @@
 """Checkpoint files: their names, reading (never unpickling code) and writing (all or nothing)."""
 
-from mambabyte.checkpoints.exported import write_export
-from mambabyte.checkpoints.files import checkpoint_folder, latest_checkpoint, resolve
-from mambabyte.checkpoints.parts import PART, remove, write_part
+from mambabyte.checkpoints.export import write_export
+from mambabyte.checkpoints.paths import checkpoint_folder, latest_checkpoint, resolve
 from mambabyte.checkpoints.reading import load_model, read, read_newest, run_config, weights_fingerprint
+from mambabyte.checkpoints.sharded import PART, remove, write_part
 from mambabyte.checkpoints.writing import FORMAT, write
 
 __all__ = [

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from mambabyte.checkpoints.exported import is_export, read_export
-from mambabyte.checkpoints.files import checkpoint_folder, resolve, step_files
-from mambabyte.checkpoints.parts import join, part_files
-from mambabyte.checkpoints.seal import is_intact
+from mambabyte.checkpoints.checksum import is_intact
+from mambabyte.checkpoints.export import is_export, read_export
+from mambabyte.checkpoints.paths import checkpoint_folder, resolve, step_files
+from mambabyte.checkpoints.sharded import join, part_files
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, config_from_dict

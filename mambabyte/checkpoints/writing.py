@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from mambabyte.checkpoints.seal import SealedWriter
+from mambabyte.checkpoints.checksum import SealedWriter
 from mambabyte.errors import UserError
-from mambabyte.whole_files import whole_file
+from mambabyte.runtime.atomic_write import whole_file
 
 FORMAT = 1
 

@@ -1,7 +1,7 @@
 """Lossless compression by a model: a file whose size is the model's bits per byte, and the way back."""
 
 from mambabyte.coding.coder import Coded, decode, encode
-from mambabyte.coding.files import compress_file, decompress_file
+from mambabyte.coding.compression import compress_file, decompress_file
 from mambabyte.coding.predictions import MAX_LANES
 from mambabyte.coding.proof import Proof, prove
 

@@ -17,8 +17,8 @@ def run(cfg: DictConfig) -> None:
         UserError: the data cannot be read, or holds no window; the plot cannot be written.
     """
     from mambabyte.data import prepare, source_from_config
-    from mambabyte.data.inspection import inspect_corpus, plot_inspection
-    from mambabyte.data.progress import Progress
+    from mambabyte.data.corpus.inspection import inspect_corpus, plot_inspection
+    from mambabyte.runtime.progress import Progress
 
     for name, least in (("context_length", 1), ("samples", 0)):
         if cfg[name] < least:
@@ -51,7 +51,7 @@ def run(cfg: DictConfig) -> None:
 
 def _windows(cfg: DictConfig, policy_name: str, corpus: Any) -> Any:
     """The first windows of the seed's order as text: bytes that are none stand as \\xNN."""
-    from mambabyte.data.windows import window_policy
+    from mambabyte.data.windows.policies import window_policy
 
     if not cfg.samples:
         return
@@ -63,8 +63,8 @@ def _windows(cfg: DictConfig, policy_name: str, corpus: Any) -> Any:
 
 
 def _report(inspection: Any) -> list[str]:
-    from mambabyte.data.inspection import ZSTD_LEVEL
-    from mambabyte.data.progress import counted
+    from mambabyte.data.corpus.inspection import ZSTD_LEVEL
+    from mambabyte.runtime.progress import counted
 
     lengths = ", ".join(f"{name} {value:,.0f}" for name, value in inspection.bytes_per_document.items())
     top = sorted(range(256), key=lambda byte: -inspection.histogram[byte])[:12]

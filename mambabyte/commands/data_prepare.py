@@ -14,9 +14,9 @@ def run(cfg: DictConfig) -> None:
         UserError: the data cannot be read, has no such split, or the folder cannot be written.
     """
     from mambabyte.data import prepare, source_from_config
-    from mambabyte.data.documents import SPLITS
-    from mambabyte.data.prepared import MappedCorpus
-    from mambabyte.data.progress import counted
+    from mambabyte.data.corpus.corpus import MappedCorpus
+    from mambabyte.data.sources.documents import SPLITS
+    from mambabyte.runtime.progress import counted
 
     data: Any = OmegaConf.to_container(cfg.data, resolve=True)
     source = source_from_config(data["source"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from mambabyte.diagnosis import examine
+from mambabyte.doctor import examine
 
 SCHEMA = 1  # of the JSON: rises when a field goes or changes its meaning
 

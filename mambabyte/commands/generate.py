@@ -16,8 +16,8 @@ def run(cfg: DictConfig) -> None:
     if cfg.bytes < 1:
         raise UserError(f"bytes must be 1 or more, not {cfg.bytes}")
     from mambabyte import checkpoints
-    from mambabyte.commands.devices import choose_device
     from mambabyte.generation import Sampler, decode_stream, generate
+    from mambabyte.runtime.devices import choose_device
 
     sampler = Sampler(cfg.temperature, cfg.top_k, cfg.top_p, cfg.seed)
     model = checkpoints.load_model(cfg.ckpt).to(choose_device(cfg.device))

@@ -10,7 +10,7 @@ from typing import Literal
 from mambabyte.errors import UserError
 from mambabyte.reporting import Comparison, compare, find_runs, read_run, tables
 from mambabyte.reporting.figures import FIGURES, draw
-from mambabyte.reporting.page import to_html
+from mambabyte.reporting.html import to_html
 
 Form = Literal["text", "markdown", "csv", "json"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mambabyte.configuration import typed
+from mambabyte.config.composition import typed
 from mambabyte.errors import Interrupted
 
 
@@ -22,14 +22,14 @@ def run(cfg: DictConfig) -> None:
     """
     from mambabyte import checkpoints
     from mambabyte.data import ByteDataModule
-    from mambabyte.data.documents import with_absolute_paths
+    from mambabyte.data.sources.documents import with_absolute_paths
     from mambabyte.models import config_from_dict
-    from mambabyte.training.budget import within_budget
-    from mambabyte.training.configuration import TrainerConfig
-    from mambabyte.training.estimate import MemoryBudget
-    from mambabyte.training.launching import is_main_process, placed
-    from mambabyte.training.measured import with_measurements
-    from mambabyte.training.run_directory import check_same_run, hold
+    from mambabyte.runs.run_directory import check_same_run, hold
+    from mambabyte.training.distributed.launching import is_main_process, placed
+    from mambabyte.training.planning.autotune import with_measurements
+    from mambabyte.training.planning.budget import within_budget
+    from mambabyte.training.planning.memory_estimate import MemoryBudget
+    from mambabyte.training.settings import TrainerConfig
 
     cfg = within_budget(cfg)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -77,12 +77,12 @@ def _fit(
     from lightning.pytorch import seed_everything
 
     from mambabyte.models import config_from_dict
-    from mambabyte.training.configuration import CallbacksConfig, LoggerConfig
-    from mambabyte.training.launching import lost_rank
+    from mambabyte.training.activation_checkpointing import recompute_blocks
+    from mambabyte.training.distributed.launching import lost_rank
     from mambabyte.training.loggers import build_logger
     from mambabyte.training.module import ByteLMModule
     from mambabyte.training.optimizer import AdamWConfig
-    from mambabyte.training.recomputation import recompute_blocks
+    from mambabyte.training.settings import CallbacksConfig, LoggerConfig
     from mambabyte.training.spikes import SpikePolicy
     from mambabyte.training.trainer import build_callbacks, build_trainer
 
@@ -118,7 +118,7 @@ def _fit(
 
 
 def _forecast(cfg: DictConfig, settings: Any, data: Any, step: int) -> None:
-    from mambabyte.training.dry_run import describe, forecast
+    from mambabyte.training.planning.dry_run import describe, forecast
 
     run = forecast(cfg, settings, data, step)
     print(json.dumps(run) if cfg.json else describe(run))
@@ -139,10 +139,10 @@ def _announce(cfg: DictConfig, model: Any, trainer: Any) -> None:
 
 
 def _report(cfg: DictConfig, step: int, data: Any) -> None:
-    from mambabyte.commands.devices import choose_device
-    from mambabyte.training.configuration import CallbacksConfig
-    from mambabyte.training.run_directory import explaining_full_disk
-    from mambabyte.training.summary import read_summary, report, summarize
+    from mambabyte.runs.run_directory import explaining_full_disk
+    from mambabyte.runs.summary import read_summary, report, summarize
+    from mambabyte.runtime.devices import choose_device
+    from mambabyte.training.settings import CallbacksConfig
 
     run_dir = Path(cfg.run_dir)
     summary = read_summary(run_dir, step)

@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mambabyte.data.corpus.corpus import ByteCorpus, prepare
     from mambabyte.data.datamodule import ByteDataModule
-    from mambabyte.data.documents import Document, DocumentSource, source_from_config
-    from mambabyte.data.files import FilesSource
-    from mambabyte.data.held_out import HeldOutSource
-    from mambabyte.data.huggingface import HuggingFaceSource
-    from mambabyte.data.pg19 import PG19Source, PG19TextsSource
-    from mambabyte.data.prepared import ByteCorpus, prepare
-    from mambabyte.data.stdlib import StandardLibrarySource
+    from mambabyte.data.sources.documents import Document, DocumentSource, source_from_config
+    from mambabyte.data.sources.files import FilesSource
+    from mambabyte.data.sources.held_out import HeldOutSource
+    from mambabyte.data.sources.huggingface import HuggingFaceSource
+    from mambabyte.data.sources.pg19 import PG19Source, PG19TextsSource
+    from mambabyte.data.sources.stdlib import StandardLibrarySource
 
 __all__ = [
     "ByteCorpus",
@@ -30,15 +30,15 @@ __all__ = [
     "source_from_config",
 ]
 _HOMES = {
-    "ByteCorpus": "prepared",
+    "ByteCorpus": "corpus.corpus",
     "ByteDataModule": "datamodule",
-    "FilesSource": "files",
-    "HeldOutSource": "held_out",
-    "HuggingFaceSource": "huggingface",
-    "PG19Source": "pg19",
-    "PG19TextsSource": "pg19",
-    "StandardLibrarySource": "stdlib",
-    "prepare": "prepared",
+    "FilesSource": "sources.files",
+    "HeldOutSource": "sources.held_out",
+    "HuggingFaceSource": "sources.huggingface",
+    "PG19Source": "sources.pg19",
+    "PG19TextsSource": "sources.pg19",
+    "StandardLibrarySource": "sources.stdlib",
+    "prepare": "corpus.corpus",
 }
 
 
@@ -46,4 +46,4 @@ def __getattr__(name: str) -> Any:
     # Lazy, so that evaluating or preparing a corpus does not import lightning.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'documents')}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'sources.documents')}"), name)

@@ -12,12 +12,12 @@ from typing import Any
 import lightning
 import torch
 
-from mambabyte.data.batches import Batch, IndexedWindows, Positions, StepLoader, as_tensors
-from mambabyte.data.documents import DocumentSource, source_from_config
-from mambabyte.data.prepared import ByteCorpus, prepare
-from mambabyte.data.streaming import Place, StreamedBatches, StreamingSource, Unit
-from mambabyte.data.windows import POLICIES, WindowPolicy, window_policy
-from mambabyte.data.workers import loaded
+from mambabyte.data.corpus.corpus import ByteCorpus, prepare
+from mambabyte.data.sources.documents import DocumentSource, source_from_config
+from mambabyte.data.windows.batches import Batch, IndexedWindows, Positions, StepLoader, as_tensors
+from mambabyte.data.windows.policies import POLICIES, WindowPolicy, window_policy
+from mambabyte.data.windows.streaming import Place, StreamedBatches, StreamingSource, Unit
+from mambabyte.data.windows.workers import loaded
 from mambabyte.errors import UserError
 
 _START = Place()._asdict()

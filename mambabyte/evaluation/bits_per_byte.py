@@ -13,13 +13,13 @@ import torch
 
 from mambabyte.checkpoints import weights_fingerprint
 from mambabyte.data import ByteCorpus
-from mambabyte.data.progress import counted
 from mambabyte.errors import UserError
 from mambabyte.evaluation import protocols
+from mambabyte.evaluation.load_balancing import deal, rank_and_count, sum_over_ranks
 from mambabyte.evaluation.protocols import Cursor, Span
-from mambabyte.evaluation.ranks import deal, rank_and_count, sum_over_ranks
 from mambabyte.evaluation.resume import SavedProgress
 from mambabyte.models import ByteLM
+from mambabyte.runtime.progress import counted
 
 FIRST_BYTE_NATS = math.log(256)  # a document's first byte has nothing before it: 8 bits
 PROTOCOLS = ("disjoint", "sliding", "stateful")

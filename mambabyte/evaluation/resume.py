@@ -14,7 +14,7 @@ import torch
 from mambabyte.errors import UserError
 from mambabyte.evaluation.protocols import Cursor
 from mambabyte.models.states import map_tensors
-from mambabyte.whole_files import whole_file
+from mambabyte.runtime.atomic_write import whole_file
 
 
 @dataclass

@@ -2,6 +2,6 @@
 
 from mambabyte.generation.generator import generate
 from mambabyte.generation.sampler import Sampler
-from mambabyte.generation.text import decode_stream
+from mambabyte.generation.utf8 import decode_stream
 
 __all__ = ["Sampler", "decode_stream", "generate"]

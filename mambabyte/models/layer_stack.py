@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, State
-from mambabyte.models.documents import DocumentwiseByteLM
+from mambabyte.models.documentwise import DocumentwiseByteLM
 from mambabyte.models.layers import ResidualNorm, as_residual
 
 

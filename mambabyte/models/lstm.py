@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
-from mambabyte.models.documents import DocumentwiseByteLM
+from mambabyte.models.documentwise import DocumentwiseByteLM
 from mambabyte.models.layers import check_positive
 
 

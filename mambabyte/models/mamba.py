@@ -22,7 +22,7 @@ from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import VOCABULARY, ByteLM, ByteLMConfig, FlopsPerByte, State
 from mambabyte.models.layers import ResidualNorm
 from mambabyte.ops import causal_conv1d, selective_scan
-from mambabyte.ops.mamba_step import MambaBlockWeights, mamba_step, serves_mamba_step
+from mambabyte.ops.step.interface import MambaBlockWeights, mamba_step, serves_mamba_step
 
 
 @dataclass

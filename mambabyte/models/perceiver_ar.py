@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
-from mambabyte.models.documents import DocumentwiseByteLM
+from mambabyte.models.documentwise import DocumentwiseByteLM
 from mambabyte.models.layers import (
     Cache,
     FeedForward,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mambabyte.data.progress import counted
-from mambabyte.reporting.runs import Measurement, Run
+from mambabyte.runs.run import Measurement, Run
+from mambabyte.runtime.progress import counted
 
 _SAME_DATA_ANYWAY = ("workers", "folder", "retries")
 

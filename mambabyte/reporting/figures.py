@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mambabyte.reporting.comparison import Comparison
-from mambabyte.reporting.runs import Run
+from mambabyte.runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

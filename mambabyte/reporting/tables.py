@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from mambabyte.reporting import literature
 from mambabyte.reporting.comparison import Comparison, short_count
-from mambabyte.reporting.runs import Run
-from mambabyte.training.progress import byte_count, duration
+from mambabyte.runs.run import Run
+from mambabyte.training.callbacks.progress import byte_count, duration
 
 _UNKNOWN = "-"
 

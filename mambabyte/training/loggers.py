@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from mambabyte.errors import UserError
-from mambabyte.training.configuration import LoggerConfig
-from mambabyte.training.credentials import has_wandb_credentials
-from mambabyte.whole_files import whole_file
+from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.credentials import has_wandb_credentials
+from mambabyte.training.settings import LoggerConfig
 
 
 def build_logger(config: LoggerConfig, run_dir: Path, name: str, settings: dict[str, Any]) -> Logger | None:

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from mambabyte.checkpoints import FORMAT
 from mambabyte.models import ByteLM
+from mambabyte.training.distributed.fsdp import shard, whole_copy
 from mambabyte.training.optimizer import AdamWConfig
-from mambabyte.training.sharding import shard, whole_copy
 from mambabyte.training.spikes import SpikePolicy, SpikeWatch
 
 

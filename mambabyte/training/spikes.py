@@ -14,8 +14,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from mambabyte.errors import UserError
-from mambabyte.training.late_reading import LateReader
-from mambabyte.whole_files import whole_file
+from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.training.readback import LateReader
 
 HISTORY = 128  # steps that say what is usual
 _ENOUGH = HISTORY // 2

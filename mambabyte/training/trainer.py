@@ -13,16 +13,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mambabyte.checkpoints import checkpoint_folder
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
-from mambabyte.training.checkpointing import Checkpoints, WholeFiles
-from mambabyte.training.configuration import CallbacksConfig, TrainerConfig
-from mambabyte.training.interruption import Interruption
-from mambabyte.training.launching import SameStart, started_by_srun
-from mambabyte.training.metrics import Metrics
-from mambabyte.training.samples import Samples
-from mambabyte.training.scan_statistics import ScanStatistics
-from mambabyte.training.step_callback import Spikes
-from mambabyte.training.strategies import DataParallel, ShardedDataParallel
-from mambabyte.training.validation import Validation
+from mambabyte.training.callbacks.checkpoints import Checkpoints, WholeFiles
+from mambabyte.training.callbacks.metrics import Metrics
+from mambabyte.training.callbacks.preemption import Interruption
+from mambabyte.training.callbacks.samples import Samples
+from mambabyte.training.callbacks.scan_statistics import ScanStatistics
+from mambabyte.training.callbacks.step_callback import Spikes
+from mambabyte.training.callbacks.validation import Validation
+from mambabyte.training.distributed.launching import SameStart, started_by_srun
+from mambabyte.training.distributed.strategies import DataParallel, ShardedDataParallel
+from mambabyte.training.settings import CallbacksConfig, TrainerConfig
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-import mambabyte.cli
-import mambabyte.configuration
+import mambabyte.cli.main
+import mambabyte.config.composition
 
 GROUPS = {
     "model/small": "width: 128",
@@ -38,7 +38,7 @@ def conf(tmp_path: Path) -> Path:
     """The real primary configs over fake groups."""
     folder = tmp_path / "conf"
     folder.mkdir()
-    for primary in mambabyte.configuration.config_dir().glob("*.yaml"):
+    for primary in mambabyte.config.composition.config_dir().glob("*.yaml"):
         shutil.copy(primary, folder)
     for name, text in GROUPS.items():
         path = folder / f"{name}.yaml"
@@ -69,7 +69,7 @@ class CommandLine:
         self.argv.clear()
         self.capture.readouterr()
         try:
-            return mambabyte.cli.main(argv)
+            return mambabyte.cli.main.main(argv)
         except SystemExit as exit:
             return int(exit.code or 0)
         finally:
@@ -94,8 +94,8 @@ def cli(
     monkeypatch.chdir(command_line.folder)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored afterwards: the command line sets it
     monkeypatch.setattr(sys, "argv", ["mambabyte"])
-    monkeypatch.setattr(mambabyte.configuration, "config_dir", lambda: conf)
-    for module in mambabyte.cli.TASKS.values():
+    monkeypatch.setattr(mambabyte.config.composition, "config_dir", lambda: conf)
+    for module in mambabyte.cli.main.TASKS.values():
         fake = ModuleType(module)
         fake.run = command_line.run  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module, fake)

@@ -29,7 +29,7 @@ def python(code: str, **options) -> subprocess.CompletedProcess[str]:
 def test_help_is_quick_and_imports_no_torch():
     timed = (
         "import sys, time; began = time.process_time()\n"
-        "from mambabyte.cli import main\n"
+        "from mambabyte.cli.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'hydra', 'lightning'} & set(sys.modules)\n"
@@ -46,9 +46,9 @@ def test_help_is_quick_and_imports_no_torch():
 
 def test_importing_the_package_and_composing_a_configuration_import_no_torch(conf: Path):
     code = (
-        "import sys, pathlib, mambabyte, mambabyte.configuration as configuration\n"
+        "import sys, pathlib, mambabyte, mambabyte.config.composition as configuration\n"
         f"configuration.config_dir = lambda: pathlib.Path({str(conf)!r})\n"
-        "from mambabyte.cli import main\n"
+        "from mambabyte.cli.main import main\n"
         "code = main(['train', 'experiment=quickstart', '--cfg', 'job', '--resolve'])\n"
         "sys.exit(code or 'torch' in sys.modules)"
     )
@@ -273,9 +273,9 @@ def test_a_key_that_the_task_misses_is_one_sentence(cli):
 
 TASK = """
 import sys, time, types
-from mambabyte.cli import main
-import mambabyte.configuration, pathlib
-mambabyte.configuration.config_dir = lambda: pathlib.Path({conf!r})
+from mambabyte.cli.main import main
+import mambabyte.config.composition, pathlib
+mambabyte.config.composition.config_dir = lambda: pathlib.Path({conf!r})
 task = types.ModuleType("task")
 def run(cfg):
     {body}
@@ -362,7 +362,7 @@ def test_completion_is_installed_for_the_program(cli):
 
 
 def test_doctor_speaks_json(capsys):
-    from mambabyte.cli import main
+    from mambabyte.cli.main import main
 
     code = main(["doctor", "--json"])
     answer = json.loads(capsys.readouterr().out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hydra.errors import MissingConfigException
 
-from mambabyte.configuration import explain
+from mambabyte.config.composition import explain
 from mambabyte.errors import Interrupted, UserError
 
 
@@ -24,7 +24,7 @@ def test_a_sweep_runs_each_job_in_its_own_run_dir(cli):
 def test_a_sweep_over_several_devices_is_refused(cli):
     assert cli("train", "-m", "seed=1,2", "trainer.devices=2") == 1
     assert cli.err.splitlines()[-1].startswith("mambabyte: -m runs its jobs in one process")
-    assert "launcher=submitit_local" in cli.err  # which isolates them: tests/distributed/test_slurm.py
+    assert "launcher=submitit_local" in cli.err  # one process each: training/distributed/test_slurm.py
     assert cli("train", "-m", "seed=1,2", "trainer.devices=auto") == 1
     assert cli.jobs == []
     assert cli("train", "trainer.devices=2") == 0

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from mambabyte.commands import train
-from mambabyte.configuration import config_dir
+from mambabyte.config.composition import config_dir
 
 SENTENCE = "the quick brown fox jumps over the lazy dog, {} times a day. "
 

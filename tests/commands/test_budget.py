@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from mambabyte import checkpoints
 from mambabyte.errors import UserError
 from mambabyte.models import config_from_dict
-from mambabyte.training.budget import within_budget
+from mambabyte.training.planning.budget import within_budget
 
 MODELS = ["mambabyte", "transformer", "megabyte", "perceiver_ar", "gated_s4d", "lstm", "cnn"]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mambabyte import checkpoints
-from mambabyte.commands import data_inspect, data_prepare, evaluate
+from mambabyte.commands import data_inspect, data_prepare
+from mambabyte.commands import eval as evaluate
 from mambabyte.errors import UserError
 
 
@@ -111,7 +112,7 @@ def test_a_run_on_a_relative_path_is_resumed_there_and_evaluated_from_anywhere(
 def test_a_run_that_stored_a_relative_path_goes_on(start, corpus: Path, monkeypatch) -> None:
     # as version 0.1.0 did
     relative = from_its_parent(corpus, monkeypatch)
-    monkeypatch.setattr("mambabyte.data.documents.with_absolute_paths", dict)
+    monkeypatch.setattr("mambabyte.data.sources.documents.with_absolute_paths", dict)
     run_dir = start("relative", *relative)
     assert checkpoints.run_config(run_dir)["data"]["path"] == corpus.name
     monkeypatch.undo()

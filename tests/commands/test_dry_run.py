@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from mambabyte import checkpoints
-from mambabyte.cli import main
+from mambabyte.cli.main import main
 from mambabyte.errors import Interrupted, UserError
 from mambabyte.training import dry_run, estimate, measured, probe
-from mambabyte.training.measured import with_measurements
 from mambabyte.training.module import ByteLMModule
-from mambabyte.training.probe import Probe
+from mambabyte.training.planning.autotune import with_measurements
+from mambabyte.training.planning.step_timing import Probe
 
 MODELS = ["mambabyte", "megabyte", "transformer", "perceiver_ar", "gated_s4d"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from mambabyte import checkpoints
 from mambabyte.commands import train
-from mambabyte.configuration import config_dir
+from mambabyte.config.composition import config_dir
 
 SCALED_DOWN = [
     "model.d_model=16",

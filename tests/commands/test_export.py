@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 
 from mambabyte import checkpoints
-from mambabyte.commands import evaluate, export
+from mambabyte.commands import eval as evaluate
+from mambabyte.commands import export
 from mambabyte.errors import UserError
 from mambabyte.models import MambaByteConfig
 

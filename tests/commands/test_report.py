@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mambabyte.cli import main
-from mambabyte.training.records import read_metrics
+from mambabyte.cli.main import main
+from mambabyte.runs.metrics_csv import read_metrics
 
 IMAGES = ["bits_per_byte_by_bytes.png", "bits_per_byte_by_flops.png", "bits_per_byte_by_time.png"]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mambabyte import checkpoints
-from mambabyte.training.records import read_metrics
+from mambabyte.runs.metrics_csv import read_metrics
 from tests import driver
 from tests.commands.conftest import SENTENCE, TINY
 

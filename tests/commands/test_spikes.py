@@ -12,9 +12,9 @@ import torch
 
 from mambabyte import checkpoints
 from mambabyte.errors import UserError
+from mambabyte.runs.metrics_csv import read_metrics
 from mambabyte.training import spikes
 from mambabyte.training.module import ByteLMModule
-from mambabyte.training.records import read_metrics
 
 SKIP = "trainer.on_spike=skip"
 

@@ -15,8 +15,8 @@ import yaml
 
 from mambabyte import checkpoints
 from mambabyte.errors import Interrupted, UserError
+from mambabyte.runs.run_directory import hold
 from mambabyte.training.module import ByteLMModule
-from mambabyte.training.run_directory import hold
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:

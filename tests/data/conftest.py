@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mambabyte.data.documents import Document
-from mambabyte.data.prepared import ByteCorpus, prepare
+from mambabyte.data.corpus.corpus import ByteCorpus, prepare
+from mambabyte.data.sources.documents import Document
 
 
 class MemorySource:

@@ -15,7 +15,7 @@ from mambabyte.data import (
     HuggingFaceSource,
     StandardLibrarySource,
 )
-from mambabyte.data.documents import source_from_config, with_absolute_paths
+from mambabyte.data.sources.documents import source_from_config, with_absolute_paths
 from mambabyte.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mambabyte.data import ByteDataModule, HuggingFaceSource
-from mambabyte.data.windows import POLICIES
+from mambabyte.data.windows.policies import POLICIES
 from mambabyte.errors import UserError
 
 CONTEXT = 16

@@ -7,8 +7,8 @@ from email.utils import formatdate
 
 import pytest
 
-from mambabyte.data import retries
-from mambabyte.data.shards import HubShard, row_groups
+from mambabyte.data.sources import retries
+from mambabyte.data.sources.parquet import HubShard, row_groups
 from mambabyte.errors import UserError
 from tests.hub.server import COMMIT, reset, stall, status
 

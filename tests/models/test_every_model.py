@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mambabyte import checkpoints
 from mambabyte.commands import train
-from mambabyte.configuration import config_dir
+from mambabyte.config.composition import config_dir
 from mambabyte.models import (
     CNNConfig,
     GatedS4DConfig,

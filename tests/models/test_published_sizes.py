@@ -6,7 +6,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mambabyte.configuration import config_dir
+from mambabyte.config.composition import config_dir
 from mambabyte.models import config_from_dict
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mambabyte.models import LSTMConfig
-from mambabyte.training.records import write_metrics
+from mambabyte.runs.metrics_csv import write_metrics
 
 BATCH = 256
 

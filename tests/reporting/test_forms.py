@@ -13,7 +13,7 @@ import pytest
 from mambabyte.models import TransformerConfig
 from mambabyte.reporting import compare, read_run, tables
 from mambabyte.reporting.figures import FIGURES, draw
-from mambabyte.reporting.page import to_html
+from mambabyte.reporting.html import to_html
 
 
 @pytest.fixture

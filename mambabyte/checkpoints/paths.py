@@ -1,0 +1,53 @@
+"""Names: ``<run>/checkpoints/step_00001000.ckpt``, and ``last.ckpt``, a link to the newest."""
+
+import re
+from pathlib import Path
+
+from mambabyte.checkpoints.export import is_export
+from mambabyte.errors import UserError
+
+_STEP = re.compile(r"step_(\d{8,})\.ckpt")
+
+
+def checkpoint_folder(run_dir: str | Path) -> Path:
+    """The folder of a run's checkpoints."""
+    return Path(run_dir) / "checkpoints"
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """The checkpoint file of an optimizer step."""
+    return folder / f"step_{step:08d}.ckpt"
+
+
+def step_files(folder: Path) -> list[Path]:
+    """The complete checkpoints of ``folder``, oldest first: files, or folders of parts."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def latest_checkpoint(run_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run directory, None if it holds none."""
+    files = step_files(checkpoint_folder(run_dir))
+    return files[-1] if files else None
+
+
+def resolve(path: str | Path) -> Path:
+    """The checkpoint meant by ``path``: the newest of a run or of a folder of checkpoints, or ``path`` itself
+    if it is a checkpoint file, a folder of parts or an export.
+
+    Raises:
+        UserError: nothing is there, or the directory holds no checkpoint.
+    """
+    path = Path(path).expanduser()
+    if path.is_file() or (path.is_dir() and (_STEP.fullmatch(path.name) or is_export(path))):
+        return path
+    if not path.is_dir():
+        raise UserError(
+            f"there is no checkpoint at '{path}': ckpt= takes a run directory, a .ckpt file or an export"
+        )
+    newest = latest_checkpoint(path) or next(reversed(step_files(path)), None)
+    if newest is None:
+        raise UserError(f"the directory '{path}' holds no checkpoint (checkpoints/step_*.ckpt)")
+    return newest

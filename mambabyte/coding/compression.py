@@ -1,0 +1,93 @@
+"""Compressing one file into another, and back: the result is there whole, or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from mambabyte.coding.coder import Coded, Progress, decode, encode
+from mambabyte.coding.container import DamagedFile
+from mambabyte.coding.predictions import MAX_LANES
+from mambabyte.errors import UserError
+from mambabyte.models import ByteLM
+from mambabyte.runtime.atomic_write import whole_file
+
+_BYTES_PER_LANE = 1 << 14  # a lane begins without context: shorter ones would cost more than they save
+
+
+def compress_file(
+    model: ByteLM,
+    source: Path,
+    target: Path,
+    lanes: int | None = None,
+    window: int | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Coded:
+    """Compress the file ``source``, cut into ``lanes`` equal segments that are coded side by side.
+
+    Args:
+        lanes: more are faster, and each one's first bytes lack context; None: one for each 16 KiB, up to 64.
+        window: see :func:`mambabyte.coding.encode`.
+
+    Raises:
+        UserError: ``source`` cannot be read, ``target`` is there already or cannot be written.
+    """
+    size = _size(source)
+    if lanes is None:
+        lanes = min(MAX_LANES, max(1, size // _BYTES_PER_LANE))
+    if lanes < 1:
+        raise UserError(f"lanes must be 1 or more, not {lanes}")
+    bounds = np.linspace(0, size, lanes + 1, dtype=np.int64)
+    data = np.memmap(source, dtype=np.uint8, mode="r") if size else np.zeros(0, np.uint8)
+    with _new_file(target) as stream:
+        return encode(model, data, np.diff(bounds).tolist(), stream, lanes, window, threads, progress)
+
+
+def decompress_file(model: ByteLM, source: Path, target: Path, progress: Progress | None = None) -> int:
+    """Write to ``target`` the bytes that ``source`` was compressed from; returns how many they are.
+
+    Raises:
+        UserError: as :func:`mambabyte.coding.decode`; ``source`` cannot be read, ``target`` is there already
+            or cannot be written. ``target`` is then not made.
+    """
+    _size(source)
+    with _new_file(target) as output, open(source, "rb") as stream:
+
+        def allocate(size: int) -> np.ndarray:
+            if not size:
+                return np.zeros(0, np.uint8)
+            os.posix_fallocate(output.fileno(), 0, size)  # a full disk is found now, and not in a memory map
+            return np.memmap(output, dtype=np.uint8, mode="r+", shape=(size,))
+
+        try:
+            data = decode(model, stream, allocate, progress)
+        except DamagedFile as fault:
+            raise DamagedFile(f"cannot decompress '{source}': {fault}") from None
+        if isinstance(data, np.memmap):
+            data.flush()
+        return len(data)
+
+
+def _size(source: Path) -> int:
+    try:
+        if not source.is_file():
+            raise UserError(f"there is no file '{source}'")
+        with open(source, "rb") as file:
+            return os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"cannot read '{source}': {error.strerror}") from error
+
+
+@contextmanager
+def _new_file(target: Path) -> Iterator[BinaryIO]:
+    if target.exists():
+        raise UserError(f"'{target}' is there already; remove it or choose another output=")
+    try:
+        with whole_file(target) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"cannot write '{target}': {error.strerror or error}") from error

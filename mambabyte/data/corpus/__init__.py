@@ -1,0 +1,1 @@
+"""A split on disk: written once, then memory-mapped."""

@@ -1,0 +1,262 @@
+"""Documents from a data set of the Hugging Face hub, or from a local folder of its parquet files."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from mambabyte.data.sources.documents import SPLITS, Document
+from mambabyte.data.sources.files import missing_column, text_bytes
+from mambabyte.data.sources.parquet import HubShard, LocalShard, RowGroup, Shard, all_row_groups, row_groups
+from mambabyte.data.sources.retries import retried
+from mambabyte.errors import UserError
+
+
+class HuggingFaceSource:
+    """One document per row, the column text_column.
+
+    name: a data set of the hub, with its configuration and revision; or path: a local folder, in which (or in
+    whose data/) <split>*.parquet are looked for, or a glob of parquet files whose names begin with the split.
+    split_names: what train, validation and test are called there.
+    streaming: read rows as they come; false downloads to the datasets library's cache first.
+    retries: how often in a row the hub may fail after a first try (retries.Backoff).
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        path: str | None = None,
+        revision: str | None = None,
+        configuration: str | None = None,
+        text_column: str = "text",
+        streaming: bool = True,
+        split_names: dict[str, str] | None = None,
+        retries: int = 8,
+    ) -> None:
+        texts = {
+            "name": name,
+            "path": path,
+            "revision": revision,
+            "configuration": configuration,
+            "text_column": text_column,
+        }
+        for field, value in texts.items():
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"data.{field} must be text, not {value!r}")
+        if not isinstance(streaming, bool):
+            raise UserError(f"data.source.streaming must be true or false, not {streaming!r}")
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise UserError(f"data.retries must be an integer of at least 0, not {retries!r}")
+        if not name and not path:
+            raise UserError(
+                "give data.name=<data set of the hub> or data.path=<local folder of parquet files>"
+            )
+        split_names = split_names if split_names is not None else {split: split for split in SPLITS}
+        if not isinstance(split_names, dict) or not set(split_names) <= set(SPLITS):
+            raise UserError(
+                f"data.source.split_names must map {', '.join(SPLITS)} to names, not {split_names!r}"
+            )
+        self.name = name
+        self.path = path  # wins over name: a local copy needs no network
+        self.revision = revision
+        self.configuration = configuration
+        self.text_column = text_column
+        self.streaming = streaming
+        self.split_names = split_names
+        self.retries = retries
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.split_names)
+
+    def documents(self, split: str) -> Iterator[Document]:
+        return self.documents_after(split, 0)
+
+    def documents_after(self, split: str, count: int) -> Iterator[Document]:
+        """The split without its first documents; row groups that hold none but those are not read."""
+        with self._explaining():
+            shards = self._shards(split) if self.streaming else None
+            if shards is None:
+                for row, record in enumerate(self._load(split)):
+                    if row >= count:
+                        yield Document(f"{split}:{row}", self._text(record))
+                return
+            row = 0
+            for shard in shards:
+                for group in row_groups(shard, self.text_column):
+                    if row + group.num_rows <= count:
+                        row += group.num_rows
+                        continue
+                    for data in group.documents():
+                        if row >= count:
+                            yield Document(f"{split}:{row}", data.tobytes())
+                        row += 1
+
+    def expected_bytes(self, split: str) -> int | None:
+        """About how many bytes a split of local files holds; the hub is not asked."""
+        if not (self.path and self.streaming):
+            return None
+        groups = all_row_groups(self._shards(split) or (), self.text_column)
+        return sum(group.num_bytes for group in groups)
+
+    def units(self, split: str) -> list[RowGroup]:
+        """The row groups of the split's parquet files (streaming.StreamingSource); reads their footers."""
+        with self._explaining():
+            shards = self._shards(split)
+            if shards is None:
+                raise UserError(
+                    f"{self.name!r} is not published as parquet files with a split "
+                    f"{self.split_names[split]!r}, so it cannot be streamed; use data.streaming=false"
+                )
+            return all_row_groups(shards, self.text_column)
+
+    def identity(self) -> dict[str, Any]:
+        identity: dict[str, Any] = {
+            "source": "HuggingFaceSource",
+            "text_column": self.text_column,
+            "split_names": self.split_names,
+        }
+        if self.path:
+            files = {
+                file for split in self.split_names for file in self._parquet_files(split, required=False)
+            }
+            if not files:
+                raise UserError(f"data.path {self.path!r} holds no parquet files named after a split")
+            status = [(os.path.basename(file), os.stat(file)) for file in sorted(files)]
+            return {**identity, "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in status]}
+        return {
+            **identity,
+            "name": self.name,
+            "configuration": self.configuration,
+            "revision": self._commit,
+        }
+
+    def _text(self, record: dict[str, Any]) -> bytes:
+        where = self.path or self.name or ""
+        if self.text_column not in record:
+            raise missing_column(self.text_column, list(record), where)
+        return text_bytes(record[self.text_column], self.text_column, where)
+
+    def _shards(self, split: str) -> Sequence[Shard] | None:
+        """The parquet files of a split; None if the hub has it as something else."""
+        if split not in self.split_names:
+            raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}")
+        if self.path:
+            return [LocalShard(file) for file in self._parquet_files(split, required=True)]
+        urls = self._data_files.get(self.split_names[split], [])
+        if not urls or not all(url.endswith(".parquet") for url in urls):
+            return None
+        from huggingface_hub import HfFileSystem
+
+        hub = HfFileSystem()  # knows the sizes from the listing
+        return [
+            HubShard(
+                url.partition("@")[2].partition("/")[2],
+                str(hub.url(url)),
+                retried(partial(hub.info, url), url, self.retries)["size"],
+                self.retries,
+            )
+            for url in urls
+        ]
+
+    @cached_property
+    def _data_files(self) -> dict[str, list[str]]:
+        """The hf:// urls of each split's files at our commit, as the data set's own card lays them out."""
+        from datasets import load_dataset_builder
+
+        def find() -> dict[str, list[str]]:
+            # A request of our own comes first: the library's say less while they are tried again.
+            self._dataset_info(self._commit)
+            builder = load_dataset_builder(str(self.name), self.configuration, revision=self._commit)
+            return {name: list(map(str, files)) for name, files in (builder.config.data_files or {}).items()}
+
+        return retried(find, f"the list of files of {self.name}", self.retries)
+
+    def _dataset_info(self, revision: str | None) -> Any:
+        from huggingface_hub import HfApi
+
+        return retried(
+            partial(HfApi().dataset_info, str(self.name), revision=revision),
+            f"the hub's entry of {self.name}",
+            self.retries,
+        )
+
+    def _load(self, split: str) -> Any:
+        """The rows of a split, by the datasets library: whatever it can read."""
+        from datasets import load_dataset
+
+        if split not in self.split_names:
+            raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}")
+        if self.path:
+            files = self._parquet_files(split, required=True)
+            return load_dataset("parquet", data_files={split: files}, split=split, streaming=self.streaming)
+        return load_dataset(
+            self.name,
+            self.configuration,
+            revision=self._commit,
+            split=self.split_names[split],
+            streaming=self.streaming,
+        )
+
+    def _parquet_files(self, split: str, required: bool) -> list[str]:
+        prefix = self.split_names[split]
+        path = os.path.abspath(os.path.expanduser(str(self.path)))
+        if os.path.isdir(path):
+            files = [file for folder in (".", "data") for file in Path(path, folder).glob("*.parquet")]
+        else:
+            files = [Path(file) for file in glob.glob(path, recursive=True) if file.endswith(".parquet")]
+        matching = sorted(str(file) for file in files if file.name.startswith(prefix))
+        if required and not matching:
+            raise UserError(
+                f"data.path {self.path!r} holds no parquet file whose name begins with {prefix!r}"
+            )
+        return matching
+
+    @cached_property
+    def _commit(self) -> str:
+        """The commit that the revision stands for today: names and branches move, commits do not."""
+        if self.revision and re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            return self.revision
+        with self._explaining():
+            return str(self._dataset_info(self.revision).sha)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            explanation = self._explanation(error)
+            if explanation is None:
+                raise
+            raise UserError(explanation) from error
+
+    def _explanation(self, error: Exception) -> str | None:
+        """What the user can do about an error of the datasets library; None if it is not one we know."""
+        where = self.path or self.name
+        # By name: the HTTP client, and with it the class of network errors, changes with the hub's releases.
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError"}:
+            revision = self.revision or "main"
+            return f"the hub has no data set {self.name!r} with revision {revision}, or it asks for a login"
+        if kinds & {"ConnectionError", "TimeoutError", "TransportError", "OfflineModeIsEnabled"}:
+            return (
+                f"cannot reach the Hugging Face hub for {where!r}: go online, or give data.path=<folder of "
+                "its parquet files>; what was prepared before opens offline with data.revision=<its commit>"
+            )
+        if "Dataset scripts are no longer supported" in str(error):
+            return (
+                f"{where!r} is published as a script, which the datasets library no longer runs; use a data "
+                "set of parquet files instead, such as data.name=emozilla/pg19 for PG19"
+            )
+        if kinds & {"OSError", "ValueError", "DatasetsError", "HTTPError", "DatasetGenerationError"}:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            return f"cannot read {where!r}: {reason}"
+        return None

@@ -1,0 +1,282 @@
+"""Parquet files read by row group, from the disk or from the hub: never more of a file than one column of one
+row group."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from mambabyte.data.sources.files import missing_column
+from mambabyte.data.sources.retries import PASSING_STATUS, Backoff
+from mambabyte.errors import UserError
+
+_FOOTER_GUESS = 1 << 16  # bytes; most footers are smaller, so one request finds them
+_BATCH_BYTES = 1 << 22  # of text that is decoded at a time
+_BATCH_ROWS = 1024
+_CONNECTIONS = 16
+
+
+class Shard(Protocol):
+    """A file of `size` bytes that can be read from any place."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, start: int, end: int) -> bytes | bytearray:
+        """Bytes [start, end), all of them. Raises UserError when they cannot be had."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalShard:
+    path: str
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+    @property
+    def size(self) -> int:
+        with _explaining(self.path):
+            return os.stat(self.path).st_size
+
+    def read(self, start: int, end: int) -> bytes:
+        with _explaining(self.path), open(self.path, "rb") as file:
+            file.seek(start)
+            data = file.read(end - start)
+        if len(data) < end - start:
+            raise UserError(f"{self.path} became shorter while it was read; train on files at rest")
+        return data
+
+
+@dataclass(frozen=True)
+class HubShard:
+    """url: of the file at one commit. retries: tries after the first that may fail in a row."""
+
+    name: str
+    url: str
+    size: int
+    retries: int
+
+    def read(self, start: int, end: int) -> bytearray:
+        """As promised by Shard. What has arrived when a connection breaks is not asked for again."""
+        from huggingface_hub import constants, get_session
+        from huggingface_hub.utils import build_hf_headers
+
+        data = bytearray()
+        backoff = Backoff(self.name, self.retries)
+        while len(data) < end - start:
+            before = len(data)
+            headers = {
+                **build_hf_headers(),
+                "Range": f"bytes={start + before}-{end - 1}",
+                "Accept-Encoding": "identity",
+            }
+            try:
+                with get_session().stream(
+                    "GET",
+                    self.url,
+                    headers=headers,
+                    timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                    follow_redirects=True,
+                ) as answer:
+                    self._check(answer)
+                    for piece in answer.iter_bytes():
+                        data += piece
+                if len(data) == before:
+                    raise ConnectionError("the hub sent nothing")
+            except UserError:
+                raise
+            except Exception as error:
+                if len(data) > before:
+                    backoff.succeeded()
+                backoff.failed(error)
+        if len(data) > end - start:
+            raise UserError(f"the hub sent more of {self.name} than was asked for; try another network")
+        return data
+
+    def _check(self, answer: Any) -> None:
+        total = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        if total.isdigit() and int(total) != self.size:
+            raise UserError(
+                f"{self.name} has {total} bytes on the hub, not the {self.size} that its list of files says: "
+                "it is truncated or being replaced; repeat the command when it is whole"
+            )
+        if 400 <= answer.status_code < 500 and answer.status_code not in PASSING_STATUS:
+            raise UserError(
+                f"the hub answers HTTP {answer.status_code} for {self.name}: it is gone, or asks for a login "
+                "(HF_TOKEN)"
+            )
+        answer.raise_for_status()
+        if answer.status_code != 206:
+            raise UserError(
+                f"the hub sent all of {self.name} when asked for a part (HTTP {answer.status_code}); "
+                "use data.streaming=false"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class RowGroup:
+    """A unit of streaming: the text column of one row group of a shard. Its documents are its rows."""
+
+    shard: Shard
+    number: int
+    column: str
+    footer: str  # sha256 of the shard's footer, which holds all its sizes, places and statistics
+    metadata: Any  # pyarrow.parquet.FileMetaData
+
+    @property
+    def identity(self) -> list[Any]:
+        """Plain JSON that changes when the shard does."""
+        return [self.shard.name, self.shard.size, self.footer, self.number]
+
+    @property
+    def num_rows(self) -> int:
+        return self.metadata.row_group(self.number).num_rows
+
+    @property
+    def num_bytes(self) -> int:
+        """Of text, about: what the column takes decompressed."""
+        return self._chunk().total_uncompressed_size
+
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (data, offsets): document i of the batch is data[offsets[i]:offsets[i + 1]], uint8. The bytes
+        as they are stored, valid UTF-8 or not; a missing value has none."""
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+
+        start, end = self._place()
+        chunk = _Part(self.shard.read(start, end), start, self.shard.size)
+        with _explaining(self.shard.name):
+            # Buffered, so that reading takes pieces of the chunk and not a copy of it.
+            file = ParquetFile(chunk, metadata=self.metadata, buffer_size=1 << 20)
+            batches = file.iter_batches(self._rows_at_once(), [self.number], [self.column], use_threads=False)
+        while True:
+            with _explaining(self.shard.name):
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                text = batch.column(0).cast(pyarrow.large_binary())
+                text = text.fill_null(b"") if text.null_count else text
+            _, places, data = text.buffers()
+            offsets = np.frombuffer(places, np.int64)[text.offset : text.offset + len(text) + 1]
+            yield np.frombuffer(data if data is not None else b"", np.uint8), offsets
+
+    def documents(self) -> Iterator[np.ndarray]:
+        """Yield each row's bytes as a uint8 array."""
+        for data, offsets in self.batches():
+            for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+                yield data[start:end]
+
+    def _chunk(self) -> Any:
+        group = self.metadata.row_group(self.number)
+        columns = map(group.column, range(group.num_columns))
+        return next(column for column in columns if column.path_in_schema == self.column)
+
+    def _place(self) -> tuple[int, int]:
+        chunk = self._chunk()
+        start = chunk.data_page_offset
+        if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+            start = min(start, chunk.dictionary_page_offset)
+        return start, start + chunk.total_compressed_size
+
+    def _rows_at_once(self) -> int:
+        rows = self.metadata.row_group(self.number).num_rows
+        row_bytes = max(self._chunk().total_uncompressed_size // max(rows, 1), 1)
+        return min(max(_BATCH_BYTES // row_bytes, 1), _BATCH_ROWS)
+
+
+def row_groups(shard: Shard, column: str) -> list[RowGroup]:
+    """The row groups of a shard, in its order; only its footer is read.
+
+    Raises UserError when it is no parquet file or the column is not there or holds no text.
+    """
+    import pyarrow
+    from pyarrow.parquet import read_metadata
+
+    footer = _footer(shard)
+    with _explaining(shard.name):
+        metadata = read_metadata(pyarrow.BufferReader(b"PAR1" + footer))
+        schema = metadata.schema.to_arrow_schema()
+    if column not in schema.names:
+        raise missing_column(column, schema.names, shard.name)
+    kind = schema.field(column).type
+    if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary()):
+        raise UserError(f"column {column!r} of {shard.name} holds {kind}, not text; set data.text_column")
+    digest = hashlib.sha256(footer).hexdigest()
+    return [
+        RowGroup(shard, number, column, digest, metadata)
+        for number in range(metadata.num_row_groups)
+        if metadata.row_group(number).num_rows
+    ]
+
+
+def all_row_groups(shards: Iterable[Shard], column: str) -> list[RowGroup]:
+    """The row groups of all shards, in order; their footers are read side by side."""
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        found = list(pool.map(lambda shard: row_groups(shard, column), shards))
+    return [group for groups in found for group in groups]
+
+
+def _footer(shard: Shard) -> bytes:
+    """The end of a parquet file: its metadata, their length in 4 bytes, and PAR1."""
+    size = shard.size
+    tail = bytes(shard.read(max(size - _FOOTER_GUESS, 0), size))
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] != b"PAR1" or length > size:
+        raise UserError(f"cannot read {shard.name}: it is not a whole parquet file; get it again")
+    if length > len(tail):
+        tail = bytes(shard.read(size - length, size - len(tail))) + tail
+    return tail[-length:]
+
+
+class _Part(io.RawIOBase):
+    """A file of which only the bytes from `start` on are at hand, as many as `data` holds."""
+
+    def __init__(self, data: bytes | bytearray, start: int, size: int) -> None:
+        self._data, self._start, self._size = memoryview(data), start, size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        begin = self._position - self._start
+        end = len(self._data) if size < 0 else min(begin + size, len(self._data))
+        if begin < 0 or begin > end:
+            raise OSError("its row groups do not lie where its footer says")
+        self._position += end - begin
+        return self._data[begin:end].tobytes()
+
+
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot read {name}: {reason}") from error

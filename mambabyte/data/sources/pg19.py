@@ -1,0 +1,157 @@
+"""PG19 (Rae et al. 2020, arXiv 1911.05507), from the hub's parquet files or from the original text files."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mambabyte.data.sources.documents import SPLITS, Document
+from mambabyte.data.sources.files import FileDocument
+from mambabyte.data.sources.huggingface import HuggingFaceSource
+from mambabyte.errors import UserError
+
+# Bytes of text in each split (README of jxiw/MambaByte).
+_BYTES = {"train": 11_677_824_216, "validation": 17_733_002, "test": 41_289_101}
+_TRIES = 6
+
+
+class PG19Source(HuggingFaceSource):
+    """The hub's copy or a local folder of its parquet files, one document per book.
+
+    books: how many books each split of the hub must hold once it is read to its end; None for a copy that is
+    only a part of PG19. A local folder may hold any part.
+    """
+
+    def __init__(self, books: dict[str, int] | None = None, **source: Any) -> None:
+        super().__init__(**source)
+        self.books = {} if self.path else _checked(books)
+
+    def documents_after(self, split: str, count: int) -> Iterator[Document]:
+        return _counted(super().documents_after(split, count), self.books.get(split), split, count)
+
+    def expected_bytes(self, split: str) -> int | None:
+        return _BYTES.get(split) if self.books else super().expected_bytes(split)
+
+
+class PG19TextsSource:
+    """The original files: <split>/<number>.txt, one document per book, below a local folder or a URL.
+
+    texts: the folder, or the URL; lists: where a URL's <split>_files.txt stand, one path a line, as published
+    with the data set; books: as for PG19Source. What was fetched is kept nowhere but in the prepared folder.
+    """
+
+    def __init__(self, texts: str, lists: str | None = None, books: dict[str, int] | None = None) -> None:
+        for name, value in (("texts", texts), ("lists", lists)):
+            if not isinstance(value, str) and not (name == "lists" and value is None):
+                raise UserError(f"data.{name} must be a folder or a URL, not {value!r}")
+        self.remote = re.match(r"https?://", texts) is not None
+        if self.remote and not lists:
+            raise UserError("data.texts is a URL and needs data.lists=<where the <split>_files.txt stand>")
+        self.texts, self.lists = texts.rstrip("/"), (lists or "").rstrip("/")
+        self.books = _checked(books)
+        self._listed: dict[str, list[str]] = {}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS
+
+    def documents(self, split: str) -> Iterator[Document]:
+        return self.documents_after(split, 0)
+
+    def documents_after(self, split: str, count: int) -> Iterator[Document]:
+        return _counted(self._after(split, count), self.books.get(split), split, count)
+
+    def _after(self, split: str, count: int) -> Iterator[Document]:
+        for name in self._names(split)[count:]:
+            if self.remote:
+                yield Document(name, _fetch(f"{self.texts}/{name}"))
+            else:
+                yield FileDocument(name, self._folder / name)
+
+    def expected_bytes(self, split: str) -> int | None:
+        return _BYTES.get(split) if self.books else None
+
+    def identity(self) -> dict[str, Any]:
+        if self.remote:
+            return {"source": "PG19TextsSource", "texts": self.texts, "lists": self.lists}
+        files = {
+            name: (self._folder / name).stat()
+            for split in SPLITS
+            if (self._folder / split).is_dir()
+            for name in self._names(split)
+        }
+        return {
+            "source": "PG19TextsSource",
+            "files": [[name, status.st_size, status.st_mtime_ns] for name, status in files.items()],
+        }
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.texts).expanduser().absolute()
+
+    def _names(self, split: str) -> list[str]:
+        """The split's files as paths below texts, by the books' numbers."""
+        if split not in SPLITS:
+            raise UserError(f"PG19 has splits {', '.join(SPLITS)}, not {split!r}")
+        if split not in self._listed:
+            if self.remote:
+                lines = _fetch(f"{self.lists}/{split}_files.txt").decode("utf-8").splitlines()
+                names = [line.strip() for line in lines if line.strip()]
+            else:
+                names = [f"{split}/{path.name}" for path in (self._folder / split).glob("*.txt")]
+            if not names:
+                raise UserError(f"data.texts={self.texts} holds no {split}/*.txt; name the folder above them")
+            self._listed[split] = sorted(names, key=_number)
+        return self._listed[split]
+
+
+def _number(name: str) -> tuple[int, str]:
+    digits = re.search(r"(\d+)\.txt$", name)
+    return (int(digits[1]) if digits else -1, name)
+
+
+def _checked(books: dict[str, int] | None) -> dict[str, int]:
+    books = books or {}
+    if not isinstance(books, dict) or not set(books) <= set(SPLITS):
+        raise UserError(f"data.books must give a number for each of {', '.join(SPLITS)}, not {books!r}")
+    return books
+
+
+def _counted(
+    documents: Iterable[Document], expected: int | None, split: str, count: int = 0
+) -> Iterator[Document]:
+    """The documents behind the first `count`; UserError at their end if there are not `expected` in all."""
+    for document in documents:
+        count += 1
+        yield document
+    if expected is not None and count != expected:
+        raise UserError(
+            f"the {split} split holds {count:,} books and PG19 has {expected:,}; get the rest of it, or set "
+            "data.books=null to use a part"
+        )
+
+
+def _fetch(url: str) -> bytes:
+    """The body of a URL; tries again, ever more slowly, while a server or the network is at fault."""
+    for number in range(_TRIES):
+        try:
+            with urllib.request.urlopen(url, timeout=60) as response:
+                return response.read()
+        except urllib.error.HTTPError as error:
+            fault: Exception = error
+            if error.code < 500 and error.code != 429:
+                break
+        except (OSError, http.client.HTTPException) as error:
+            fault = error
+        if number < _TRIES - 1:
+            time.sleep(2**number)
+    raise UserError(
+        f"cannot fetch {url}: {getattr(fault, 'reason', None) or fault}; repeat the command later, which "
+        "goes on where it stopped, or give data.texts=<a folder that holds train, validation and test>"
+    ) from fault

@@ -1,0 +1,123 @@
+"""The kernels, each of which computes a little, values and gradients, beside the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from mambabyte.doctor import machine
+from mambabyte.doctor.finding import Finding
+
+if TYPE_CHECKING:
+    import torch
+
+REBUILD = "remove the kernel cache, so that the kernel is built anew; if it stays wrong, please report it"
+# Two fp32 summation orders of 65 steps differ by about 1e-6 of the largest value; a wrong kernel by 1e-1.
+_TOLERANCE = 1e-4
+
+
+def compiler() -> Finding:
+    from mambabyte.ops.cpu import build
+
+    found = build.find_compiler()
+    fix = (
+        "install g++ or clang++, or set CXX: the CPU kernels are tens of times faster than what goes without"
+    )
+    return Finding("c++ compiler", found or "none", None if found else fix)
+
+
+def cache() -> Finding:
+    from mambabyte.ops.cpu.build import cache_folder
+
+    return machine.cache("kernel cache", cache_folder(), "XDG_CACHE_HOME")
+
+
+def backends() -> Iterator[Finding]:
+    from mambabyte.ops import describe_backends
+
+    for backend in describe_backends():
+        checked, fix = "", None
+        if backend.available and backend.name != "reference":
+            checked, fix = check(backend.op, backend.name)
+        state = "available" if backend.available else "not available"
+        name = f"{backend.op}: {backend.name}"
+        yield Finding(name, f"{state}, {backend.reason}{checked}", fix, blocking=fix is not None)
+
+
+def check(op: str, backend: str) -> tuple[str, str | None]:
+    """Runs a backend and the reference on the same small inputs; returns the end of its line, and the fix."""
+    try:
+        pairs = list(zip(_OUTPUTS[op](backend, backend), _OUTPUTS[op]("reference", backend), strict=True))
+    except Exception as fault:  # whatever a broken kernel raises, the doctor reports it
+        return f", but fails: {str(fault).splitlines()[0] if str(fault) else type(fault).__name__}", REBUILD
+    error = max(float((got - law).abs().max() / law.abs().max()) for got, law in pairs)
+    return f", agrees with the reference to {error:.0e}", None if error < _TOLERANCE else REBUILD
+
+
+def _inputs(backend: str, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    """Random tensors to differentiate by, the same each time, on the device that the backend serves."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    device = "cpu" if backend == "cpu" else "cuda"
+    tensors = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+def _with_gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    import torch
+
+    return [out.detach(), *torch.autograd.grad(out.square().mean(), inputs)]
+
+
+def _selective_scan(backend: str, checked: str) -> list[torch.Tensor]:
+    from mambabyte import ops
+
+    inputs = _inputs(checked, (2, 65, 24), (2, 65, 24), (24, 16), (2, 65, 16), (2, 65, 16))
+    u, delta, A, B, C = inputs
+    out, _ = ops.selective_scan(
+        u, delta, -A.exp(), B, C, delta_softplus=True, return_final_state=True, backend=backend
+    )
+    return _with_gradients(out, inputs)
+
+
+def _causal_conv1d(backend: str, checked: str) -> list[torch.Tensor]:
+    from mambabyte import ops
+
+    inputs = _inputs(checked, (2, 65, 24), (24, 4), (24,))
+    x, weight, bias = inputs
+    out, _ = ops.causal_conv1d(x, weight, bias, return_final_state=True, backend=backend)
+    return _with_gradients(out, inputs)
+
+
+def _residual_norm(backend: str, checked: str) -> list[torch.Tensor]:
+    import torch
+
+    from mambabyte import ops
+
+    inputs = _inputs(checked, (2, 65, 24), (2, 65, 24), (24,), (24,))
+    residual, update, weight, bias = inputs
+    both = ops.residual_norm(residual, update, weight, bias, epsilon=1e-5, rms=False, backend=backend)
+    return _with_gradients(torch.cat(both), inputs)
+
+
+def _mamba_step(backend: str, checked: str) -> list[torch.Tensor]:
+    import torch
+
+    from mambabyte.models import MambaByteConfig
+    from mambabyte.ops import use_backend
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), use_backend(backend):
+        torch.manual_seed(0)
+        model = MambaByteConfig(d_model=24, n_layer=2).build()
+        logits, state = model.step(torch.tensor([7, 200]), model.initial_state(2))
+        again, _ = model.step(torch.tensor([0, 255]), state)
+    return [logits, again, *(tensor for layer in state for tensor in layer)]
+
+
+_OUTPUTS: dict[str, Callable[[str, str], list[torch.Tensor]]] = {
+    "selective_scan": _selective_scan,
+    "causal_conv1d": _causal_conv1d,
+    "residual_norm": _residual_norm,
+    "mamba_step": _mamba_step,
+}

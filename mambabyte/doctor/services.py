@@ -1,0 +1,89 @@
+"""The Hugging Face hub and Weights & Biases: is there a credential, and does anybody answer.
+
+Neither is needed to train: what is missing is told, and keeps nothing from starting.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
+
+from mambabyte.doctor.finding import Finding
+from mambabyte.runtime.credentials import has_wandb_credentials
+
+_LONGEST_WAIT = 3.0  # seconds, for both together
+_ON = ("1", "true", "yes", "on")
+
+
+def credentials() -> Iterator[Finding]:
+    fix = "for logger=wandb online: `wandb login` or WANDB_API_KEY"
+    yield _credential("wandb", has_wandb_credentials(), fix)
+    yield _credential("hugging face", has_hugging_face_token(), "for private or gated data sets: HF_TOKEN")
+
+
+def has_hugging_face_token() -> bool:
+    """Whether the environment or the file that ``hf auth login`` writes holds one; it is not read."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    return bool(os.environ.get("HF_TOKEN")) or (home / "token").is_file()
+
+
+def reachability() -> Iterator[Finding]:
+    """Whether the services answer, at the addresses that their own variables give; both are asked at once."""
+    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    wandb = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    offline = {
+        "hugging face hub": os.environ.get("HF_HUB_OFFLINE", "").lower() in _ON,
+        "wandb service": os.environ.get("WANDB_MODE", "").lower() in ("offline", "disabled"),
+    }
+    fixes = {
+        "hugging face hub": "data from the hub needs a network, a proxy (HTTPS_PROXY) or a mirror "
+        "(HF_ENDPOINT); data=stdlib, data=files and local copies (data.path=) do not",
+        "wandb service": "logger=wandb records offline with WANDB_MODE=offline, and `wandb sync` sends it "
+        "later",
+    }
+    answers: dict[str, str | None] = {}
+    addresses = {"hugging face hub": hub, "wandb service": wandb}
+    questions = [
+        # daemons: looking up a name can take longer than anybody wants to wait, also for the program's end
+        threading.Thread(target=_ask, args=(name, address, answers), daemon=True)
+        for name, address in addresses.items()
+        if not offline[name]
+    ]
+    for question in questions:
+        question.start()
+    for question in questions:
+        question.join(_LONGEST_WAIT)
+    for name, address in addresses.items():
+        host = urlparse(address).hostname or "no host"  # an address may hold a password: it is not shown
+        fault = answers.get(name, f"no answer in {_LONGEST_WAIT:.0f} s")
+        if offline[name]:
+            yield Finding(name, f"{host}, not asked: the environment says offline")
+        elif fault is None:
+            yield Finding(name, f"{host} answers")
+        else:
+            yield Finding(name, f"{host} cannot be reached: {fault}", fixes[name])
+
+
+def _ask(name: str, address: str, answers: dict[str, str | None]) -> None:
+    """Notes None if anybody answers, whatever they say, else what is wrong in a few words."""
+    try:
+        parts = urlparse(address)
+        without_password = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        with urlopen(Request(without_password, method="HEAD"), timeout=_LONGEST_WAIT):
+            answers[name] = None
+    except HTTPError:
+        answers[name] = None
+    except URLError as fault:
+        reason = fault.reason
+        answers[name] = (getattr(reason, "strerror", None) or type(reason).__name__).lower()
+    except (OSError, ValueError) as fault:
+        answers[name] = type(fault).__name__
+
+
+def _credential(name: str, present: bool, fix: str) -> Finding:
+    return Finding(name, "credential present" if present else f"no credential ({fix})")

@@ -1,0 +1,1 @@
+"""A run's directory: written by training, read by reporting."""

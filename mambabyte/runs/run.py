@@ -1,0 +1,181 @@
+"""A run as its directory records it: config.yaml, metrics.csv and, when it is complete, summary.json."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import yaml
+
+from mambabyte.errors import UserError
+from mambabyte.models import config_from_dict
+from mambabyte.runs.metrics_csv import read_metrics
+
+_NO_RUNS_INSIDE = ("checkpoints", "wandb", "tensorboard")  # wandb keeps a config.yaml of its own
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A figure of summary.json: of all validation bytes, and how it was taken."""
+
+    bits_per_byte: float
+    bytes: int
+    documents: int
+    protocol: dict[str, Any]
+    data_fingerprint: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        kind: the model's class. model: its settings.
+        inference_flops, training_flops: per byte, in windows of ``context_length`` bytes.
+        bytes_trained: of all windows of the steps so far.
+        seconds: spent on steps; None before the first row of metrics.csv.
+        bytes_per_second: the median over the rows of metrics.csv.
+        peak_memory_bytes: the largest recorded; None if none is.
+        validation, stateful: None unless the run is complete; the second also if the model's state grows.
+        curve: (bytes trained, seconds, bits per byte) at each validation during training.
+        curve_bytes: how many of the first validation bytes these score.
+        data: the section of the configuration.
+    """
+
+    directory: Path
+    kind: str
+    model: dict[str, Any]
+    parameters: int
+    inference_flops: float
+    training_flops: float
+    context_length: int
+    learning_rate: float
+    seed: int
+    precision: str
+    step: int
+    max_steps: int
+    bytes_trained: int
+    seconds: float | None
+    bytes_per_second: float | None
+    peak_memory_bytes: int | None
+    device: str | None
+    validation: Measurement | None
+    stateful: Measurement | None
+    curve: list[tuple[int, float, float]]
+    curve_bytes: int
+    data: dict[str, Any]
+
+    @property
+    def state(self) -> str:
+        """ "complete", or how far it is."""
+        if self.validation is not None:
+            return "complete"
+        if self.step >= self.max_steps:
+            return "trained, not measured"
+        return f"not complete: step {self.step:,} of {self.max_steps:,}"
+
+
+def find_runs(paths: Iterable[str]) -> list[Path]:
+    """The run directories that are meant: each path is one, a folder with some in it, or a glob of these.
+
+    Raises:
+        UserError: nothing is there, or no run.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        expanded = os.path.expanduser(path)
+        places = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
+        runs = [run for place in places for run in _runs_below(place)]
+        if not runs:
+            raise UserError(f"there is no run at '{path}': give run directories, or a folder that holds some")
+        found.update(dict.fromkeys(runs))
+    return list(found)
+
+
+def _runs_below(folder: str) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in _NO_RUNS_INSIDE)
+        if "config.yaml" in files:
+            yield Path(os.path.abspath(place))
+
+
+def read_run(directory: Path) -> Run:
+    """The run in ``directory``.
+
+    Raises:
+        UserError: a file of it is missing, damaged or of another version.
+    """
+    with _reading(directory / "config.yaml") as path:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model = config_from_dict(config["model"])
+        with torch.device("meta"):
+            built = model.build()
+        flops = built.flops_per_byte(config["context_length"])
+        max_steps, bytes_per_step = config["trainer"]["max_steps"], config["trainer"]["global_batch_bytes"]
+        settings = {
+            "learning_rate": float(config["optimizer"]["learning_rate"]),
+            "seed": config["seed"],
+            "precision": config["trainer"]["precision"],
+            "curve_bytes": config["callbacks"]["validation_bytes"],
+            "data": config["data"],
+        }
+    with _reading(directory / "metrics.csv") as path:
+        rows = read_metrics(path)
+        curve = [
+            (row["bytes"], row["seconds"], row["validation_bits_per_byte"])
+            for row in rows
+            if row["validation_bits_per_byte"] is not None
+        ]
+        rates = [row["bytes_per_second"] for row in rows]
+        peaks = [row["peak_memory_bytes"] for row in rows if row.get("peak_memory_bytes")]
+    with _reading(directory / "summary.json") as path:
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        complete = bool(summary) and summary["step"] >= max_steps
+        validation = _measurement(summary["validation"]) if complete else None
+        stateful = _measurement(summary["validation_stateful"]) if complete else None
+        device = summary["validation"]["device"] if complete else None
+        reached: int = summary["step"] if complete else rows[-1]["step"] if rows else 0
+    return Run(
+        directory=directory,
+        kind=type(built).__name__,
+        model=model.to_dict(),
+        parameters=built.num_parameters(),
+        inference_flops=flops.inference,
+        training_flops=flops.training,
+        context_length=config["context_length"],
+        step=reached,
+        max_steps=max_steps,
+        bytes_trained=reached * bytes_per_step,
+        seconds=rows[-1]["seconds"] if rows else None,
+        bytes_per_second=median(rates) if rates else None,
+        peak_memory_bytes=max(peaks, default=None),
+        device=device,
+        validation=validation,
+        stateful=stateful,
+        curve=curve,
+        **settings,
+    )
+
+
+def _measurement(values: dict[str, Any] | None) -> Measurement | None:
+    if values is None:
+        return None
+    return Measurement(**{field.name: values[field.name] for field in fields(Measurement)})
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"'{path}' is damaged or of another version: {reason}") from error

@@ -1,0 +1,85 @@
+"""A run's directory: which configuration it belongs to, and which process."""
+
+import errno
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mambabyte.errors import UserError
+from mambabyte.runtime.atomic_write import whole_file
+
+# What may change between two sittings of one run: all else of these sections decides what the weights become.
+_SECTIONS = ("model", "data", "context_length", "seed")
+_FREE = (
+    *("data.workers", "data.folder", "data.retries", "data.source.retries"),
+    *("data.revision", "data.source.revision"),  # the data module compares the data itself
+)
+
+
+def check_same_run(run_dir: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise UserError if the run in ``run_dir`` has a ``saved`` configuration of another model or other data
+    than ``config``. Steps, learning rate, devices and logging may change."""
+    before = _flat({name: saved.get(name) for name in _SECTIONS})
+    now = _flat({name: config.get(name) for name in _SECTIONS})
+    before["trainer.global_batch_bytes"] = saved["trainer"]["global_batch_bytes"]
+    now["trainer.global_batch_bytes"] = config["trainer"]["global_batch_bytes"]
+    different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    different = [key for key in different if key not in _FREE]
+    if different:
+        changes = ", ".join(f"{key} ({before.get(key)} there, {now.get(key)} now)" for key in different)
+        raise UserError(
+            f"'{run_dir}' holds a run with another configuration: {changes}; give the new run its own name=, "
+            "or go back to that configuration to resume"
+        )
+
+
+@contextmanager
+def hold(run_dir: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """Make ``run_dir``, keep other processes from training in it meanwhile, and write its config.yaml.
+
+    Raises:
+        UserError: the directory cannot be written, or another process is training in it.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to '{run_dir}': {error.strerror}; choose another run_dir=") from error
+    with lock, explaining_full_disk(run_dir):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system, however we end
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is training in '{run_dir}'; wait for it, or set name="
+            ) from error
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        with whole_file(run_dir / "config.yaml") as file:
+            file.write(text.encode())
+        yield
+
+
+@contextmanager
+def explaining_full_disk(run_dir: Path) -> Iterator[None]:
+    """Turn the system's error about a full disk into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"no space is left for '{run_dir}': free some and repeat the command; its checkpoints are whole"
+        ) from error
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,103 @@
+"""metrics.csv: one row per logged step, the run's record that every plot is made from."""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+
+from mambabyte.runs.metrics_csv import append_metrics, read_metrics, write_metrics
+from mambabyte.runtime.memory import PeakMemory
+from mambabyte.training.callbacks.progress import ProgressLine
+from mambabyte.training.callbacks.step_callback import StepCallback, is_due
+from mambabyte.training.module import ByteLMModule
+from mambabyte.training.planning.peak_flops import peak_flops
+
+
+class Metrics(StepCallback):
+    """Writes a row every ``every`` steps and at validations, and passes it to progress line and logger.
+
+    ``bytes`` counts the bytes of all windows so far, ``seconds`` the time spent on steps in all sittings
+    together; ``bytes_per_second``, ``bits_per_byte`` and ``clipped_share`` (of the steps, those whose
+    gradient was clipped) are over the steps since the last row; ``peak_memory_bytes`` is that of this rank in
+    this sitting; ``model_flops_utilization`` is the share that the model's analytic operations make of what
+    the devices could do (peak_flops.py); ``skipped_steps`` counts those of the run that the optimizer did not
+    take; the rest is ScanStatistics'.
+    """
+
+    def __init__(
+        self, path: Path, every: int, validate_every: int, max_steps: int, bytes_per_step: int
+    ) -> None:
+        self._path = path
+        self._every = every
+        self._validate_every = validate_every
+        self._max_steps = max_steps
+        self._bytes_per_step = bytes_per_step
+        self._seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds + self._since_row()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds = float(state_dict["seconds"])
+
+    _module: ByteLMModule
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        assert isinstance(module, ByteLMModule)
+        self._module = module
+        self._line = ProgressLine(self._max_steps, self._bytes_per_step, trainer.global_step)
+        if trainer.is_global_zero:
+            # rows of steps that are about to be taken again would stand there twice
+            keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
+            write_metrics(self._path, keep)
+            self._seconds_per_byte = _least_seconds_per_byte(trainer, module)
+        self._memory = PeakMemory(trainer.strategy.root_device)
+        self._begin_row(trainer.global_step)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether a row is written after ``step``."""
+        return is_due(step, self._every) or is_due(step, self._validate_every) or step == self._max_steps
+
+    def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
+        if not self.is_logged(step):
+            return
+        module.check_spikes(wait=True)
+        seconds = self._since_row()
+        self._seconds += seconds
+        speed = (step - self._row_step) * self._bytes_per_step / max(seconds, 1e-9)
+        row: dict[str, Any] = {
+            "step": step,
+            "bytes": step * self._bytes_per_step,
+            "seconds": self._seconds,
+            **module.take_row(),
+            "validation_bits_per_byte": module.validation_bits_per_byte,
+            "learning_rate": module.learning_rate_at(step - 1),
+            "gradient_norm": float(module.gradient_norm),
+            "bytes_per_second": speed,
+            "peak_memory_bytes": self._memory.bytes(),
+            **module.scan_statistics,
+        }
+        self._begin_row(step)
+        if trainer.is_global_zero:
+            row["model_flops_utilization"] = speed * self._seconds_per_byte
+            append_metrics(self._path, row)
+            self._line.show(row, final=step == self._max_steps)
+            if trainer.logger is not None:
+                values = {name: value for name, value in row.items() if name != "step" and value is not None}
+                trainer.logger.log_metrics(values, step=step)
+
+    def _begin_row(self, step: int) -> None:
+        self._row_step = step
+        self._row_start = time.perf_counter() - self._module.seconds_beside_training
+
+    def _since_row(self) -> float:
+        return time.perf_counter() - self._module.seconds_beside_training - self._row_start
+
+
+def _least_seconds_per_byte(trainer: Trainer, module: ByteLMModule) -> float:
+    """What training on a byte would take if all devices did nothing but multiply."""
+    precision: Literal["fp32", "bf16"] = "bf16" if "bf16" in str(trainer.precision) else "fp32"
+    peak = peak_flops(trainer.strategy.root_device, precision).flops * trainer.world_size
+    return module.training_flops_per_byte / peak

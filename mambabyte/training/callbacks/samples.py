@@ -1,0 +1,37 @@
+"""Samples during training."""
+
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+from mambabyte.generation import Sampler, decode_stream, generate
+from mambabyte.models import ByteLM
+from mambabyte.training.callbacks.step_callback import StepCallback, is_due
+from mambabyte.training.module import ByteLMModule
+
+
+class Samples(StepCallback):
+    """Appends what the model writes, always from the same prompt and seed, to ``samples.txt``."""
+
+    def __init__(self, path: Path, every: int, prompt: str, num_bytes: int) -> None:
+        self._path = path
+        self._every = every
+        self._prompt = prompt
+        self._num_bytes = num_bytes
+
+    def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
+        if not is_due(step, self._every):
+            return
+        with module.beside_training():
+            model = module.whole_model
+            if model is None or not trainer.is_global_zero:
+                return
+            text = sample_text(model, self._prompt, self._num_bytes)
+            with self._path.open("a", encoding="utf-8", newline="") as file:
+                file.write(f"--- step {step}\n{self._prompt}{text}\n")
+
+
+def sample_text(model: ByteLM, prompt: str, num_bytes: int) -> str:
+    """``num_bytes`` bytes that continue ``prompt``, as text, drawn with the default sampler."""
+    stream = generate(model, prompt.encode("utf-8", "surrogateescape"), num_bytes, Sampler())
+    return "".join(decode_stream(stream))

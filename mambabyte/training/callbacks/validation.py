@@ -1,0 +1,41 @@
+"""Validation bits per byte during training."""
+
+import math
+
+from lightning.pytorch import Trainer
+
+from mambabyte.data import ByteCorpus
+from mambabyte.evaluation.bits_per_byte import score
+from mambabyte.training.callbacks.step_callback import StepCallback, is_due
+from mambabyte.training.module import ByteLMModule
+
+
+class Validation(StepCallback):
+    """Scores the same first bytes of the validation split each time (protocol disjoint), on rank zero."""
+
+    def __init__(
+        self, corpus: ByteCorpus, every: int, max_bytes: int, context_length: int, batch_size: int
+    ) -> None:
+        self._corpus = corpus
+        self._every = every
+        self._max_bytes = max_bytes
+        self._context_length = context_length
+        self._batch_size = batch_size
+
+    def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
+        module.validation_bits_per_byte = None
+        if not is_due(step, self._every):
+            return
+        with module.beside_training():
+            model = module.whole_model
+            if model is None or not trainer.is_global_zero:
+                return
+            total, _, nats = score(
+                model,
+                self._corpus,
+                "disjoint",
+                self._context_length,
+                self._batch_size,
+                max_bytes=self._max_bytes,
+            )
+            module.validation_bits_per_byte = nats / total / math.log(2)

@@ -1,0 +1,165 @@
+"""The processes of a run: how many the launcher has started, which one this is, and how they end together."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from mambabyte.errors import UserError
+from mambabyte.training.settings import TrainerConfig
+
+_LOOK_EVERY = 0.5  # seconds
+_ENDED = "all processes of this run end with it; the last checkpoint is whole: repeat the command"
+
+
+def placed(config: TrainerConfig) -> TrainerConfig:
+    """``config`` with its devices and nodes counted where they are ``auto``: those that torchrun or srun has
+    started processes for, else the devices of this machine.
+
+    Raises:
+        UserError: torchrun or srun has started another number of processes than the configuration asks for.
+    """
+    launcher, devices, nodes = _launched(config)
+    placed = replace(
+        config,
+        devices=devices if config.devices == "auto" else config.devices,
+        num_nodes=nodes if config.num_nodes == "auto" else config.num_nodes,
+    )
+    if launcher and (placed.devices, placed.num_nodes) != (devices, nodes):
+        raise UserError(
+            f"{launcher} has started {devices} processes on each of {nodes} nodes, but the configuration has "
+            f"trainer.devices={config.devices} and trainer.num_nodes={config.num_nodes}: use trainer=ddp or "
+            "trainer=fsdp, which count them"
+        )
+    return placed
+
+
+def _launched(config: TrainerConfig) -> tuple[str | None, int, int]:
+    """What started this process, if it starts others too; processes on a node; nodes."""
+    if TorchElasticEnvironment.detect():
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return "torchrun", local, int(os.environ["WORLD_SIZE"]) // local
+    if started_by_srun():
+        nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        return "srun", int(os.environ["SLURM_NTASKS"]) // nodes, nodes
+    gpus = 0 if config.accelerator == "cpu" else torch.cuda.device_count()
+    return None, max(1, gpus), 1
+
+
+def started_by_srun() -> bool:
+    """Whether this process is one of the tasks of a SLURM step; a torchrun in between counts for more."""
+    return not TorchElasticEnvironment.detect() and SLURMEnvironment.detect()
+
+
+def is_main_process() -> bool:
+    """Whether this process has rank 0, told from the environment: no process group is needed."""
+    if TorchElasticEnvironment.detect():
+        return os.environ["RANK"] == "0"
+    if started_by_srun():
+        return os.environ["SLURM_PROCID"] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("NODE_RANK", "LOCAL_RANK"))
+
+
+class Launcher(_SubprocessScriptLauncher):
+    """Lightning's launcher, whose own watch over the other ranks would kill this process without a word."""
+
+    def __init__(self, strategy: Any) -> None:
+        super().__init__(strategy.cluster_environment, strategy.num_processes, strategy.num_nodes)
+
+    def launch(self, function: Callable, *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
+        if self.cluster_environment.creates_processes_externally:
+            _watch(_launcher_gone(os.getppid()))
+        else:
+            self._call_children_scripts()
+            _watch(_other_rank_gone(self.procs))
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+    def _call_children_scripts(self) -> None:
+        # the program may be submitit's, which is not what the other ranks are to run
+        program = sys.modules["__main__"]
+        own, program.__spec__ = program.__spec__, find_spec("mambabyte.__main__")
+        try:
+            super()._call_children_scripts()
+        finally:
+            program.__spec__ = own
+
+
+def _watch(problem: Callable[[], str | None]) -> None:
+    """From a thread, since the main one may wait in a collective for somebody who has gone."""
+
+    def watch() -> None:
+        while (sentence := problem()) is None:
+            time.sleep(_LOOK_EVERY)
+        if sentence:
+            print(f"mambabyte: {sentence}", file=sys.stderr, flush=True)
+            os._exit(UserError.exit_code)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _launcher_gone(parent: int) -> Callable[[], str | None]:
+    """torchrun, or the rank 0 that started this one. A launcher that dies takes nobody with it by itself."""
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+
+    def problem() -> str | None:
+        gone = os.getppid() != parent
+        return f"what started this process, rank {rank}, has ended; {_ENDED}" if gone else None
+
+    return problem
+
+
+def _other_rank_gone(processes: Sequence[subprocess.Popen]) -> Callable[[], str | None]:
+    def problem() -> str | None:
+        """An empty text when all have ended well."""
+        codes = [process.poll() for process in processes]
+        if all(code == 0 for code in codes):
+            return ""
+        for rank, code in enumerate(codes, start=1):
+            if code:
+                for process in processes:
+                    process.kill()
+                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+                return f"rank {rank} {how}; {_ENDED}"
+        return None
+
+    return problem
+
+
+def lost_rank(error: BaseException) -> UserError | None:
+    """What the process group raises when another rank has gone, as one sentence; None for other errors."""
+    gloo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    if not (gloo or isinstance(error, torch.distributed.DistError)):
+        return None
+    reason = str(error).strip().splitlines()[0]
+    told = "" if re.search(r"Connection (closed|reset) by peer", reason) else f" ({reason})"
+    return UserError(f"another rank of this run has gone{told}; {_ENDED}")
+
+
+class SameStart(Callback):
+    """Refuses to train on where the ranks have read different checkpoints."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        step = trainer.global_step
+        steps = torch.tensor([step, -step], device=trainer.strategy.root_device)
+        last, first = trainer.strategy.reduce(steps, reduce_op="max").tolist()
+        if last != -first:
+            raise UserError(
+                f"the ranks of this run go on from different checkpoints (step {-first} and step {last}): "
+                "run_dir must lie on a file system that all nodes share"
+            )

@@ -1,0 +1,1 @@
+"""What a run will cost, and the settings that meet a budget."""

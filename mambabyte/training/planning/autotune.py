@@ -1,0 +1,175 @@
+"""Settings that this machine's speed and memory decide: ``trainer.micro_batch_size=auto``, and the steps that
+``budget.training_seconds`` has time for.
+
+They are decided once for a run, by rank 0, and written to ``run_dir/measured.json`` with what they were
+decided for. The other ranks wait for that file, and a run that goes on reads it: it keeps its steps and sums.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mambabyte.config.composition import typed
+from mambabyte.errors import UserError
+from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.training.distributed.launching import is_main_process, placed
+from mambabyte.training.planning.budget import Budget, whole_steps
+from mambabyte.training.planning.memory_estimate import MemoryBudget
+from mambabyte.training.planning.step_timing import probe
+from mambabyte.training.settings import TrainerConfig
+
+_FILE = "measured.json"
+_LONGEST_WAIT = 1800.0  # seconds for rank 0 to measure in
+_SLOWER = 0.9  # of the best speed so far: no use in trying still larger ones
+_SPEED = ("model", "context_length")  # what either answer depends on
+_PLACE = (
+    *("global_batch_bytes", "precision", "accelerator", "devices", "num_nodes", "strategy"),
+    "activation_checkpointing",
+)
+
+
+def with_measurements(cfg: DictConfig, keep: bool = True) -> DictConfig:
+    """The configuration of `mambabyte train` with what is to be measured in its place, as numbers.
+
+    Args:
+        keep: write the answers to the run directory. They are read from there in any case.
+
+    Raises:
+        UserError: a step cannot fit, or takes longer than the budget; rank 0 has not answered.
+    """
+    seconds = typed(cfg.budget, Budget).training_seconds
+    if cfg.trainer.micro_batch_size != "auto" and seconds is None:
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    record = _Record(Path(cfg.run_dir), keep)
+    if cfg.trainer.micro_batch_size == "auto":
+        one = _settings(cfg, micro_batch_size=1)
+        place = {name: value for name, value in vars(one).items() if name in _PLACE}
+        question = {**_parts(cfg, _SPEED), "trainer": place}
+        cfg.trainer.micro_batch_size = record.answer(
+            "micro_batch_size", question, lambda: best_micro_batch_size(cfg, one)
+        )
+    if seconds is not None:
+        settings = _settings(cfg)
+        question = {
+            **_parts(cfg, _SPEED),
+            "global_batch_bytes": settings.global_batch_bytes,
+            "training_seconds": seconds,
+        }
+        cfg.trainer.max_steps = record.answer(
+            "max_steps", question, lambda: steps_for(cfg, settings, seconds)
+        )
+    return cfg
+
+
+def steps_for(cfg: DictConfig, settings: TrainerConfig, training_seconds: float) -> int:
+    """The steps that a time budget has room for, at the speed of ten here and now.
+
+    Raises:
+        UserError: a step cannot fit, or takes longer than the budget.
+    """
+    MemoryBudget.of(cfg, settings).check(settings.micro_batch_size)
+    return whole_steps("training_seconds", training_seconds, probe(cfg, settings).seconds_per_step)
+
+
+def best_micro_batch_size(cfg: DictConfig, settings: TrainerConfig) -> int:
+    """On a GPU the largest micro-batch that fits, tried out; on a CPU, where a larger one is not always
+    faster, the fastest of those that fit. Only divisors of a device's share of the global batch count.
+
+    Raises:
+        UserError: not even one window at a time fits.
+    """
+    import torch
+
+    memory = MemoryBudget.of(cfg, settings)
+    share = settings.accumulation(cfg.context_length, settings.world_size)  # in windows, one at a time
+    fitting = [size for size in range(1, share + 1) if share % size == 0 and memory.fits(size)]
+    if not fitting:
+        memory.refuse(1)
+    if memory.device.type == "cuda":
+        for size in reversed(fitting):
+            with suppress(torch.OutOfMemoryError):
+                probe(cfg, _settings(cfg, micro_batch_size=size), steps=2)
+                return size
+        memory.refuse(1)
+    best, fastest = fitting[0], 0.0
+    for size in fitting:
+        took = probe(cfg, _settings(cfg, micro_batch_size=size), steps=5).seconds_per_step
+        if 1 / took > fastest:
+            best, fastest = size, 1 / took
+        elif 1 / took < _SLOWER * fastest:
+            break
+    return best
+
+
+def _settings(cfg: DictConfig, **instead: Any) -> TrainerConfig:
+    return placed(typed(OmegaConf.merge(cfg.trainer, instead), TrainerConfig))  # type: ignore[arg-type]
+
+
+def _parts(cfg: DictConfig, names: tuple[str, ...]) -> dict[str, Any]:
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return {name: values[name] for name in names}
+
+
+class _Record:
+    """run_dir/measured.json: by name an answer, and the question that it answers."""
+
+    def __init__(self, run_dir: Path, keep: bool) -> None:
+        self._path = run_dir / _FILE
+        self._keep = keep
+
+    def answer(self, name: str, question: dict[str, Any], measure: Callable[[], int]) -> int:
+        known = self._known(name, question)
+        if known is None and not is_main_process():
+            return self._wait(name, question)
+        if known is None:
+            print(f"mambabyte: measuring what trainer.{name} is to be", file=sys.stderr)
+            known = measure()
+            print(f"mambabyte: trainer.{name}={known}", file=sys.stderr)
+            if self._keep:
+                self._write(name, {"question": question, "answer": known})
+        return known
+
+    def _known(self, name: str, question: dict[str, Any]) -> int | None:
+        entry = self._read().get(name, {})
+        return entry["answer"] if entry.get("question") == question else None
+
+    def _wait(self, name: str, question: dict[str, Any]) -> int:
+        until = time.monotonic() + _LONGEST_WAIT
+        while time.monotonic() < until:
+            known = self._known(name, question)
+            if known is not None:
+                return known
+            time.sleep(0.2)
+        raise UserError(
+            f"rank 0 has not written {name} to '{self._path}' in {_LONGEST_WAIT / 60:.0f} minutes: run_dir "
+            f"must lie on a file system that all nodes share; or set trainer.{name}= to a number"
+        )
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._path.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"'{self._path}' cannot be read ({error}); remove it to measure anew") from error
+
+    def _write(self, name: str, entry: dict[str, Any]) -> None:
+        text = json.dumps({**self._read(), name: entry}, indent=2)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(self._path) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise UserError(
+                f"cannot write to '{self._path.parent}': {error.strerror}; choose another run_dir="
+            ) from error

@@ -1,0 +1,117 @@
+"""What a run will take, told before it starts: nothing is written to its directory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from mambabyte.data import ByteDataModule
+from mambabyte.training.callbacks.progress import byte_count, duration
+from mambabyte.training.planning.memory_estimate import MemoryBudget, on_meta
+from mambabyte.training.planning.peak_flops import peak_flops
+from mambabyte.training.planning.step_timing import fits_one_device, probe
+from mambabyte.training.settings import TrainerConfig
+
+
+def forecast(cfg: DictConfig, settings: TrainerConfig, data: ByteDataModule, step: int) -> dict[str, Any]:
+    """The figures of a run that stands at optimizer step ``step``, in plain JSON: bytes, seconds,
+    floating-point operations. Ten steps are measured, on this process's device alone; where that does not
+    hold FSDP's whole model, none, and what would come of them is None.
+
+    Args:
+        cfg: of `mambabyte train`, solved. settings: of its trainer, `launching.placed`.
+
+    Raises:
+        UserError: a step cannot fit.
+    """
+    memory = MemoryBudget.of(cfg, settings)
+    memory.check(settings.micro_batch_size)
+    estimate = memory.estimate(settings.micro_batch_size)
+    model = on_meta(memory.config)
+    flops = model.flops_per_byte(cfg.context_length)
+    peak = peak_flops(memory.device, settings.precision)
+    measured = probe(cfg, settings) if fits_one_device(cfg, settings) else None
+    step_seconds = None if measured is None else measured.seconds_per_step
+    speed = None if step_seconds is None else settings.global_batch_bytes / step_seconds
+    total = settings.max_steps * settings.global_batch_bytes
+    corpus = None if data.streaming else data.train_corpus().num_bytes
+    return {
+        "name": cfg.name,
+        "model": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "inference_flops_per_byte": flops.inference,
+        "training_flops_per_byte": flops.training,
+        "training_flops": flops.training * total,
+        "device": str(memory.device),
+        "devices": settings.world_size,
+        "precision": settings.precision,
+        "memory": {**vars(estimate), "total": estimate.total, "available": memory.available},
+        "fits_comfortably": memory.fits(settings.micro_batch_size),
+        "activation_checkpointing": settings.activation_checkpointing,
+        "context_length": cfg.context_length,
+        "micro_batch_size": settings.micro_batch_size,
+        "bytes_per_step": settings.global_batch_bytes,
+        "steps": settings.max_steps,
+        "steps_done": step,
+        "bytes": total,
+        "corpus_bytes": corpus,
+        "epochs": None if corpus is None else total / corpus,
+        "seconds_per_step": step_seconds,
+        "seconds": None if step_seconds is None else max(0, settings.max_steps - step) * step_seconds,
+        "bytes_per_second": speed,
+        "measured_peak_memory": None if measured is None else measured.peak_memory_bytes,
+        "peak_flops": peak.flops,
+        "peak_flops_source": peak.source,
+        "model_flops_utilization": None
+        if speed is None
+        else speed * flops.training / (peak.flops * settings.world_size),
+    }
+
+
+def describe(run: dict[str, Any]) -> str:
+    """The same in words."""
+    memory = {name: "unknown" if size is None else byte_count(size) for name, size in run["memory"].items()}
+    device, world, peak = run["device"], run["devices"], run["measured_peak_memory"]
+    parts = [f"{memory[part]} {part}" for part in ("weights", "gradients", "optimizer", "activations")]
+    recomputed = ", blocks computed again in backward" if run["activation_checkpointing"] else ""
+    verdict = "fits" if run["fits_comfortably"] else "fits, with little to spare"
+    left = f" for the {run['steps'] - run['steps_done']:,} steps left" if run["steps_done"] else ""
+    alone = "; measured on one of them, without what passes between them" if world > 1 else ""
+    corpus = "a streamed corpus"
+    if run["corpus_bytes"] is not None:
+        corpus = f"{run['epochs']:.2f} epochs of {byte_count(run['corpus_bytes'])}"
+    lines = {
+        "model": f"{run['model']}, {run['parameters']:,} parameters",
+        "compute": f"{_flops(run['inference_flops_per_byte'])}FLOP a byte in inference, "
+        f"{_flops(run['training_flops_per_byte'])}FLOP in training; {run['training_flops']:.3g} FLOP in all",
+        "memory": f"{' + '.join(parts)} (micro-batch {run['micro_batch_size']}{recomputed}) = "
+        f"{memory['total']} of {memory['available']} ({device}): {verdict}",
+        "bytes": f"{byte_count(run['bytes'])} in {run['steps']:,} steps of {run['bytes_per_step']:,}"
+        f", {corpus}",
+    }
+    if run["seconds"] is None:
+        lines["time"] = "not measured: one device does not hold the whole model"
+        return _table(lines)
+    lines |= {
+        "time": f"{duration(run['seconds'])}{left} on {world} x {device}, without validation, samples and "
+        f"checkpoints{alone}",
+        "speed": f"{byte_count(run['bytes_per_second'])}/s, {run['seconds_per_step']:.3g} s a step; "
+        f"{100 * run['model_flops_utilization']:.1f} % of {_flops(run['peak_flops'])}FLOP/s in "
+        f"{run['precision']} ({run['peak_flops_source']})",
+    }
+    if peak is not None:
+        lines["peak"] = f"{byte_count(peak)} in the steps measured, the program itself included"
+    return _table(lines)
+
+
+def _table(lines: dict[str, str]) -> str:
+    return "\n".join(f"{name:8}{text}" for name, text in lines.items())
+
+
+def _flops(value: float) -> str:
+    """Decimal units: "3.5 M", to stand before FLOP."""
+    for scale, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value:.3g} "

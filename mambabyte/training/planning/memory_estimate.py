@@ -1,0 +1,234 @@
+"""How much memory a training step takes, worked out without taking it, and whether a device has that much."""
+
+from __future__ import annotations
+
+import functools
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mambabyte.errors import UserError
+from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
+from mambabyte.runtime.memory import available_memory
+from mambabyte.training.activation_checkpointing import recompute_blocks
+from mambabyte.training.callbacks.progress import byte_count
+from mambabyte.training.settings import TrainerConfig
+
+_FLOAT = 4  # bytes of a weight: fp32, also where the arithmetic is bf16
+_COMFORTABLE = 0.75  # of what is available: allocators and kernels take more than what is counted here
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device.
+
+    gradients: under DDP twice, whose buckets hold them again. optimizer: AdamW's two moments. activations:
+    the most that exists at once beside the others while one micro-batch goes forward and back. FSDP shares
+    out the first three; the blocks that it gathers for a moment are not counted.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def state(self) -> int:
+        """What a step takes however small its micro-batch."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        return self.state + self.activations
+
+
+class MemoryBudget:
+    """The memory of a run's steps, and of the device that takes them.
+
+    Args:
+        settings: `launching.placed`; their micro_batch_size is of no account.
+
+    Attributes:
+        config: the model's.
+        device: the one this process would train on.
+        available: its bytes for this process, None where the system does not tell.
+    """
+
+    def __init__(self, config: ByteLMConfig, settings: TrainerConfig, context_length: int) -> None:
+        self.device = training_device(settings.accelerator)
+        memory = available_memory(self.device)
+        sharing = int(settings.devices) if self.device.type == "cpu" else 1
+        self.available = None if memory is None else memory // sharing
+        self.config, self._settings, self._context_length = config, settings, context_length
+        self._passes: dict[int, int] = {}
+
+    @classmethod
+    def of(cls, cfg: DictConfig, settings: TrainerConfig) -> MemoryBudget:
+        """That of a run of `mambabyte train`."""
+        description: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
+        return cls(config_from_dict(description), settings, cfg.context_length)
+
+    @functools.cached_property
+    def state(self) -> MemoryEstimate:
+        """Without activations."""
+        size = _FLOAT * on_meta(self.config).num_parameters()
+        ranks = self._settings.world_size
+        sharded = ranks > 1 and self._settings.strategy == "fsdp"
+        held = size // ranks if sharded else size
+        buckets = size if ranks > 1 and not sharded else 0
+        return MemoryEstimate(weights=held, gradients=held + buckets, optimizer=2 * held, activations=0)
+
+    def estimate(self, micro_batch_size: int) -> MemoryEstimate:
+        """Extrapolated from one window and two: activations grow by as much with each more."""
+        one = self._pass(1)
+        activations = one if micro_batch_size == 1 else one + (micro_batch_size - 1) * (self._pass(2) - one)
+        return replace(self.state, activations=activations)
+
+    def fits(self, micro_batch_size: int) -> bool:
+        """Whether there is room, with something to spare."""
+        return self.available is None or (
+            self.estimate(micro_batch_size).total <= _COMFORTABLE * self.available
+        )
+
+    def check_state(self) -> None:
+        """Raise UserError if no step can fit, whatever is in it. Costs little."""
+        if self.available is not None and self.state.state > self.available:
+            raise UserError(
+                f"weights, gradients and optimizer state alone take {byte_count(self.state.state)}, and "
+                f"{self._place} has {byte_count(self.available)} left: choose a smaller model, another "
+                "machine, or trainer=fsdp over several GPUs"
+            )
+
+    def check(self, micro_batch_size: int) -> None:
+        """Raise UserError, which names what to change, if a step of such micro-batches cannot fit."""
+        self.check_state()
+        if self.available is not None and self.estimate(micro_batch_size).total > self.available:
+            self.refuse(micro_batch_size)
+
+    def refuse(self, micro_batch_size: int) -> NoReturn:
+        """Raise the UserError about a step that cannot fit."""
+        self.check_state()
+        smaller = [size for size in range(1, micro_batch_size) if micro_batch_size % size == 0]
+        fitting = [size for size in smaller if self.fits(size)]
+        remedies = [f"set trainer.micro_batch_size={fitting[-1]}"] if fitting else []
+        if not self._settings.activation_checkpointing:
+            remedies.append("set trainer.activation_checkpointing=true")
+        remedies.append("lower context_length")
+        estimate = self.estimate(micro_batch_size)
+        raise UserError(
+            f"a step at trainer.micro_batch_size={micro_batch_size} takes {byte_count(estimate.total)}, "
+            f"{byte_count(estimate.activations)} of it activations, and {self._place} has "
+            f"{byte_count(self.available or 0)} left: {', or '.join(remedies)}"
+        )
+
+    @property
+    def _place(self) -> str:
+        return "the GPU" if self.device.type == "cuda" else "this machine"
+
+    def _pass(self, micro_batch_size: int) -> int:
+        if micro_batch_size not in self._passes:
+            settings = replace(self._settings, micro_batch_size=micro_batch_size)
+            peak = peak_of_a_pass(self.config, settings, self._context_length, self.device)
+            self._passes[micro_batch_size] = peak
+        return self._passes[micro_batch_size]
+
+
+def training_device(accelerator: str) -> torch.device:
+    """The device of this process under ``trainer.accelerator``."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def peak_of_a_pass(
+    config: ByteLMConfig, settings: TrainerConfig, context_length: int, device: torch.device
+) -> int:
+    """The most bytes that one micro-batch's forward and backward pass holds at once on `device`, beside
+    weights and gradients. The device is neither used nor needs to be large enough.
+
+    The pass runs on PyTorch's fake tensors, which have shapes and no contents, and every storage they would
+    make is counted from its making to its release. What a kernel takes for itself inside is not seen: least
+    of all that of PyTorch's LSTM on a CPU, which keeps several times what it shows. Windows are taken as one
+    document each.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    shape = settings.micro_batch_size, context_length
+    model = on_meta(config)  # not built of fakes: an initialisation may look at the numbers it has drawn
+    if settings.activation_checkpointing:
+        recompute_blocks(model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _make_fake(model, device)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)  # as from the micro-batch before
+        with LiveStorages() as live:
+            bytes = torch.zeros(shape, dtype=torch.uint8, device=device)
+            targets = torch.zeros(shape, dtype=torch.int16, device=device).flatten().long()
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                logits = model(bytes)
+                loss = functional.cross_entropy(logits.float().flatten(0, 1), targets)
+            loss.backward()
+    return live.peak
+
+
+def on_meta(config: ByteLMConfig) -> ByteLM:
+    """The model's shapes, without memory."""
+    with torch.device("meta"):
+        return config.build()
+
+
+def _make_fake(model: nn.Module, device: torch.device) -> None:
+    """Put empty tensors on `device` in the place of a meta model's, a shared one once."""
+    made: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor not in made:
+                    empty = torch.empty_like(tensor, device=device)
+                    made[tensor] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+                tensors[name] = None if tensor is None else made[tensor]  # type: ignore[assignment]
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of the storages that operators make within the block, as long as they live.
+
+    Attributes:
+        peak: the most at any one time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._now = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = {x.untyped_storage() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage not in self._known and storage not in given:
+                    self._add(storage)
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self._known.add(storage)
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self._now -= size

@@ -1,0 +1,159 @@
+"""`mambabyte eval`."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mambabyte.commands import eval as evaluate
+from mambabyte.errors import UserError
+
+
+def measured(configure, capsys, *overrides: str) -> dict:
+    evaluate.run(configure("eval", *overrides, "json=true"))
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def test_the_default_figure_is_that_of_the_end_of_the_run(configure, finished: Path, capsys) -> None:
+    result = measured(configure, capsys, f"ckpt={finished}")
+    summary = json.loads((finished / "summary.json").read_text())["validation"]
+    for key in summary.keys() - {"seconds"}:
+        assert result[key] == summary[key], key
+    assert result["checkpoint"].endswith("step_00000012.ckpt")
+    assert result["split"] == "validation"
+
+
+def test_batch_size_and_device_do_not_change_the_figure(configure, finished: Path, capsys) -> None:
+    one = measured(configure, capsys, f"ckpt={finished}", "batch_size=1", "device=cpu")
+    many = measured(configure, capsys, f"ckpt={finished}", "batch_size=64")
+    assert one["nats"] == pytest.approx(many["nats"], rel=1e-6)
+
+
+def test_other_data_context_and_protocol(
+    configure, finished: Path, corpus: Path, capsys, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(4):
+        (other / f"{number}.txt").write_bytes(bytes(range(256)) * (number + 1))
+    overrides = [
+        "data=files",
+        f"data.path={other}",
+        "data.validation_fraction=1.0",
+        f"data.folder={tmp_path}/p",
+    ]
+    result = measured(
+        configure,
+        capsys,
+        f"ckpt={finished}",
+        *overrides,
+        "protocol=stateful",
+        "context_length=50",
+        "max_bytes=600",
+    )
+    assert (result["bytes"], result["protocol"]["name"], result["protocol"]["context_length"]) == (
+        600,
+        "stateful",
+        50,
+    )
+    train = measured(configure, capsys, f"ckpt={finished}", "split=train")
+    assert train["data_fingerprint"] != result["data_fingerprint"]
+
+
+def test_the_sentence_names_the_protocol(configure, finished: Path, capsys) -> None:
+    evaluate.run(configure("eval", f"ckpt={finished}/checkpoints/last.ckpt"))
+    assert "bits per byte (disjoint, context 32 bytes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "metrics=[speed]",
+        "metrics=[]",
+        "device=cuda:99",
+        "split=test",
+        "precision=fp8",
+        "context_length=0",
+        "show=-1",
+        ["prove=true", "protocol=sliding"],
+        ["prove=true", "precision=bf16"],
+        ["protocol=sliding", "stride=99"],
+        ["metrics=[bpb,utf8]", "samples=0"],
+    ],
+)
+def test_wrong_settings_are_told_in_a_sentence(override: str | list[str], configure, finished: Path) -> None:
+    overrides = [override] if isinstance(override, str) else override
+    with pytest.raises(UserError):
+        evaluate.run(configure("eval", f"ckpt={finished}", *overrides))
+
+
+EVERYTHING = [
+    "metrics=[bpb,word_perplexity,compressors,noise,lengths,utf8]",
+    "prove=true",
+    "show=60",
+    "samples=2",
+    "sample_bytes=8",
+    "max_bytes=400",
+    "protocol=stateful",
+]
+
+
+def test_every_figure_is_found(configure, finished: Path, capsys, tmp_path: Path) -> None:
+    result = measured(configure, capsys, f"ckpt={finished}", *EVERYTHING, f"output_dir={tmp_path}/out")
+    assert result["bytes"] == 400
+    assert result["word_perplexity"]["counts"] == "counted"
+    assert result["compressors"].keys() >= {"gzip -9", "bzip2 -9", "xz -9e", "zstd -19", "brotli -q 11"}
+    assert len(result["noise"]) == 10
+    assert {row["noise"] for row in result["noise"]} >= {"antspeak", "swap 0.3"}
+    proof = result["proof"]
+    payload = 8 * (proof["file_bytes"] - proof["overhead"]) / 400
+    assert payload == pytest.approx(result["bits_per_byte"], abs=8 * 8 / 400)  # two words that end a frame
+    assert result["utf8"]["samples"] == 2
+    assert result["lengths"]["training_length"] == 32
+    assert sum(document["bytes"] for document in result["per_document"]) == 400
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bits.html", "lengths.png"]
+
+
+def test_every_figure_is_told(configure, finished: Path, capsys, tmp_path: Path) -> None:
+    evaluate.run(configure("eval", f"ckpt={finished}", *EVERYTHING, f"output_dir={tmp_path}/out"))
+    out = capsys.readouterr().out
+    for part in (
+        "bits per byte (stateful", "word perplexity: ", "  brotli -q 11 ", "  this model ", "  antspeak ",
+        "proof: 400 bytes compressed to ", "lengths.png", "valid UTF-8", "bits.html",
+    ):  # fmt: skip
+        assert part in out, part
+
+
+def test_two_processes_print_one_and_the_same_figure(finished: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mambabyte", "eval", "--bpb", "--json", f"ckpt={finished}", "device=cpu"]
+    processes = [
+        subprocess.Popen(
+            command,
+            env=os.environ
+            | {"WORLD_SIZE": str(ranks), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+        )
+        for ranks in (1, 2) for rank in range(ranks)
+    ]  # fmt: skip
+    alone, first, second = (process.communicate(timeout=120)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert second == ""
+    # fp32: the batches are others
+    assert json.loads(first)["nats"] == pytest.approx(json.loads(alone)["nats"], rel=1e-6)
+
+
+def test_the_command_line_prints_one_json_object_and_nothing_else(finished: Path) -> None:
+    command = [sys.executable, "-m", "mambabyte", "eval", "--bpb", "--json", f"ckpt={finished}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["bytes"] > 0

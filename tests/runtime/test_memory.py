@@ -1,0 +1,42 @@
+"""Peak memory begins anew with each job."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mambabyte.runtime import memory
+from mambabyte.runtime.memory import PeakMemory
+
+# In a process of its own: the system may take idle pages from one as large as pytest's while the test runs.
+PROGRAM = """
+import numpy as np
+import torch
+from mambabyte.runtime.memory import PeakMemory
+
+first = PeakMemory(torch.device("cpu"))
+before = first.bytes()
+block = np.ones(2**23)  # 64 MiB, which the allocator gives back to the system when it is freed
+size = block.nbytes
+held = first.bytes()
+del block
+peak = first.bytes()
+again = PeakMemory(torch.device("cpu")).bytes()
+assert held > before + 0.9 * size, (before, held)
+assert peak > before + 0.9 * size, (before, peak)
+assert again < peak - 0.5 * size, (peak, again)
+"""
+
+
+def test_the_peak_is_of_the_time_since_it_was_made() -> None:
+    if PeakMemory(torch.device("cpu")).bytes() is None:
+        pytest.skip("this system does not tell")
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_system_that_does_not_tell(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "_PROCESS", tmp_path / "none")
+    assert PeakMemory(torch.device("cpu")).bytes() is None

@@ -1,0 +1,48 @@
+"""The peak that utilization is a share of."""
+
+import pytest
+import torch
+
+from mambabyte.training import peak_flops as module
+from mambabyte.training.planning.peak_flops import peak_flops
+
+
+@pytest.fixture(autouse=True)
+def afresh(monkeypatch):
+    monkeypatch.setattr(module, "_SECONDS", 0.02)
+    peak_flops.cache_clear()
+    yield
+    peak_flops.cache_clear()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_processor_is_measured_and_the_random_numbers_stay(precision) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    peak = peak_flops(torch.device("cpu"), precision)
+    assert torch.equal(torch.rand(3), expected)
+    assert peak.flops > 1e7 and peak.source == "measured matrix product"
+    assert peak_flops(torch.device("cpu"), precision) is peak, "measured once in a process"
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.4e12),
+        ("NVIDIA H200", "bf16", 989.4e12),
+        ("NVIDIA A100-SXM4-80GB", "fp32", 19.5e12),
+        ("NVIDIA L4", "bf16", 121e12),
+    ],
+)
+def test_a_known_gpu_has_its_data_sheets_dense_figure(name, precision, expected, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda"), precision) == module.PeakFlops(expected, "data sheet")
+
+
+def test_a_part_of_a_gpu_and_an_unknown_one_are_measured(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_measured", lambda device, dtype: 1e12)
+    for name in ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "Something 1"):
+        peak_flops.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert peak_flops(torch.device("cuda"), "bf16").source == "measured matrix product"
