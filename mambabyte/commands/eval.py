@@ -27,7 +27,7 @@ class EvalSettings(CommandSettings):
     ckpt: str
     split: Literal["train", "validation", "test"]
     protocol: Literal["disjoint", "sliding", "stateful"]
-    context_length: int | None
+    context_length: int | None = setting(at_least=1)
     stride: int | None
     batch_size: int
     precision: Literal["fp32", "bf16"]

@@ -22,11 +22,11 @@ from mambabyte.runtime.atomic_write import whole_file
 from mambabyte.training.distributed.launching import is_main_process, placed
 from mambabyte.training.planning.budget import whole_steps
 from mambabyte.training.planning.memory_estimate import MemoryBudget
-from mambabyte.training.planning.step_timing import probe
+from mambabyte.training.planning.step_timing import time_steps
 from mambabyte.training.settings import TrainSettings
 
 _FILE = "measured.json"
-_LONGEST_WAIT = 1800.0  # seconds for rank 0 to measure in
+LONGEST_WAIT = 1800.0  # seconds for rank 0 to measure in
 _SLOWER = 0.9  # of the best speed so far: no use in trying still larger ones
 _PLACE = (
     *("global_batch_bytes", "precision", "accelerator", "devices", "num_nodes", "strategy"),
@@ -71,7 +71,7 @@ def steps_for(settings: TrainSettings, training_seconds: float) -> int:
         UserError: a step cannot fit, or takes longer than the budget.
     """
     MemoryBudget.of(settings).check(int(settings.trainer.micro_batch_size))
-    return whole_steps("training_seconds", training_seconds, probe(settings).seconds_per_step)
+    return whole_steps("training_seconds", training_seconds, time_steps(settings).seconds_per_step)
 
 
 def best_micro_batch_size(settings: TrainSettings) -> int:
@@ -94,12 +94,12 @@ def best_micro_batch_size(settings: TrainSettings) -> int:
     if memory.device.type == "cuda":
         for size in reversed(fitting):
             with suppress(torch.OutOfMemoryError):
-                probe(_counted(settings, micro_batch_size=size), steps=2)
+                time_steps(_counted(settings, micro_batch_size=size), steps=2)
                 return size
         memory.refuse(1)
     best, fastest = fitting[0], 0.0
     for size in fitting:
-        took = probe(_counted(settings, micro_batch_size=size), steps=5).seconds_per_step
+        took = time_steps(_counted(settings, micro_batch_size=size), steps=5).seconds_per_step
         if 1 / took > fastest:
             best, fastest = size, 1 / took
         elif 1 / took < _SLOWER * fastest:
@@ -135,14 +135,14 @@ class _Record:
         return entry["answer"] if entry.get("question") == question else None
 
     def _wait(self, name: str, question: dict[str, Any]) -> int:
-        until = time.monotonic() + _LONGEST_WAIT
+        until = time.monotonic() + LONGEST_WAIT
         while time.monotonic() < until:
             known = self._known(name, question)
             if known is not None:
                 return known
             time.sleep(0.2)
         raise UserError(
-            f"rank 0 has not written {name} to '{self._path}' in {_LONGEST_WAIT / 60:.0f} minutes: run_dir "
+            f"rank 0 has not written {name} to '{self._path}' in {LONGEST_WAIT / 60:.0f} minutes: run_dir "
             f"must lie on a file system that all nodes share; or set trainer.{name}= to a number"
         )
 

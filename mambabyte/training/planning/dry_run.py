@@ -8,7 +8,7 @@ from mambabyte.training.callbacks.progress import byte_count, duration
 from mambabyte.training.planning.memory_estimate import MemoryBudget, on_meta
 from mambabyte.training.planning.peak_flops import peak_flops
 from mambabyte.training.planning.plan import plan
-from mambabyte.training.planning.step_timing import fits_one_device, probe
+from mambabyte.training.planning.step_timing import fits_one_device, time_steps
 from mambabyte.training.settings import TrainSettings
 
 
@@ -35,7 +35,7 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
     model = on_meta(memory.config)
     flops = model.flops_per_byte(settings.context_length)
     peak = peak_flops(memory.device, trainer.precision)
-    measured = probe(settings) if fits_one_device(settings) else None
+    measured = time_steps(settings) if fits_one_device(settings) else None
     step_seconds = None if measured is None else measured.seconds_per_step
     speed = None if step_seconds is None else trainer.global_batch_bytes / step_seconds
     total = trainer.max_steps * trainer.global_batch_bytes

@@ -28,7 +28,7 @@ _LONGEST = 60.0  # seconds, after which no further step begins
 
 
 @dataclass(frozen=True)
-class Probe:
+class StepTiming:
     """What the steps took on one device with its share of the global batch, without what passes between
     devices.
 
@@ -39,7 +39,7 @@ class Probe:
     peak_memory_bytes: int | None
 
 
-def probe(settings: TrainSettings, steps: int = 10) -> Probe:
+def time_steps(settings: TrainSettings, steps: int = 10) -> StepTiming:
     """Train a fresh model for a few steps on the run's first windows, on one device, and forget it.
 
     The first two steps are to warm up; the median of the others counts. A step of many micro-batches is
@@ -74,7 +74,7 @@ def fits_one_device(settings: TrainSettings) -> bool:
     return MemoryBudget.of(alone).fits(int(trainer.micro_batch_size))
 
 
-def _take_steps(settings: TrainSettings, steps: int) -> Probe:
+def _take_steps(settings: TrainSettings, steps: int) -> StepTiming:
     context_length, micro_batch_size = settings.context_length, int(settings.trainer.micro_batch_size)
     accumulation = settings.trainer.accumulation(context_length, settings.trainer.world_size)
     passes = min(accumulation, 2)
@@ -87,7 +87,7 @@ def _take_steps(settings: TrainSettings, steps: int) -> Probe:
         global_batch_bytes=windows * context_length,
     )
     data = ByteDataModule(settings.data, context_length, micro_batch_size, windows, settings.seed)
-    stopwatch = _Stopwatch()
+    stopwatch = Stopwatch()
     trainer = build_trainer(share, context_length, settings.run_dir, [stopwatch], None)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
@@ -96,10 +96,10 @@ def _take_steps(settings: TrainSettings, steps: int) -> Probe:
             recompute_blocks(model)
         module = ByteLMModule(model, settings.optimizer, steps, share.gradient_clip, to_plain(settings))
         trainer.fit(module, datamodule=data)
-    return Probe(stopwatch.seconds_per_step(accumulation - passes), stopwatch.peak_memory_bytes)
+    return StepTiming(stopwatch.seconds_per_step(accumulation - passes), stopwatch.peak_memory_bytes)
 
 
-class _Stopwatch(Callback):
+class Stopwatch(Callback):
     """Times every forward and backward pass, from the end of the one before: fetching its batch counts."""
 
     def __init__(self) -> None:
