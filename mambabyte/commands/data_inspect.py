@@ -16,17 +16,17 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: the data cannot be read, or holds no window; the plot cannot be written.
     """
-    from mambabyte.data import prepare, source_from_config
+    from mambabyte.data import DataSettings, prepare
     from mambabyte.data.corpus.inspection import inspect_corpus, plot_inspection
     from mambabyte.runtime.progress import Progress
 
     for name, least in (("context_length", 1), ("samples", 0)):
         if cfg[name] < least:
             raise UserError(f"{name} must be {least} or more, not {cfg[name]}")
-    data: Any = OmegaConf.to_container(cfg.data, resolve=True)
-    limit = data["validation_bytes"] if cfg.split == "validation" else None
+    data = DataSettings.from_settings(OmegaConf.to_container(cfg.data, resolve=True), "data")
+    limit = data.validation_bytes if cfg.split == "validation" else None
     limit = min((size for size in (limit, cfg.max_bytes) if size is not None), default=None)
-    corpus = prepare(source_from_config(data["source"]), cfg.split, Path(data["folder"]), limit)
+    corpus = prepare(data.build_source(), cfg.split, data.folder, limit)
     progress = Progress(f"inspecting {cfg.split} data", corpus.num_bytes)
     try:
         inspection = inspect_corpus(corpus, progress.show)
@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> None:
         plot_inspection(inspection, np.diff(corpus.offsets), f"{cfg.split} data", plot)
     except (OSError, ValueError) as error:  # ValueError: a kind of picture that matplotlib does not write
         raise UserError(f"cannot write the plot {plot}: {error}; set plot=<another file.png>") from error
-    samples = list(_windows(cfg, data["windows"], corpus))
+    samples = list(_windows(cfg, data.windows, corpus))
     if cfg.json:
         where = {"split": cfg.split, "folder": str(corpus.folder), "plot": str(plot)}
         print(json.dumps({**where, **inspection.to_dict(), "meta": corpus.meta, "windows": samples}))
@@ -45,19 +45,19 @@ def run(cfg: DictConfig) -> None:
     for line in _report(inspection):
         print(line)
     for number, sample in enumerate(samples):
-        print(f"\nwindow {number} of {data['windows']}, seed {cfg.seed}:\n{sample}")
+        print(f"\nwindow {number} of {data.windows}, seed {cfg.seed}:\n{sample}")
     print(f"\nplot: {plot}\ndata: {corpus.folder}")
 
 
 def _windows(cfg: DictConfig, policy_name: str, corpus: Any) -> Any:
     """The first windows of the seed's order as text: bytes that are none stand as \\xNN."""
-    from mambabyte.data.windows.policies import window_policy
+    from mambabyte.data.windows.shuffled import ShuffledWindows
 
     if not cfg.samples:
         return
-    policy = window_policy(policy_name, corpus, cfg.context_length, cfg.seed)
-    for index in range(min(cfg.samples, len(policy))):
-        window = policy.window(0, index)
+    windows = ShuffledWindows(policy_name, corpus, cfg.context_length, cfg.seed)
+    for index in range(min(cfg.samples, len(windows))):
+        window = windows.window(0, index)
         scored = np.flatnonzero(window["targets"] >= 0)
         yield window["bytes"][: scored[-1] + 1].tobytes().decode("utf-8", "backslashreplace")
 

@@ -80,11 +80,12 @@ def run(cfg: DictConfig) -> None:
 
 
 def _corpus(cfg: DictConfig, trained: dict[str, Any]) -> Any:
-    from mambabyte.data import prepare, source_from_config
+    from mambabyte.data import DataSettings, prepare
 
     own = cfg.get("data") is None
-    data: Any = trained["data"] if own else OmegaConf.to_container(cfg.data, resolve=True)
-    source = source_from_config(data["source"], only_ours=own)
+    plain = trained["data"] if own else OmegaConf.to_container(cfg.data, resolve=True)
+    data = DataSettings.from_settings(plain, "data")
+    source = data.build_source(only_ours=own)
     # the figure that ends a training run is over this many bytes
-    limit = data["validation_bytes"] if cfg.split == "validation" else None
-    return prepare(source, cfg.split, Path(data["folder"]), limit)
+    limit = data.validation_bytes if cfg.split == "validation" else None
+    return prepare(source, cfg.split, data.folder, limit)

@@ -21,8 +21,8 @@ def run(cfg: DictConfig) -> None:
         Interrupted: stopped by a signal, with a checkpoint of the last step.
     """
     from mambabyte import checkpoints
-    from mambabyte.data import ByteDataModule
-    from mambabyte.data.sources.documents import with_absolute_paths
+    from mambabyte.config.settings import to_plain
+    from mambabyte.data import ByteDataModule, DataSettings
     from mambabyte.models import config_from_dict
     from mambabyte.runs.run_directory import check_same_run, hold
     from mambabyte.training.distributed.launching import is_main_process, placed
@@ -34,7 +34,8 @@ def run(cfg: DictConfig) -> None:
     cfg = within_budget(cfg)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["model"] = config_from_dict(config["model"]).to_dict()
-    config["data"] = with_absolute_paths(config["data"])
+    data_settings = DataSettings.from_settings(config["data"], "data").with_absolute_paths()
+    config["data"] = to_plain(data_settings)
     run_dir = Path(cfg.run_dir)
     main_process = is_main_process()
     last, step = None, 0
@@ -42,7 +43,8 @@ def run(cfg: DictConfig) -> None:
         last, saved, damaged = newest
         step = saved["global_step"]
         before = saved["mambabyte"]["config"]
-        check_same_run(run_dir, {**before, "data": with_absolute_paths(before["data"])}, config)
+        data_before = DataSettings.from_settings(before["data"], "data").with_absolute_paths()
+        check_same_run(run_dir, {**before, "data": to_plain(data_before)}, config)
     cfg = with_measurements(cfg, keep=not cfg.dry_run)
     config["trainer"] = OmegaConf.to_container(cfg.trainer, resolve=True)
     settings = placed(typed(cfg.trainer, TrainerConfig))
@@ -51,8 +53,8 @@ def run(cfg: DictConfig) -> None:
             print(f"mambabyte: '{path}' is damaged, and the one before it counts", file=sys.stderr)
         verb = "is complete at" if step >= settings.max_steps else "goes on from"
         print(f"mambabyte: run '{cfg.name}' {verb} step {step}", file=sys.stderr)
-    data = ByteDataModule.from_config(
-        config["data"],
+    data = ByteDataModule(
+        data_settings,
         cfg.context_length,
         settings.micro_batch_size,
         settings.global_batch_size(cfg.context_length),

@@ -35,7 +35,7 @@ def forecast(cfg: DictConfig, settings: TrainerConfig, data: ByteDataModule, ste
     step_seconds = None if measured is None else measured.seconds_per_step
     speed = None if step_seconds is None else settings.global_batch_bytes / step_seconds
     total = settings.max_steps * settings.global_batch_bytes
-    corpus = None if data.streaming else data.train_corpus().num_bytes
+    corpus = None if data.settings.streaming else data.train_corpus().num_bytes
     return {
         "name": cfg.name,
         "model": type(model).__name__,

@@ -15,8 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from mambabyte.config.composition import typed
-from mambabyte.data import ByteDataModule
-from mambabyte.data.sources.documents import with_absolute_paths
+from mambabyte.data import ByteDataModule, DataSettings
 from mambabyte.errors import UserError
 from mambabyte.models import config_from_dict
 from mambabyte.runtime.memory import PeakMemory
@@ -86,9 +85,8 @@ def _take_steps(cfg: DictConfig, settings: TrainerConfig, steps: int) -> Probe:
         settings, max_steps=steps, devices=1, num_nodes=1, global_batch_bytes=windows * cfg.context_length
     )
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    data = ByteDataModule.from_config(
-        with_absolute_paths(config["data"]), cfg.context_length, share.micro_batch_size, windows, cfg.seed
-    )
+    data_settings = DataSettings.from_settings(config["data"], "data").with_absolute_paths()
+    data = ByteDataModule(data_settings, cfg.context_length, share.micro_batch_size, windows, cfg.seed)
     stopwatch = _Stopwatch()
     trainer = build_trainer(share, cfg.context_length, Path(cfg.run_dir), [stopwatch], None)
     with torch.random.fork_rng():
