@@ -61,7 +61,7 @@ def _inherited(folders: list[Path], group: str, choice: str) -> Iterator[str]:
         yield text
         for parent in (yaml.safe_load(text) or {}).get("defaults", []) if group else []:
             if isinstance(parent, str) and parent != "_self_":
-                yield from _inherited(folders, group, parent)
+                yield from _inherited(folders, group, parent.partition("@")[0])
 
 
 def _walk(text: str) -> Iterator[tuple[str, str]]:

@@ -77,13 +77,13 @@ def _windows(settings: DataInspectSettings, corpus: ByteCorpus) -> Iterator[str]
     """The first windows of the seed's order as text; invalid UTF-8 is shown as \\xNN."""
     import numpy as np
 
-    from mambabyte.data.windows.policies import window_policy
+    from mambabyte.data.windows.shuffled import ShuffledWindows
 
     if not settings.samples:
         return
-    policy = window_policy(settings.data.windows, corpus, settings.context_length, settings.seed)
-    for index in range(min(settings.samples, len(policy))):
-        window = policy.window(0, index)
+    windows = ShuffledWindows(settings.data.windows, corpus, settings.context_length, settings.seed)
+    for index in range(min(settings.samples, len(windows))):
+        window = windows.window(0, index)
         scored = np.flatnonzero(window["targets"] >= 0)
         yield window["bytes"][: scored[-1] + 1].tobytes().decode("utf-8", "backslashreplace")
 

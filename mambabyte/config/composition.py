@@ -59,10 +59,10 @@ class CommandSettings(Settings):
                 composed = compose(cls.yaml, [*overrides, *added], return_hydra_config=True)
         except Exception as fault:
             raise (explain(fault) or fault) from None
-        choices = OmegaConf.to_container(composed.hydra.runtime.choices)
+        choices: Any = OmegaConf.to_container(composed.hydra.runtime.choices)
         with open_dict(composed):
             del composed.hydra
-        return composed, {str(g): str(c) for g, c in choices.items() if not g.startswith("hydra/")}  # type: ignore[union-attr]
+        return composed, {str(g): str(c) for g, c in choices.items() if not g.startswith("hydra/")}
 
     @classmethod
     def from_composed(cls: type[C], composed: Any) -> C:

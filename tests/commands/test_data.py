@@ -112,7 +112,7 @@ def test_a_run_on_a_relative_path_is_resumed_there_and_evaluated_from_anywhere(
 def test_a_run_that_stored_a_relative_path_goes_on(start, corpus: Path, monkeypatch) -> None:
     # as version 0.1.0 did
     relative = from_its_parent(corpus, monkeypatch)
-    monkeypatch.setattr("mambabyte.data.sources.documents.with_absolute_paths", dict)
+    monkeypatch.setattr("mambabyte.data.DataSettings.with_absolute_paths", lambda settings: settings)
     run_dir = start("relative", *relative)
     assert checkpoints.run_config(run_dir)["data"]["source"]["path"] == corpus.name
     monkeypatch.undo()

@@ -39,7 +39,7 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
     step_seconds = None if measured is None else measured.seconds_per_step
     speed = None if step_seconds is None else trainer.global_batch_bytes / step_seconds
     total = trainer.max_steps * trainer.global_batch_bytes
-    corpus = None if run.data.streaming else run.data.train_corpus().num_bytes
+    corpus = None if run.data.settings.streaming else run.data.train_corpus().num_bytes
     return {
         "name": settings.name,
         "model": type(model).__name__,
