@@ -10,20 +10,22 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
-def write_export(model: ByteLM, description: Mapping[str, Any], step: int, folder: str | Path) -> None:
-    """Write ``folder``, which is there whole or not at all.
+def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: str | Path) -> None:
+    """Write ``folder`` completely or not at all.
 
     Args:
-        description: what a checkpoint says of its model and run (its "mambabyte").
+        config: the resolved configuration of the run that trained the model.
+        step: the optimizer steps it took.
 
     Raises:
-        UserError: something is there already, or the disk does not take it.
+        UserError: the folder exists already, or cannot be written.
     """
     folder = Path(folder)
     if folder.exists():
@@ -38,8 +40,8 @@ def write_export(model: ByteLM, description: Mapping[str, Any], step: int, folde
         shutil.rmtree(growing, ignore_errors=True)
         growing.mkdir(parents=True)
         save_file(tensors, growing / _WEIGHTS, metadata={"format": "pt"})
-        described = {name: description[name] for name in ("format", "model", "config")}
-        text = json.dumps({**described, "global_step": step}, indent=2, ensure_ascii=False)
+        description = {"format": FORMAT, "model": model.config.to_dict(), "config": config}
+        text = json.dumps({**description, "global_step": step}, indent=2, ensure_ascii=False)
         (growing / _CONFIG).write_text(text + "\n", encoding="utf-8")
         os.replace(growing, folder)
     except (OSError, SafetensorError) as error:

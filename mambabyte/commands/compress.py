@@ -25,9 +25,10 @@ def run(cfg: DictConfig) -> None:
     compressing = "lanes" in cfg
     source = Path(cfg.file).expanduser()
     target = Path(cfg.output).expanduser() if cfg.output is not None else _beside(source, compressing)
-    model = checkpoints.load_model(cfg.ckpt).to(choose_device(cfg.device))
+    checkpoint = checkpoints.read(cfg.ckpt)
+    model = checkpoint.build_model().to(choose_device(cfg.device))
     if compressing:
-        window = None if model.recurrent else checkpoints.run_config(cfg.ckpt)["context_length"]
+        window = None if model.recurrent else checkpoint.config["context_length"]
         coded = compress_file(
             model, source, target, cfg.lanes, window, cfg.threads, progress_bar("compressing")
         )

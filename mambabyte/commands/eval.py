@@ -39,8 +39,8 @@ def run(cfg: DictConfig) -> None:
     from mambabyte.runtime.progress_bar import progress_bar
 
     with process_group(choose_device(cfg.device)) as (device, rank):
-        trained = checkpoints.run_config(cfg.ckpt)
-        model = checkpoints.load_model(cfg.ckpt)
+        checkpoint = checkpoints.read(cfg.ckpt)
+        trained, model = checkpoint.config, checkpoint.build_model()
         corpus = _corpus(cfg, trained)
         how: dict[str, Any] = {
             "protocol": cfg.protocol,
@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> None:
             return evaluate(model, corpus, **how, max_bytes=max_bytes, progress=progress)
 
         result = measure(corpus, cfg.protocol, cfg.max_bytes)
-        where = {"checkpoint": str(checkpoints.resolve(cfg.ckpt)), "split": cfg.split}
+        where = {"checkpoint": str(checkpoint.path), "split": cfg.split}
         found = figures.Found({**result.to_dict(), **where}, [f"{cfg.split}: {result}"])
         if "noise" in cfg.metrics:
             figures.noise(cfg, corpus, result, measure, found)

@@ -14,8 +14,8 @@ def run(cfg: DictConfig) -> None:
     from mambabyte import checkpoints
 
     checkpoint = checkpoints.read(cfg.ckpt)
-    model, step = checkpoints.load_model(cfg.ckpt), checkpoint["global_step"]
-    checkpoints.write_export(model, checkpoint["mambabyte"], step, cfg.out)
+    model, step = checkpoint.build_model(), checkpoint.step
+    checkpoints.write_export(model, checkpoint.config, step, cfg.out)
     print(
         f"mambabyte: '{cfg.out}' holds the {model.num_parameters():,} parameters of step {step:,} "
         f"(sha256 {checkpoints.weights_fingerprint(model)})",

@@ -39,9 +39,8 @@ def run(cfg: DictConfig) -> None:
     main_process = is_main_process()
     last, step = None, 0
     if newest := checkpoints.read_newest(run_dir):
-        last, saved, damaged = newest
-        step = saved["global_step"]
-        before = saved["mambabyte"]["config"]
+        saved, damaged = newest
+        last, step, before = saved.path, saved.step, saved.config
         check_same_run(run_dir, {**before, "data": with_absolute_paths(before["data"])}, config)
     cfg = with_measurements(cfg, keep=not cfg.dry_run)
     config["trainer"] = OmegaConf.to_container(cfg.trainer, resolve=True)

@@ -52,7 +52,7 @@ def test_the_model_comes_back_ready_to_use(run_dir: Path, model: ByteLM) -> None
     assert loaded.config == model.config
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
-    assert checkpoints.run_config(run_dir) == {"context_length": 8}
+    assert checkpoints.read(run_dir).config == {"context_length": 8}
 
 
 def test_fingerprint_sees_every_bit(model: ByteLM) -> None:

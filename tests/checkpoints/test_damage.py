@@ -25,9 +25,9 @@ def folder(model, tmp_path: Path) -> Path:  # noqa: F811
 def newest(folder: Path) -> tuple[str, list[str]]:
     found = checkpoints.read_newest(folder.parent)
     assert found is not None
-    path, saved, damaged = found
-    assert saved["global_step"] == 3
-    return path.name, [each.name for each in damaged]
+    saved, damaged = found
+    assert saved.step == 3
+    return saved.path.name, [each.name for each in damaged]
 
 
 def test_other_programs_read_a_sealed_file(folder: Path) -> None:

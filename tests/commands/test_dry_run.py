@@ -38,7 +38,7 @@ def speed(monkeypatch):
 
 
 def config(run_dir: Path) -> dict:
-    return checkpoints.read(run_dir)["mambabyte"]["config"]
+    return checkpoints.read(run_dir).config
 
 
 def test_a_dry_run_says_what_the_run_will_take_and_leaves_no_trace(start, capsys) -> None:
@@ -141,7 +141,7 @@ def test_an_automatic_micro_batch_is_the_fastest_that_fits_and_stays(start, spee
     assert config(run_dir)["trainer"]["micro_batch_size"] == 4
     assert json.loads((run_dir / "measured.json").read_text())["micro_batch_size"]["answer"] == 4
     fixed = start("fixed", "trainer.micro_batch_size=4")
-    ours, theirs = (checkpoints.read(path)["state_dict"] for path in (run_dir, fixed))
+    ours, theirs = (checkpoints.read(path).state_dict for path in (run_dir, fixed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -205,9 +205,9 @@ def test_the_steps_of_a_time_budget_are_measured_once_for_a_run(start, speed, at
         start("timed", "budget.training_seconds=5")
     speed(lambda size: 0.01)  # as if the rest of the run were made on a faster machine
     run_dir = start("timed", "budget.training_seconds=5")
-    assert checkpoints.read(run_dir)["global_step"] == config(run_dir)["trainer"]["max_steps"] == 10
+    assert checkpoints.read(run_dir).step == config(run_dir)["trainer"]["max_steps"] == 10
     start("timed", "budget.training_seconds=5")  # complete
-    assert checkpoints.read(run_dir)["global_step"] == 10
+    assert checkpoints.read(run_dir).step == 10
     start("timed", "budget.training_seconds=0.12")  # another budget is another question
     assert json.loads((run_dir / "measured.json").read_text())["max_steps"]["answer"] == 12
 
@@ -271,4 +271,4 @@ def test_time_matched_gives_every_model_its_time(
     brief = ["budget.training_seconds=0.3", "callbacks.validation_bytes=256", "callbacks.sample_bytes=4"]
     train.run(configure("train", "experiment=time_matched", f"model={model}", *small, *data, *places, *brief))
     assert config(tmp_path / "run")["trainer"]["max_steps"] == 3
-    assert checkpoints.read(tmp_path / "run")["global_step"] == 3
+    assert checkpoints.read(tmp_path / "run").step == 3

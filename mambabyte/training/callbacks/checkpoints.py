@@ -23,7 +23,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, *options: Any, **more: Any) -> dict[str, Any]:
         # what FSDP has written in parts is whole again for any other strategy
-        return read(path) if Path(path).is_dir() else super().load_checkpoint(path, *options, **more)
+        return read(path).content if Path(path).is_dir() else super().load_checkpoint(path, *options, **more)
 
 
 class Checkpoints(StepCallback):

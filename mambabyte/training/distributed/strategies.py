@@ -59,7 +59,7 @@ class ShardedDataParallel(ModelParallelStrategy):
             self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
     def load_checkpoint(self, path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        return checkpoints.read(path)
+        return checkpoints.read(path).content
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None

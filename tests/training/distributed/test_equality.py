@@ -39,12 +39,12 @@ def assert_same_run(run_dir: Path, expected_dir: Path) -> None:
     what the steps after make of it, stay below 1e-5; the weights themselves move by 0.1.
     """
     found, expected = checkpoints.read(run_dir), checkpoints.read(expected_dir)
-    assert found["global_step"] == expected["global_step"] == STEPS
-    assert found.keys() == expected.keys()
-    assert found["state_dict"].keys() == expected["state_dict"].keys()
-    for name, tensor in expected["state_dict"].items():
-        torch.testing.assert_close(found["state_dict"][name], tensor, atol=1e-5, rtol=0, msg=name)
-    ours, theirs = found["optimizer_states"][0], expected["optimizer_states"][0]
+    assert found.step == expected.step == STEPS
+    assert found.content.keys() == expected.content.keys()
+    assert found.state_dict.keys() == expected.state_dict.keys()
+    for name, tensor in expected.state_dict.items():
+        torch.testing.assert_close(found.state_dict[name], tensor, atol=1e-5, rtol=0, msg=name)
+    ours, theirs = found.content["optimizer_states"][0], expected.content["optimizer_states"][0]
     assert ours["param_groups"] == theirs["param_groups"]
     for number, state in theirs["state"].items():
         for name, value in state.items():
@@ -93,7 +93,7 @@ def test_where_no_sum_changes_its_order_two_ranks_equal_one_process_bit_for_bit(
     batch = ["trainer.global_batch_bytes=128"]
     assert train(1, tmp_path / "one", *batch).codes == [0]
     assert train(2, tmp_path / "two", *batch, "trainer=ddp").codes == [0, 0]
-    one, two = (checkpoints.read(tmp_path / name)["state_dict"] for name in ("one", "two"))
+    one, two = (checkpoints.read(tmp_path / name).state_dict for name in ("one", "two"))
     for name, tensor in one.items():
         assert torch.equal(tensor, two[name]), name
 
