@@ -3,12 +3,12 @@
 from mambabyte.checkpoints.export import write_export
 from mambabyte.checkpoints.paths import checkpoint_folder, latest_checkpoint, resolve
 from mambabyte.checkpoints.reading import Checkpoint, load_model, read, read_newest, weights_fingerprint
-from mambabyte.checkpoints.sharded import PART, remove, write_part
+from mambabyte.checkpoints.sharded import SHARD, remove, write_shard
 from mambabyte.checkpoints.writing import FORMAT, write
 
 __all__ = [
     "FORMAT",
-    "PART",
+    "SHARD",
     "Checkpoint",
     "checkpoint_folder",
     "latest_checkpoint",
@@ -20,5 +20,5 @@ __all__ = [
     "weights_fingerprint",
     "write",
     "write_export",
-    "write_part",
+    "write_shard",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from mambabyte.checkpoints.checksum import is_intact
 from mambabyte.checkpoints.export import is_export, read_export
 from mambabyte.checkpoints.paths import checkpoint_folder, resolve, step_files
-from mambabyte.checkpoints.sharded import join, part_files
+from mambabyte.checkpoints.sharded import join_shards, shard_files
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, config_from_dict
@@ -162,7 +162,7 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if is_export(path):
         return read_export(path, _MODEL_PREFIX)
-    return join([_load(file) for file in part_files(path)])
+    return join_shards([_load(file) for file in shard_files(path)])
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

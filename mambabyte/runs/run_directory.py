@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mambabyte.errors import UserError
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 
 # What may change between two sittings of one run: all else of these sections decides what the weights become.
 _SECTIONS = ("model", "data", "context_length", "seed")
@@ -57,7 +57,7 @@ def hold(run_dir: Path, config: Mapping[str, Any]) -> Iterator[None]:
                 f"another process is training in '{run_dir}'; wait for it, or set name="
             ) from error
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        with whole_file(run_dir / "config.yaml") as file:
+        with atomic_write(run_dir / "config.yaml") as file:
             file.write(text.encode())
         yield
 

@@ -14,7 +14,7 @@ from mambabyte.evaluation import compressor_bits_per_byte, evaluate
 from mambabyte.evaluation.bits_per_byte import first_documents
 from mambabyte.runs.loss_curve import plot_loss_curve
 from mambabyte.runs.metrics_csv import read_metrics
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.progress import counted
 from mambabyte.runtime.progress_bar import progress_bar
 from mambabyte.training.callbacks.samples import sample_text
@@ -62,7 +62,7 @@ def summarize(
         "run_dir": str(run_dir),
         "loss_curve": str(curve),
     }
-    with whole_file(run_dir / "summary.json") as file:
+    with atomic_write(run_dir / "summary.json") as file:
         file.write(json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
     return summary
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from mambabyte.errors import UserError
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.credentials import has_wandb_credentials
 from mambabyte.training.settings import LoggerConfig
 
@@ -46,7 +46,7 @@ def _wandb(config: LoggerConfig, run_dir: Path, name: str, settings: dict[str, A
         )
     id_file = run_dir / "wandb_id"
     if not id_file.exists():
-        with whole_file(id_file) as file:
+        with atomic_write(id_file) as file:
             file.write(uuid.uuid4().hex[:12].encode())
     try:
         run = wandb.init(

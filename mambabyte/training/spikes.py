@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from mambabyte.errors import UserError
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.training.readback import LateReader
 
 HISTORY = 128  # steps that say what is usual
@@ -159,9 +159,9 @@ class SpikePolicy:
             ],
         }
         self._folder.mkdir(exist_ok=True)
-        with whole_file(path.with_suffix(".npz")) as file:
+        with atomic_write(path.with_suffix(".npz")) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write(json.dumps(known, indent=2).encode())
         return path
 

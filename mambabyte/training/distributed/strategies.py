@@ -54,7 +54,7 @@ class ShardedDataParallel(ModelParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
         if self._parts:
-            checkpoints.write_part(checkpoint, filepath, self.global_rank, self.world_size, self.barrier)
+            checkpoints.write_shard(checkpoint, filepath, self.global_rank, self.world_size, self.barrier)
         elif self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
@@ -88,7 +88,7 @@ class ShardedDataParallel(ModelParallelStrategy):
             if not isinstance(tensor, DTensor):
                 return tensor
             if self._parts:
-                return {checkpoints.PART: tensor.to_local().cpu()}
+                return {checkpoints.SHARD: tensor.to_local().cpu()}
             whole = tensor.full_tensor()
             return whole.cpu() if self.is_global_zero else None
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mambabyte.config.composition import typed
 from mambabyte.errors import UserError
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.training.distributed.launching import is_main_process, placed
 from mambabyte.training.planning.budget import Budget, whole_steps
 from mambabyte.training.planning.memory_estimate import MemoryBudget
@@ -167,7 +167,7 @@ class _Record:
         text = json.dumps({**self._read(), name: entry}, indent=2)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self._path) as file:
+            with atomic_write(self._path) as file:
                 file.write(text.encode())
         except OSError as error:
             raise UserError(
