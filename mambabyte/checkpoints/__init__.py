@@ -1,4 +1,4 @@
-"""Checkpoint files: their names, reading (never unpickling code) and writing (all or nothing)."""
+"""Checkpoint files: paths, reading (without unpickling code) and writing (atomically)."""
 
 from mambabyte.checkpoints.export import write_export
 from mambabyte.checkpoints.paths import checkpoint_folder, latest_checkpoint, resolve

@@ -1,4 +1,4 @@
-"""A model to give away, as a folder: ``model.safetensors`` and ``config.json``. Nothing is unpickled."""
+"""Exports: a model to share, as a folder with ``model.safetensors`` and ``config.json``."""
 
 import json
 import os
@@ -30,22 +30,22 @@ def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: st
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"'{folder}' is there already: remove it, or choose another out=")
-    growing = folder.with_name(f"{folder.name}.temporary")
+    temporary = folder.with_name(f"{folder.name}.temporary")
     tensors, seen = {}, set()
     for name, tensor in model.state_dict().items():
-        # a tied weight stands there twice, as its names say
+        # safetensors refuses shared memory: a tied weight is written under both its names
         tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
     try:
-        shutil.rmtree(growing, ignore_errors=True)
-        growing.mkdir(parents=True)
-        save_file(tensors, growing / _WEIGHTS, metadata={"format": "pt"})
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
         description = {"format": FORMAT, "model": model.config.to_dict(), "config": config}
         text = json.dumps({**description, "global_step": step}, indent=2, ensure_ascii=False)
-        (growing / _CONFIG).write_text(text + "\n", encoding="utf-8")
-        os.replace(growing, folder)
+        (temporary / _CONFIG).write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(growing, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"cannot write '{folder}' ({reason}): free some space, or choose another out="
@@ -53,15 +53,15 @@ def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: st
 
 
 def is_export(path: Path) -> bool:
-    """Whether ``path`` is a folder that :func:`write_export` has written."""
+    """Whether ``path`` is a folder that :func:`write_export` wrote."""
     return (path / _WEIGHTS).is_file() and (path / _CONFIG).is_file()
 
 
 def read_export(folder: Path, prefix: str) -> dict[str, Any]:
-    """The export as a checkpoint that holds weights only, their names with ``prefix``.
+    """The content of a checkpoint that holds weights only, their names prefixed with ``prefix``.
 
     Raises:
-        ValueError: a file of it is damaged.
+        ValueError: one of the files is damaged.
     """
     try:
         description = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))

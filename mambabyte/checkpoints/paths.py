@@ -1,4 +1,4 @@
-"""Names: ``<run>/checkpoints/step_00001000.ckpt``, and ``last.ckpt``, a link to the newest."""
+"""Paths: ``<run>/checkpoints/step_00001000.ckpt``, and ``last.ckpt``, a link to the newest."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ def step_file(folder: Path, step: int) -> Path:
 
 
 def step_files(folder: Path) -> list[Path]:
-    """The complete checkpoints of ``folder``, oldest first: files, or folders of parts."""
+    """The complete checkpoints in ``folder``, oldest first: files, or folders of shards."""
     if not folder.is_dir():
         return []
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
@@ -28,17 +28,20 @@ def step_files(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run directory, None if it holds none."""
+    """The newest complete checkpoint of a run directory, None without any."""
     files = step_files(checkpoint_folder(run_dir))
     return files[-1] if files else None
 
 
 def resolve(path: str | Path) -> Path:
-    """The checkpoint meant by ``path``: the newest of a run or of a folder of checkpoints, or ``path`` itself
-    if it is a checkpoint file, a folder of parts or an export.
+    """The checkpoint that ``path`` refers to.
+
+    Args:
+        path: a checkpoint file, a folder of shards or an export, which is returned as it is; or a run
+            directory or a folder of checkpoints, of which the newest counts.
 
     Raises:
-        UserError: nothing is there, or the directory holds no checkpoint.
+        UserError: ``path`` does not exist or holds no checkpoint.
     """
     path = Path(path).expanduser()
     if path.is_file() or (path.is_dir() and (_STEP.fullmatch(path.name) or is_export(path))):

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mambabyte import __version__
 from mambabyte.commands.eval_metrics import EVAL_METRICS
 from mambabyte.errors import Interrupted, UserError
-from mambabyte.runtime.secrets import redacted, refuse_secrets
-from mambabyte.runtime.signals import Stopped, stopping_at_once
+from mambabyte.runtime.secrets import redact, refuse_secrets
+from mambabyte.runtime.signals import Stopped, raise_on_stop_signal
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except UserError as fault:
-        print(redacted(f"mambabyte: {fault}"), file=sys.stderr)
+        print(redact(f"mambabyte: {fault}"), file=sys.stderr)
         return fault.exit_code
     except Stopped as stop:
         print(f"mambabyte: {stop}", file=sys.stderr)
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Exception:
         # Printed here, since a library's message may quote a secret: the address that it was given, say.
-        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return 1
 
 
@@ -111,7 +111,7 @@ def run(argv: list[str]) -> int:
     if command == "report":
         return report(arguments)
     overrides, flags = hydra_arguments(command, arguments)
-    with stopping_at_once() if command == "train" else nullcontext(), TemporaryDirectory() as scratch:
+    with raise_on_stop_signal() if command == "train" else nullcontext(), TemporaryDirectory() as scratch:
         # Hydra notes each sweep in a file. That of `train` belongs to its run_dir; the others leave nothing.
         if command != "train" or "dry_run=true" in overrides:
             overrides.insert(0, f"hydra.sweep.dir={quoted(scratch)}")

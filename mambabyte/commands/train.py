@@ -24,8 +24,8 @@ def run(cfg: DictConfig) -> None:
     from mambabyte.data import ByteDataModule
     from mambabyte.data.sources.documents import with_absolute_paths
     from mambabyte.models import config_from_dict
-    from mambabyte.runs.run_directory import check_same_run, hold
-    from mambabyte.training.distributed.launching import is_main_process, placed
+    from mambabyte.runs.run_directory import check_same_run, lock_run_directory
+    from mambabyte.training.distributed.launching import is_main_process, resolve_devices
     from mambabyte.training.planning.autotune import with_measurements
     from mambabyte.training.planning.budget import within_budget
     from mambabyte.training.planning.memory_estimate import MemoryBudget
@@ -44,7 +44,7 @@ def run(cfg: DictConfig) -> None:
         check_same_run(run_dir, {**before, "data": with_absolute_paths(before["data"])}, config)
     cfg = with_measurements(cfg, keep=not cfg.dry_run)
     config["trainer"] = OmegaConf.to_container(cfg.trainer, resolve=True)
-    settings = placed(typed(cfg.trainer, TrainerConfig))
+    settings = resolve_devices(typed(cfg.trainer, TrainerConfig))
     if last is not None and main_process:
         for path in damaged:
             print(f"mambabyte: '{path}' is damaged, and the one before it counts", file=sys.stderr)
@@ -63,7 +63,7 @@ def run(cfg: DictConfig) -> None:
         return
     if step < settings.max_steps:
         MemoryBudget.of(cfg, settings).check_state()
-        with hold(run_dir, config) if main_process else nullcontext():
+        with lock_run_directory(run_dir, config) if main_process else nullcontext():
             step = _fit(cfg, config, settings, data, last, main_process)
     if main_process:
         _report(cfg, step, data)
@@ -76,7 +76,7 @@ def _fit(
     from lightning.pytorch import seed_everything
 
     from mambabyte.models import config_from_dict
-    from mambabyte.training.activation_checkpointing import recompute_blocks
+    from mambabyte.training.activation_checkpointing import checkpoint_activations
     from mambabyte.training.distributed.launching import lost_rank
     from mambabyte.training.loggers import build_logger
     from mambabyte.training.module import ByteLMModule
@@ -93,7 +93,7 @@ def _fit(
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = config_from_dict(config["model"]).build()
     if settings.activation_checkpointing:
-        recompute_blocks(model)
+        checkpoint_activations(model)
     policy = SpikePolicy(run_dir / "spikes", settings.on_spike, settings.spike_threshold)
     module = ByteLMModule(model, optimizer, settings.max_steps, settings.gradient_clip, config, policy)
     logger_settings = typed(cfg.logger, LoggerConfig)

@@ -121,7 +121,7 @@ def test_stopping_names_the_file_and_skipping_gets_past_it(start, spoil, finishe
 
 def test_a_step_far_above_the_usual_is_a_spike(start, spoil, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spikes, "HISTORY", 4)
-    monkeypatch.setattr(spikes, "_ENOUGH", 2)
+    monkeypatch.setattr(spikes, "MIN_HISTORY", 2)
     spoil({9: 1e6})  # the gradient only: the loss that is judged is the measured one
     run_dir = start("far", SKIP, "trainer.spike_threshold=100", "trainer.gradient_clip=null")
     spike = known(run_dir, 9)

@@ -15,7 +15,7 @@ import yaml
 
 from mambabyte import checkpoints
 from mambabyte.errors import Interrupted, UserError
-from mambabyte.runs.run_directory import hold
+from mambabyte.runs.run_directory import lock_run_directory
 from mambabyte.training.module import ByteLMModule
 
 
@@ -310,7 +310,7 @@ def test_wrong_settings_are_told_in_a_sentence(override: str, sentence: str, sta
 
 def test_two_processes_do_not_train_in_one_directory(start, tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "busy"
-    with hold(run_dir, {}), pytest.raises(UserError, match="another process"):
+    with lock_run_directory(run_dir, {}), pytest.raises(UserError, match="another process"):
         start("busy")
     start("busy", "trainer.max_steps=2")
 

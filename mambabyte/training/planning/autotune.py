@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from mambabyte.config.composition import typed
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
-from mambabyte.training.distributed.launching import is_main_process, placed
+from mambabyte.training.distributed.launching import is_main_process, resolve_devices
 from mambabyte.training.planning.budget import Budget, whole_steps
 from mambabyte.training.planning.memory_estimate import MemoryBudget
 from mambabyte.training.planning.step_timing import probe
@@ -112,7 +112,7 @@ def best_micro_batch_size(cfg: DictConfig, settings: TrainerConfig) -> int:
 
 
 def _settings(cfg: DictConfig, **instead: Any) -> TrainerConfig:
-    return placed(typed(OmegaConf.merge(cfg.trainer, instead), TrainerConfig))  # type: ignore[arg-type]
+    return resolve_devices(typed(OmegaConf.merge(cfg.trainer, instead), TrainerConfig))  # type: ignore[arg-type]
 
 
 def _parts(cfg: DictConfig, names: tuple[str, ...]) -> dict[str, Any]:

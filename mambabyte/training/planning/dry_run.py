@@ -20,7 +20,7 @@ def forecast(cfg: DictConfig, settings: TrainerConfig, data: ByteDataModule, ste
     hold FSDP's whole model, none, and what would come of them is None.
 
     Args:
-        cfg: of `mambabyte train`, solved. settings: of its trainer, `launching.placed`.
+        cfg: of `mambabyte train`, solved. settings: of its trainer, `launching.resolve_devices`.
 
     Raises:
         UserError: a step cannot fit.

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
 from mambabyte.runtime.memory import available_memory
-from mambabyte.training.activation_checkpointing import recompute_blocks
+from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.callbacks.progress import byte_count
 from mambabyte.training.settings import TrainerConfig
 
@@ -55,7 +55,7 @@ class MemoryBudget:
     """The memory of a run's steps, and of the device that takes them.
 
     Args:
-        settings: `launching.placed`; their micro_batch_size is of no account.
+        settings: `launching.resolve_devices`; their micro_batch_size is of no account.
 
     Attributes:
         config: the model's.
@@ -165,7 +165,7 @@ def peak_of_a_pass(
     shape = settings.micro_batch_size, context_length
     model = on_meta(config)  # not built of fakes: an initialisation may look at the numbers it has drawn
     if settings.activation_checkpointing:
-        recompute_blocks(model)
+        checkpoint_activations(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model, device)
         for parameter in model.parameters():

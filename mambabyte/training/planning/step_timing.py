@@ -21,7 +21,7 @@ from mambabyte.errors import UserError
 from mambabyte.models import config_from_dict
 from mambabyte.runtime.memory import PeakMemory
 from mambabyte.runtime.signals import STOP_SIGNALS
-from mambabyte.training.activation_checkpointing import recompute_blocks
+from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.optimizer import AdamWConfig
 from mambabyte.training.planning.memory_estimate import MemoryBudget
@@ -52,7 +52,7 @@ def probe(cfg: DictConfig, settings: TrainerConfig, steps: int = 10) -> Probe:
     corpus, which training would prepare too, and the global random generators are left as they were.
 
     Args:
-        cfg: of `mambabyte train`, its budget solved. settings: of its trainer, `launching.placed`.
+        cfg: of `mambabyte train`, its budget solved. settings: of its trainer, `launching.resolve_devices`.
 
     Raises:
         UserError: the data or the settings will not do; FSDP's model does not fit one device.
@@ -95,7 +95,7 @@ def _take_steps(cfg: DictConfig, settings: TrainerConfig, steps: int) -> Probe:
         torch.manual_seed(cfg.seed)
         model = config_from_dict(config["model"]).build()
         if share.activation_checkpointing:
-            recompute_blocks(model)
+            checkpoint_activations(model)
         optimizer = typed(cfg.optimizer, AdamWConfig)
         trainer.fit(ByteLMModule(model, optimizer, steps, share.gradient_clip, config), datamodule=data)
     return Probe(stopwatch.seconds_per_step(accumulation - passes), stopwatch.peak_memory_bytes)

@@ -33,7 +33,7 @@ class Trainer:
         weights = {"model.weight": torch.full((100,), float(self.global_step))}
         checkpoints.write({"mambabyte": ours, "state_dict": weights, "global_step": self.global_step}, path)
 
-    def beside_training(self) -> nullcontext[None]:
+    def excluded_from_timing(self) -> nullcontext[None]:
         return nullcontext()
 
     def check_spikes(self, wait: bool) -> None:
