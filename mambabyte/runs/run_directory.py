@@ -58,9 +58,7 @@ def lock_run_directory(run_dir: Path, config: Mapping[str, Any]) -> Iterator[Non
         raise UserError(f"cannot write to '{run_dir}': {error.strerror}; choose another run_dir=") from error
     with lock, explaining_full_disk(run_dir):
         try:
-            fcntl.flock(
-                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # released by the system however the process ends
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released however the process ends
         except BlockingIOError as error:
             raise UserError(
                 f"another process is training in '{run_dir}'; wait for it, or set name="

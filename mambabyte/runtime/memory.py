@@ -47,14 +47,12 @@ class PeakMemory:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that this process can still allocate on a device: a GPU's free memory, or the machine's within the
-    container's limit. None if the system does not report it."""
+    """Bytes that this process can still allocate on a device: a GPU's free memory, or the machine's within
+    the container's limit. None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = [
-        limit for limit in (_machine_memory(), *map(_cgroup_memory, _CGROUP_FILES)) if limit is not None
-    ]
-    return min(limits, default=None)
+    limits = (_machine_memory(), *map(_cgroup_memory, _CGROUP_FILES))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _machine_memory() -> int | None:

@@ -18,7 +18,7 @@ from tests.training.distributed.ranks import End
 STRATEGIES = {
     "ddp": ["trainer=ddp"],
     "fsdp": ["trainer=fsdp"],
-    "fsdp-in-parts": [
+    "fsdp-sharded-checkpoints": [
         "trainer=fsdp",
         "trainer.sharded_checkpoints=true",
         "trainer.activation_checkpointing=true",
@@ -80,7 +80,7 @@ def test_two_ranks_equal_one_process(
     samples = [(folder / "samples.txt").read_text() for folder in (alone[0], tmp_path / "run")]
     assert samples[0] == samples[1]
     newest = checkpoints.resolve(tmp_path / "run")
-    if strategy == "fsdp-in-parts":
+    if strategy == "fsdp-sharded-checkpoints":
         assert sorted(os.listdir(newest)) == ["rank_00000.ckpt", "rank_00001.ckpt"]
     else:
         assert newest.is_file()
@@ -106,7 +106,7 @@ def test_a_run_goes_on_with_other_ranks_and_other_strategies_and_ends_the_same(
         train(1, run_dir, step=2, number=SIGTERM),
         # the signal comes to one rank, and both stop at the same step
         train(2, run_dir, *STRATEGIES["ddp"], step=5, number=SIGTERM),
-        train(2, run_dir, *STRATEGIES["fsdp-in-parts"], step=13, number=SIGTERM),
+        train(2, run_dir, *STRATEGIES["fsdp-sharded-checkpoints"], step=13, number=SIGTERM),
         train(1, run_dir),
     ]
     # each signal saved once, and the last sitting its last step; two are kept, and last.ckpt
