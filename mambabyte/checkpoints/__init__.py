@@ -1,7 +1,7 @@
 """Checkpoint files: paths, reading (without unpickling code) and writing (atomically)."""
 
 from mambabyte.checkpoints.export import write_export
-from mambabyte.checkpoints.paths import checkpoint_folder, latest_checkpoint, resolve
+from mambabyte.checkpoints.paths import checkpoint_folder, resolve
 from mambabyte.checkpoints.reading import Checkpoint, load_model, read, read_newest, weights_fingerprint
 from mambabyte.checkpoints.sharded import SHARD, remove, write_shard
 from mambabyte.checkpoints.writing import FORMAT, write
@@ -11,7 +11,6 @@ __all__ = [
     "SHARD",
     "Checkpoint",
     "checkpoint_folder",
-    "latest_checkpoint",
     "load_model",
     "read",
     "read_newest",

@@ -58,11 +58,7 @@ def is_export(path: Path) -> bool:
 
 
 def read_export(folder: Path, prefix: str) -> dict[str, Any]:
-    """The content of a checkpoint that holds weights only, their names prefixed with ``prefix``.
-
-    Raises:
-        ValueError: one of the files is damaged.
-    """
+    """The export as a checkpoint's content, the weights' names with ``prefix``; ValueError if damaged."""
     try:
         description = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         weights = load_file(folder / _WEIGHTS)

@@ -27,18 +27,9 @@ def step_files(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def latest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run directory, None without any."""
-    files = step_files(checkpoint_folder(run_dir))
-    return files[-1] if files else None
-
-
 def resolve(path: str | Path) -> Path:
-    """The checkpoint that ``path`` refers to.
-
-    Args:
-        path: a checkpoint file, a folder of shards or an export, which is returned as it is; or a run
-            directory or a folder of checkpoints, of which the newest counts.
+    """``path`` itself if it is a checkpoint file, a folder of shards or an export; of a run directory or a
+    folder of checkpoints, the newest one.
 
     Raises:
         UserError: ``path`` does not exist or holds no checkpoint.
@@ -50,7 +41,7 @@ def resolve(path: str | Path) -> Path:
         raise UserError(
             f"there is no checkpoint at '{path}': ckpt= takes a run directory, a .ckpt file or an export"
         )
-    newest = latest_checkpoint(path) or next(reversed(step_files(path)), None)
-    if newest is None:
+    files = step_files(checkpoint_folder(path)) or step_files(path)
+    if not files:
         raise UserError(f"the directory '{path}' holds no checkpoint (checkpoints/step_*.ckpt)")
-    return newest
+    return files[-1]

@@ -44,11 +44,7 @@ class Checkpoint:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration of the run that wrote the checkpoint.
-
-        Raises:
-            UserError: the checkpoint does not hold one.
-        """
+        """The resolved configuration of the run that wrote the checkpoint; UserError if it is missing."""
         config = self.content["mambabyte"].get("config")
         if not isinstance(config, dict):
             raise UserError(f"'{self.path}' does not say with which configuration it was trained")
@@ -69,11 +65,7 @@ class Checkpoint:
         }
 
     def build_model(self) -> ByteLM:
-        """The trained model, in eval mode, on the CPU, in the precision it was saved in.
-
-        Raises:
-            UserError: the weights do not fit the model that the checkpoint describes.
-        """
+        """See :func:`load_model`."""
         config = config_from_dict(self.model_config)
         with torch.random.fork_rng(devices=[]):  # building draws initial weights that are never used
             model = config.build()
@@ -93,7 +85,7 @@ def load_model(path: str | Path) -> ByteLM:
         path: a run directory, a checkpoint or an export.
 
     Raises:
-        UserError: see :func:`read` and :meth:`Checkpoint.build_model`.
+        UserError: see :func:`read`; or the weights do not fit the model that the file describes.
     """
     return read(path).build_model()
 

@@ -25,10 +25,8 @@ def write_shard(
 ) -> None:
     """Write this rank's file into the folder ``path``, which appears complete or not at all.
 
-    Every rank must call this, and ``path`` must be on a file system that they share.
-
-    Args:
-        barrier: waits for the other ranks.
+    Every rank must call this, and ``path`` must be on a file system that they share. ``barrier`` waits for
+    the other ranks.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.temporary")
@@ -47,11 +45,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def join_shards(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The whole checkpoint, from its shards in the order of the ranks.
-
-    Raises:
-        ValueError: some are missing.
-    """
+    """The whole checkpoint from its shards in the order of the ranks; ValueError if some are missing."""
     if not shards or len(shards) != shards[0].get(_COUNT):
         raise ValueError(f"{len(shards)} shards of {shards[0].get(_COUNT) if shards else 'a checkpoint'}")
     whole = _join(shards)

@@ -21,15 +21,8 @@ _MAY_CHANGE = (
 
 
 def check_same_run(run_dir: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Check that a run can be resumed. Steps, learning rate, devices and logging may change.
-
-    Args:
-        saved: the configuration of the run in ``run_dir``.
-        config: the configuration to resume it with.
-
-    Raises:
-        UserError: the model, the data, the seed or the bytes of a step differ.
-    """
+    """Raise UserError if ``config`` has another model, data, seed or bytes per step than ``saved``, the
+    configuration of the run in ``run_dir``. Steps, learning rate, devices and logging may change."""
     before = _flat({name: saved.get(name) for name in _FIXED_SECTIONS})
     now = _flat({name: config.get(name) for name in _FIXED_SECTIONS})
     before["trainer.global_batch_bytes"] = saved["trainer"]["global_batch_bytes"]

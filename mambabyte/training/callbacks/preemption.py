@@ -20,13 +20,10 @@ class Preemption(StepCallback):
 
     On several GPUs it may stop one step later. Lightning's own handler stops at any forward pass, saves
     nothing and exits with code 0.
-
-    Attributes:
-        stopped: whether a signal has stopped training.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
-        self.stopped = False
+        self.stopped = False  # whether a signal has stopped training
         self._checkpoints = checkpoints
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}

@@ -24,10 +24,8 @@ def shard(model: ByteLM, mesh: Any) -> None:
 
 
 def unsharded_copy(model: ByteLM, main: bool) -> ByteLM | None:
-    """A copy of a sharded model with all its weights, on the same device. None where ``main`` is false.
-
-    Every rank must call this.
-    """
+    """A copy of a sharded model with all its weights, on the same device; None if ``main`` is false. Every
+    rank must call this."""
     whole: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

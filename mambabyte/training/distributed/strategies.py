@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 from mambabyte import checkpoints
 from mambabyte.training.distributed.launching import Launcher
@@ -95,7 +96,7 @@ class ShardedDataParallel(ModelParallelStrategy):
             whole = tensor.full_tensor()
             return whole.cpu() if self.is_global_zero else None
 
-        return _map_tensors(saved, values)
+        return tree_map_only(Tensor, saved, values)
 
 
 def _like(sharded: Tensor, whole: Tensor) -> Tensor:
@@ -104,13 +105,3 @@ def _like(sharded: Tensor, whole: Tensor) -> Tensor:
         return whole
     whole = whole.to(sharded.device, copy=True)
     return distribute_tensor(whole, sharded.device_mesh, sharded.placements, src_data_rank=None)
-
-
-def _map_tensors(function: Callable[[Tensor], Any], values: Any) -> Any:
-    if isinstance(values, Tensor):
-        return function(values)
-    if isinstance(values, dict):
-        return type(values)((key, _map_tensors(function, value)) for key, value in values.items())
-    if isinstance(values, list):
-        return [_map_tensors(function, value) for value in values]
-    return values
