@@ -40,8 +40,9 @@ def run(settings: CompressSettings) -> None:
     source = Path(settings.file).expanduser()
     beside = source.with_name(source.name + SUFFIX)
     target = beside if settings.output is None else Path(settings.output).expanduser()
-    model = checkpoints.load_model(settings.ckpt).to(choose_device(settings.device))
-    window = None if model.recurrent else checkpoints.run_config(settings.ckpt)["context_length"]
+    checkpoint = checkpoints.read(settings.ckpt)
+    model = checkpoint.build_model().to(choose_device(settings.device))
+    window = None if model.recurrent else checkpoint.config["context_length"]
     bar = progress_bar("compressing")
     coded = compress_file(model, source, target, settings.lanes, window, settings.threads, bar)
     share = f" ({coded.bits_per_byte:.4f} bits per byte)" if coded.bytes else ""

@@ -73,8 +73,8 @@ def run(settings: EvalSettings) -> None:
 
     metrics = settings.metrics
     with process_group(choose_device(settings.device)) as (device, rank):
-        trained = checkpoints.run_config(settings.ckpt)
-        model = checkpoints.load_model(settings.ckpt)
+        checkpoint = checkpoints.read(settings.ckpt)
+        trained, model = checkpoint.config, checkpoint.build_model()
         corpus = _corpus(settings, trained)
         how: dict[str, Any] = {
             "protocol": settings.protocol,
@@ -92,7 +92,7 @@ def run(settings: EvalSettings) -> None:
             return evaluate(model, corpus, **how, max_bytes=max_bytes, progress=progress)
 
         result = measure(corpus, settings.protocol, settings.max_bytes)
-        where = {"checkpoint": str(checkpoints.resolve(settings.ckpt)), "split": settings.split}
+        where = {"checkpoint": str(checkpoint.path), "split": settings.split}
         found = figures.Found({**result.to_dict(), **where}, [f"{settings.split}: {result}"])
         if "noise" in metrics:
             figures.noise(settings, corpus, result, measure, found)

@@ -14,7 +14,7 @@ import torch
 from mambabyte.errors import UserError
 from mambabyte.evaluation.protocols import Cursor
 from mambabyte.models.states import map_tensors
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Notes:
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self.path) as file:
+            with atomic_write(self.path) as file:
                 torch.save(saved, file)
         except (OSError, RuntimeError) as error:
             raise UserError(

@@ -47,8 +47,9 @@ class ByteHarness(LM):
     ) -> None:
         super().__init__()
         self._device = choose_device(device if device and device != _HARNESS_DEVICE else "auto")
-        self._model = checkpoints.load_model(ckpt).to(self._device)
-        self._context_length = int(context_length or checkpoints.run_config(ckpt)["context_length"])
+        checkpoint = checkpoints.read(ckpt)
+        self._model = checkpoint.build_model().to(self._device)
+        self._context_length = int(context_length or checkpoint.config["context_length"])
         given = str(batch_size)
         self._batch_size = int(given) if given.isdigit() else max_batch_size or 8
 

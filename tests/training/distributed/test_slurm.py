@@ -87,11 +87,11 @@ def test_the_script_trains_on_two_nodes_and_queues_itself_again_when_it_is_told_
     assert err.read_text().count("mambabyte: stopped at step") == 1
     assert (tmp_path / "calls").read_text() == "requeue 123\n"
     assert len(os.listdir(tmp_path / "run" / "checkpoints")) == 2  # saved once; and last.ckpt
-    reached = checkpoints.read(tmp_path / "run")["global_step"]
+    reached = checkpoints.read(tmp_path / "run").step
     again = sbatch("trainer=ddp", "trainer.max_steps=1000000", "seed=1")
     assert again.wait(240) != 0
     assert "seed (0 there, 1 now)" in err.read_text()
-    assert checkpoints.read(tmp_path / "run")["global_step"] == reached
+    assert checkpoints.read(tmp_path / "run").step == reached
     assert (tmp_path / "calls").read_text() == "requeue 123\n"  # a mistake is not tried again
 
 
