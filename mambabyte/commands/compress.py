@@ -20,7 +20,7 @@ def run(cfg: DictConfig) -> None:
     from mambabyte import checkpoints
     from mambabyte.coding import compress_file, decompress_file
     from mambabyte.runtime.devices import choose_device
-    from mambabyte.runtime.progress_bar import progress_bar
+    from mambabyte.runtime.progress import progress_bar
 
     compressing = "lanes" in cfg
     source = Path(cfg.file).expanduser()

@@ -16,7 +16,7 @@ def run(cfg: DictConfig) -> None:
     from mambabyte.data import prepare, source_from_config
     from mambabyte.data.corpus.corpus import MappedCorpus
     from mambabyte.data.sources.documents import SPLITS
-    from mambabyte.runtime.progress import counted
+    from mambabyte.runtime.units import counted
 
     data: Any = OmegaConf.to_container(cfg.data, resolve=True)
     source = source_from_config(data["source"])

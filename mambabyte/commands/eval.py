@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> None:
     from mambabyte.evaluation.studies import presentation as figures
     from mambabyte.runtime.devices import choose_device
     from mambabyte.runtime.process_group import process_group
-    from mambabyte.runtime.progress_bar import progress_bar
+    from mambabyte.runtime.progress import progress_bar
 
     with process_group(choose_device(cfg.device)) as (device, rank):
         trained = checkpoints.run_config(cfg.ckpt)

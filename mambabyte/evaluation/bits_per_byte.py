@@ -19,7 +19,7 @@ from mambabyte.evaluation.load_balancing import deal, rank_and_count, sum_over_r
 from mambabyte.evaluation.protocols import Cursor, Span
 from mambabyte.evaluation.resume import SavedProgress
 from mambabyte.models import ByteLM
-from mambabyte.runtime.progress import counted
+from mambabyte.runtime.units import counted
 
 FIRST_BYTE_NATS = math.log(256)  # a document's first byte has nothing before it: 8 bits
 PROTOCOLS = ("disjoint", "sliding", "stateful")

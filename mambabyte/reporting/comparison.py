@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mambabyte.runs.run import Measurement, Run
-from mambabyte.runtime.progress import counted
+from mambabyte.runtime.units import counted, short_count
 
 _SAME_DATA_ANYWAY = ("workers", "folder", "retries")
 
@@ -107,11 +107,3 @@ def _names(directories: Sequence[Path]) -> dict[Path, str]:
     """The directories as seen from the deepest one that holds them all."""
     above = os.path.commonpath([directory.parent for directory in directories])
     return {directory: os.path.relpath(directory, above) for directory in directories}
-
-
-def short_count(number: float) -> str:
-    """ "1.75M", "1.06G": three digits and a decimal prefix."""
-    for scale, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= scale:
-            return f"{float(f'{number / scale:.3g}'):g}{unit}"
-    return f"{number:.3g}"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mambabyte.reporting import literature
-from mambabyte.reporting.comparison import Comparison, short_count
+from mambabyte.reporting.comparison import Comparison
 from mambabyte.runs.run import Run
-from mambabyte.training.callbacks.progress import byte_count, duration
+from mambabyte.runtime.units import byte_count, duration, short_count
 
 _UNKNOWN = "-"
 

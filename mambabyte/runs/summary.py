@@ -15,8 +15,8 @@ from mambabyte.evaluation.bits_per_byte import first_documents
 from mambabyte.runs.loss_curve import plot_loss_curve
 from mambabyte.runs.metrics_csv import read_metrics
 from mambabyte.runtime.atomic_write import whole_file
-from mambabyte.runtime.progress import counted
-from mambabyte.runtime.progress_bar import progress_bar
+from mambabyte.runtime.progress import progress_bar
+from mambabyte.runtime.units import counted
 from mambabyte.training.callbacks.samples import sample_text
 from mambabyte.training.settings import CallbacksConfig
 

@@ -12,7 +12,7 @@ from mambabyte.data import ByteCorpus
 from mambabyte.evaluation import BitsPerByte
 from mambabyte.evaluation.bits_per_byte import first_documents
 from mambabyte.models import ByteLM
-from mambabyte.runtime.progress_bar import progress_bar
+from mambabyte.runtime.progress import progress_bar
 
 
 @dataclass

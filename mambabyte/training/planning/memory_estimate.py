@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
 from mambabyte.runtime.memory import available_memory
+from mambabyte.runtime.units import byte_count
 from mambabyte.training.activation_checkpointing import recompute_blocks
-from mambabyte.training.callbacks.progress import byte_count
 from mambabyte.training.settings import TrainerConfig
 
 _FLOAT = 4  # bytes of a weight: fp32, also where the arithmetic is bf16
