@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from mambabyte.commands.eval_metrics import EVAL_METRICS
 from mambabyte.errors import UserError
+
+if TYPE_CHECKING:
+    from mambabyte.data import ByteCorpus
 
 
 def run(cfg: DictConfig) -> None:
@@ -31,9 +34,16 @@ def run(cfg: DictConfig) -> None:
     if cfg.show < 0:
         raise UserError(f"show must be 0 or more, not {cfg.show}")
     from mambabyte import checkpoints
-    from mambabyte.evaluation import SavedProgress, evaluate
+    from mambabyte.coding import prove
+    from mambabyte.evaluation import BitsPerByte, Protocol, SavedProgress, evaluate
     from mambabyte.evaluation.bits_per_byte import first_documents
-    from mambabyte.evaluation.studies import presentation as figures
+    from mambabyte.evaluation.studies import Study
+    from mambabyte.evaluation.studies.compressors import compressor_study
+    from mambabyte.evaluation.studies.context_curves import context_curve_study
+    from mambabyte.evaluation.studies.heatmap import heatmap_study
+    from mambabyte.evaluation.studies.noise import noise_study
+    from mambabyte.evaluation.studies.utf8_validity import utf8_study
+    from mambabyte.evaluation.studies.word_perplexity import word_perplexity_study
     from mambabyte.runtime.devices import choose_device
     from mambabyte.runtime.process_group import process_group
     from mambabyte.runtime.progress import progress_bar
@@ -42,41 +52,47 @@ def run(cfg: DictConfig) -> None:
         trained = checkpoints.run_config(cfg.ckpt)
         model = checkpoints.load_model(cfg.ckpt)
         corpus = _corpus(cfg, trained)
-        how: dict[str, Any] = {
-            "protocol": cfg.protocol,
-            "context_length": trained["context_length"] if cfg.context_length is None else cfg.context_length,
-            "batch_size": cfg.batch_size,
-            "device": device,
-            "precision": cfg.precision,
-            "stride": cfg.stride,
-            "all_ranks": True,
-            "saved_progress": SavedProgress(Path(cfg.output_dir), cfg.save_every),
-        }
+        training_length = trained["context_length"]
+        context_length = training_length if cfg.context_length is None else cfg.context_length
+        protocol = Protocol(cfg.protocol, context_length, cfg.stride, cfg.batch_size, cfg.precision)
+        saved = SavedProgress(Path(cfg.output_dir), cfg.save_every)
 
-        def measure(corpus: Any, label: str, max_bytes: int | None = None) -> Any:
+        def measure(corpus: "ByteCorpus", label: str, max_bytes: int | None = None) -> BitsPerByte:
             progress = progress_bar(label) if rank == 0 else None
-            return evaluate(model, corpus, **how, max_bytes=max_bytes, progress=progress)
+            return evaluate(model, corpus, protocol, device, max_bytes, progress, saved, all_ranks=True)
 
         result = measure(corpus, cfg.protocol, cfg.max_bytes)
-        where = {"checkpoint": str(checkpoints.resolve(cfg.ckpt)), "split": cfg.split}
-        found = figures.Found({**result.to_dict(), **where}, [f"{cfg.split}: {result}"])
+        found: dict[str, Study] = {}
         if "noise" in cfg.metrics:
-            figures.noise(cfg, corpus, result, measure, found)
-        if rank == 0:
-            documents = first_documents(corpus, cfg.max_bytes)
-            if "word_perplexity" in cfg.metrics:
-                figures.word_perplexity(corpus, result, found)
-            if cfg.prove:
-                figures.proof(model, documents, result, found)
-            if "compressors" in cfg.metrics:
-                figures.compressors(documents, result, found)
-            if "lengths" in cfg.metrics:
-                figures.lengths(cfg, model, documents, trained["context_length"], found)
-            if "utf8" in cfg.metrics:
-                figures.utf8(cfg, model, found)
-            if cfg.show:
-                figures.show(cfg, model, first_documents(corpus, cfg.show), result, found)
-            print(json.dumps(found.values) if cfg.json else "\n".join(found.lines))
+            found["noise"] = noise_study(corpus, result, measure, cfg.max_bytes)
+        if rank != 0:
+            return
+        documents, folder = first_documents(corpus, cfg.max_bytes), Path(cfg.output_dir)
+        if "word_perplexity" in cfg.metrics:
+            found["word_perplexity"] = word_perplexity_study(result.nats / result.bytes, corpus)
+        if cfg.prove:
+            window = None if cfg.protocol == "stateful" else context_length
+            proof = prove(model, documents, result.bits_per_byte, window, progress_bar)
+            found["proof"] = Study(proof.to_dict(), [f"proof: {proof}"])
+        if "compressors" in cfg.metrics:
+            found["compressors"] = compressor_study(documents, result.bits_per_byte)
+        if "lengths" in cfg.metrics:
+            plot = folder / "lengths.png"
+            found["lengths"] = context_curve_study(
+                model, documents, training_length, protocol, cfg.split, plot, progress_bar
+            )
+        if "utf8" in cfg.metrics:
+            found["utf8"] = utf8_study(model, cfg.samples, cfg.sample_bytes)
+        if cfg.show:
+            shown = first_documents(corpus, cfg.show)
+            found["shown"] = heatmap_study(model, shown, protocol, cfg.split, folder / "bits.html")
+        if cfg.json:
+            where = {"checkpoint": str(checkpoints.resolve(cfg.ckpt)), "split": cfg.split}
+            studies = {name: study.values for name, study in found.items()}
+            print(json.dumps({**result.to_dict(), **where, **studies}))
+        else:
+            lines = [line for study in found.values() for line in study.lines]
+            print("\n".join([f"{cfg.split}: {result}", *lines]))
 
 
 def _corpus(cfg: DictConfig, trained: dict[str, Any]) -> Any:

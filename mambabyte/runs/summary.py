@@ -10,7 +10,7 @@ import torch
 
 from mambabyte.checkpoints import load_model
 from mambabyte.data import ByteCorpus
-from mambabyte.evaluation import compressor_bits_per_byte, evaluate
+from mambabyte.evaluation import Protocol, compressor_bits_per_byte, evaluate
 from mambabyte.evaluation.bits_per_byte import first_documents
 from mambabyte.runs.loss_curve import plot_loss_curve
 from mambabyte.runs.metrics_csv import read_metrics
@@ -38,10 +38,8 @@ def summarize(
     print(f"mambabyte: measuring {corpus.num_bytes:,} validation bytes", file=sys.stderr)
     model = load_model(run_dir)
     measured = {
-        protocol: evaluate(
-            model, corpus, protocol, context_length, device=device, progress=progress_bar(protocol)
-        )
-        for protocol in (("disjoint", "stateful") if model.recurrent else ("disjoint",))
+        name: evaluate(model, corpus, Protocol(name, context_length), device, progress=progress_bar(name))
+        for name in (("disjoint", "stateful") if model.recurrent else ("disjoint",))
     }
     result, stateful = measured["disjoint"], measured.get("stateful")
     compressors = compressor_bits_per_byte(first_documents(corpus))

@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from mambabyte.runtime.units import counted
 
+ProgressCallback = Callable[[int, int], None]  # called with (bytes done, bytes to do)
+
 
 class StatusLine(tqdm):
     """A tqdm bar that prints plain lines, ten seconds apart, where stderr is no terminal.
@@ -60,8 +62,8 @@ class Progress(StatusLine):
         self.update(done_bytes - self.n)
 
 
-def progress_bar(label: str) -> Callable[[int, int], None]:
-    """A function of (bytes done, bytes to do) that shows a :class:`Progress` until all is done."""
+def progress_bar(label: str) -> ProgressCallback:
+    """A callback that shows a :class:`Progress` until all is done."""
     bar: Progress | None = None
 
     def show(done: int, total: int) -> None:
