@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from mambabyte.errors import UserError
-from mambabyte.reporting import Comparison, compare, find_runs, read_run, tables
+from mambabyte.reporting import Comparison, compare, tables
 from mambabyte.reporting.figures import FIGURES, draw
 from mambabyte.reporting.html import to_html
+from mambabyte.runs.run import find_runs, read_run
 
 Form = Literal["text", "markdown", "csv", "json"]
 
