@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from mambabyte.coding import decode, encode
 from mambabyte.config.composition import config_dir
 from mambabyte.data import ByteCorpus
-from mambabyte.evaluation import evaluate
+from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.generation import Sampler, generate
 from mambabyte.models import ByteLM, config_from_dict
 
@@ -68,12 +68,15 @@ def main() -> None:
     corpus = ByteCorpus(
         random_bytes(size), np.arange(options.batch + 1) * options.context, ["x"] * options.batch
     )
+    disjoint, stateful = (
+        Protocol(name, options.context, batch_size=options.batch) for name in ("disjoint", "stateful")
+    )
     timings = measure(
         {
             "training step": train,
             "forward": forward,
-            "evaluate, disjoint": lambda: evaluate(model, corpus, "disjoint", options.context, options.batch),
-            "evaluate, stateful": lambda: evaluate(model, corpus, "stateful", options.context, options.batch),
+            "evaluate, disjoint": lambda: evaluate(model, corpus, disjoint),
+            "evaluate, stateful": lambda: evaluate(model, corpus, stateful),
             "forward of the coded bytes": forward_of_the_coded_bytes,
             "compress": lambda: encode(model, text, lengths, io.BytesIO(), lanes, threads=threads),
             "decompress": lambda: decode(
@@ -127,7 +130,7 @@ def _evaluate_one_document(length: int) -> float:
     torch.manual_seed(0)
     description = {"_target_": "mambabyte.models.MambaByteConfig", "d_model": 32, "n_layer": 2, "d_state": 4}
     corpus = ByteCorpus(random_bytes(length), np.array([0, length]), ["one document"])
-    evaluate(config_from_dict(description).build(), corpus, "stateful", 8192)
+    evaluate(config_from_dict(description).build(), corpus, Protocol("stateful", 8192))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

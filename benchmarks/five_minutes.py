@@ -27,7 +27,7 @@ from train_step import transformers_model
 from mambabyte.data import ByteCorpus, FilesSource, HuggingFaceSource, StandardLibrarySource, prepare
 from mambabyte.data.windows.batches import as_tensors
 from mambabyte.data.windows.shuffled import ShuffledWindows
-from mambabyte.evaluation.bits_per_byte import evaluate
+from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.evaluation.studies.compressors import compressor_bits_per_byte
 from mambabyte.models import ByteLM, MambaByteConfig
 from mambabyte.models.byte_lm import State
@@ -79,7 +79,7 @@ def main() -> None:
         seen = train(contestant, windows, precision, options)
         results[name] = {"bytes_seen": seen, "bytes_per_second": seen / options.seconds}
         for protocol in ("disjoint", "stateful") if contestant is model else ("disjoint",):
-            figure = evaluate(contestant, validation, protocol, options.context_length)
+            figure = evaluate(contestant, validation, Protocol(protocol, options.context_length))
             results[name][f"{protocol}_bits_per_byte"] = figure.bits_per_byte
     compressors = compressor_bits_per_byte([validation.bytes])
     if options.json:

@@ -35,7 +35,7 @@ def run(settings: CompressSettings) -> None:
     from mambabyte import checkpoints
     from mambabyte.coding import compress_file
     from mambabyte.runtime.devices import choose_device
-    from mambabyte.runtime.progress_bar import progress_bar
+    from mambabyte.runtime.progress import progress_bar
 
     source = Path(settings.file).expanduser()
     beside = source.with_name(source.name + SUFFIX)

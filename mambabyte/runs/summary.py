@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mambabyte.runtime.atomic_write import atomic_write
-from mambabyte.runtime.progress import counted
+from mambabyte.runtime.units import counted
 
 
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:

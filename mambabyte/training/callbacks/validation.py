@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 
 from mambabyte.data import ByteCorpus
 from mambabyte.evaluation.bits_per_byte import score
+from mambabyte.evaluation.protocols import Protocol
 from mambabyte.training.callbacks.step_callback import StepCallback, is_due
 from mambabyte.training.module import ByteLMModule
 
@@ -34,12 +35,6 @@ class Validation(StepCallback):
             model = module.unsharded_model
             if model is None or not trainer.is_global_zero:
                 return
-            total, _, nats = score(
-                model,
-                self._corpus,
-                "disjoint",
-                self._context_length,
-                self._batch_size,
-                max_bytes=self._max_bytes,
-            )
+            protocol = Protocol("disjoint", self._context_length, batch_size=self._batch_size)
+            total, nats = score(model, self._corpus, protocol, self._max_bytes)
             self._bits_per_byte = nats / total / math.log(2)

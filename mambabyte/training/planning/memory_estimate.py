@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, ByteLMConfig
 from mambabyte.runtime.memory import available_memory
+from mambabyte.runtime.units import byte_count
 from mambabyte.training.activation_checkpointing import checkpoint_activations
-from mambabyte.training.callbacks.progress import byte_count
 from mambabyte.training.settings import TrainerConfig, TrainSettings
 
 _WEIGHT_BYTES = 4  # fp32, also where the arithmetic is bf16
