@@ -1,4 +1,6 @@
-"""What every test shares."""
+"""Fixtures for every test."""
+
+import os
 
 import pytest
 import torch
@@ -6,5 +8,6 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Models this small wait longer for a second thread than they compute, and sums keep one order."""
+    """One thread here and in the processes that tests start: a second only slows models this small."""
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
