@@ -1,4 +1,4 @@
-"""The Docker image without an engine: parse its recipe and run its commands. tests/docker builds it by hand."""
+"""The Docker image, without an engine: parse its recipe, run its commands. tests/docker builds it by hand."""
 
 from __future__ import annotations
 
