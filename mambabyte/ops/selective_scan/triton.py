@@ -1,4 +1,4 @@
-"""The selective scan on CUDA by our Triton kernels: what `triton_kernels.py` needs around it."""
+"""The selective scan on CUDA: launches the kernels of `triton_kernels.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mambabyte.ops.selective_scan.inputs import ScanInputs
 from mambabyte.ops.selective_scan.triton_kernels import backward_kernel, join_kernel, triton, walk_kernel
 
 SPAN = 256  # steps; a multiple of both chunks
@@ -29,13 +30,12 @@ def available() -> tuple[bool, str]:
     return True, f"triton {triton.__version__}"
 
 
-class _Inputs:
-    """The inputs as the kernels take them: states and parameters (..., N, D), B and C (B, N, L), all fp32."""
+class _Launcher:
+    """A scan's inputs in the kernels' layouts, states and A (..., N, D), B and C (B, N, L), all fp32, and the
+    launches of the kernels on them."""
 
-    def __init__(
-        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-        delta_bias: Tensor | None, delta_softplus: bool, document_start: Tensor | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, inputs: ScanInputs) -> None:
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, _, document_start = inputs
         self.batch, self.length, self.channels = u.shape
         self.width = A.shape[1]
         self.u, self.delta = _rows(u), _rows(delta)
@@ -101,17 +101,13 @@ def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return u.shape[0], -(-u.shape[1] // SPAN), A.shape[1], A.shape[0]
 
 
-def forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
-    document_start: Tensor | None, keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Arguments as `mambabyte.ops.selective_scan`; returns out (B, L, D) in u's dtype, the final state
-    (B, D, N) fp32, and for backward the state at the start of each span, `states_shape`, or an empty tensor.
+def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """out (B, L, D) in u's dtype, the final state (B, D, N) fp32, and for backward the state at the start of
+    each span, of shape `states_shape`, or an empty tensor.
     """
-    x = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, document_start)
+    x, u = _Launcher(inputs), inputs.u
     out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    state = x.boundary(initial_state)
+    state = x.boundary(inputs.initial_state)
     spans = triton.cdiv(x.length, SPAN)
     chunk, block = FORWARD_CHUNK, FORWARD_BLOCK
     if spans == 1 or x.batch * triton.cdiv(x.channels, block) >= ENOUGH_PROGRAMS:
@@ -127,16 +123,13 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor, grad_final_state: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
-    C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
-    document_start: Tensor | None, states: Tensor,
-) -> tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor
-]:  # fmt: skip
+    grad_out: Tensor, grad_final_state: Tensor | None, inputs: ScanInputs, states: Tensor
+) -> tuple[Tensor | None, ...]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias and the initial state (B, D, N), each in its
     argument's dtype, the last in fp32; `states` are those that `forward` kept.
     """
-    x = _Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, document_start)
+    x = _Launcher(inputs)
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, *_ = inputs
     grad_out = _rows(grad_out)
     chunk, block, spans = BACKWARD_CHUNK, BACKWARD_BLOCK, states.shape[1]
     blocks = triton.cdiv(x.channels, block)
