@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambabyte.ops.cpu.arguments import as_rows, empty, kernel_dtype, num_threads, pointer
+from mambabyte.ops.cpu.arguments import as_rows, empty, fields, kernel_dtype, num_threads, pointer
 from mambabyte.ops.cpu.build import kernel
 from mambabyte.ops.operators import operator
 
@@ -19,13 +19,12 @@ class Arguments(ctypes.Structure):
     """CausalConv1dArguments of the C++ source."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "width")),
-        *((name, ctypes.c_int32) for name in ("threads", "bfloat16")),
+        *fields(ctypes.c_int64, "batch length channels width"),
+        *fields(ctypes.c_int32, "threads bfloat16"),
         ("x", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("x_batch_stride", "x_time_stride")),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "state", "document_start", "out")),
-        *((name, ctypes.c_void_p) for name in ("grad_out", "grad_x", "grad_weight", "grad_bias")),
-        ("grad_state", ctypes.c_void_p),
+        *fields(ctypes.c_int64, "x_batch_stride x_time_stride"),
+        *fields(ctypes.c_void_p, "weight bias state document_start out"),
+        *fields(ctypes.c_void_p, "grad_out grad_x grad_weight grad_bias grad_state"),
     ]
 
 
@@ -46,13 +45,9 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 @operator("mambabyte::causal_conv1d_backward")
 def _backward(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    initial_state: Tensor | None,
+    grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None,
     document_start: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     rows = as_rows(x, kernel_dtype(x.dtype))
     batch, _, channels = x.shape
     width = weight.shape[1]

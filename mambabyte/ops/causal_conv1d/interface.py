@@ -26,10 +26,8 @@ def causal_conv1d(
         x: (B, L, D). weight: (D, W); the last column multiplies the current input. bias: (D) or None.
         initial_state: (B, W-1, D), the inputs before the first step, oldest first; zero when None.
         document_start: (B, L) boolean; a marked step and those after it see nothing before it.
-        backend: "cpu" (C++, widths 2 to 4; other widths run on the reference) or "reference" (plain PyTorch,
-            any device, fp64 too). By default "cpu" for fp32, bf16 and fp16 tensors on a CPU where the kernels
-            compile, else "reference", unless `use_backend` or the environment variable MAMBABYTE_BACKEND
-            names another one that serves.
+        backend: "cpu" (widths 2 to 4; others run on the reference) or "reference"; by default the first that
+            serves x's device and dtype. See `mambabyte.ops.backends`.
 
     Returns:
         out (B, L, D) in x's dtype, and with `return_final_state` the last W-1 inputs (B, W-1, D), with

@@ -114,9 +114,7 @@ def _cached_path(compiler: str) -> Path:
         folder = Path(tempfile.gettempdir()) / f"mambabyte-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
-            raise KernelUnavailable(
-                f"{folder} belongs to somebody else, and {cache_folder()} is not writable"
-            )
+            raise KernelUnavailable(f"{folder} belongs to another user, and {cache_folder()} is not writable")
     return folder / f"kernels-{digest.hexdigest()[:16]}.so"
 
 

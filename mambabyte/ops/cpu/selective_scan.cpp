@@ -209,7 +209,7 @@ class SelectiveScan {
   }
 
   template <int Tile>
-  void walk(Block& x, int steps, int64_t n, const Vec* rate, Vec* state) const {
+  void advance(Block& x, int steps, int64_t n, const Vec* rate, Vec* state) const {
     Vec decays[kChunk * Tile];
     decay_tile<Tile>(x, steps, rate + n, start_, decays);
     scan_tile<Tile, false>(x, steps, B_ + n, C_ + n, N_, decays, state + n, x.y, nullptr);
@@ -223,8 +223,8 @@ class SelectiveScan {
     const Vec* rate = rate_ + local * N_;
     int64_t n = 0;
     for (; n + kTile <= N_; n += kTile)
-      walk<kTile>(x, steps(chunk), n, rate, next);
-    for (; n < N_; ++n) walk<1>(x, steps(chunk), n, rate, next);
+      advance<kTile>(x, steps(chunk), n, rate, next);
+    for (; n < N_; ++n) advance<1>(x, steps(chunk), n, rate, next);
     const int lanes = this->lanes(block);
     const Vec D = optional(arguments_.D, block, lanes);
     for (int t = 0; t < steps(chunk); ++t) {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambabyte.ops.cpu.arguments import empty, num_threads, pointer
+from mambabyte.ops.cpu.arguments import empty, fields, num_threads, pointer
 from mambabyte.ops.cpu.build import kernel
 from mambabyte.ops.operators import operator
 
@@ -17,12 +17,11 @@ class Arguments(ctypes.Structure):
     """ResidualNormArguments of the C++ source."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "width", "tasks")),
-        *((name, ctypes.c_int32) for name in ("threads", "bfloat16", "rms")),
+        *fields(ctypes.c_int64, "rows width tasks"),
+        *fields(ctypes.c_int32, "threads bfloat16 rms"),
         ("epsilon", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("residual", "update", "weight", "bias", "sum", "out")),
-        *((name, ctypes.c_void_p) for name in ("grad_out", "grad_sum", "grad_residual")),
-        *((name, ctypes.c_void_p) for name in ("grad_weight", "grad_bias")),
+        *fields(ctypes.c_void_p, "residual update weight bias sum out"),
+        *fields(ctypes.c_void_p, "grad_out grad_sum grad_residual grad_weight grad_bias"),
     ]
 
 
@@ -46,14 +45,9 @@ def _run(direction: str, residual: Tensor, epsilon: float, rms: bool, **tensors:
 
 @operator("mambabyte::residual_norm")
 def residual_norm_fused(
-    residual: Tensor,
-    update: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    epsilon: float,
-    rms: bool,
+    residual: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, rms: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     residual = residual.float().contiguous()
     out, x = empty(residual.shape, dtype), empty(residual.shape)
     _run(
@@ -74,14 +68,9 @@ def _(residual: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 @operator("mambabyte::residual_norm_backward")
 def _backward(
-    grad_out: Tensor,
-    grad_sum: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    epsilon: float,
+    grad_out: Tensor, grad_sum: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float,
     rms: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     tasks, width = num_threads(), x.shape[-1]
     grad_x = empty(x.shape)
     grad_weight = torch.empty(tasks, width)

@@ -28,9 +28,8 @@ def residual_norm(
     Args:
         residual: (..., d), fp32 or fp64. update: the same shape, or None for zero. weight: (d).
         bias: (d) or None. rms: whether to use the RMS norm.
-        backend: "cpu" (C++) or "reference" (plain PyTorch, any device, fp64 too). By default "cpu" for fp32
-            tensors on a CPU where the kernels compile, else "reference", unless `use_backend` or the
-            environment variable MAMBABYTE_BACKEND names another one that serves.
+        backend: "cpu" or "reference"; by default the first that serves the residual's device and dtype. See
+            `mambabyte.ops.backends`.
 
     Returns:
         out, in autocast's dtype where autocast is on, and x in the residual's dtype.

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from mambabyte.ops.cpu.arguments import Rows, as_rows, empty, kernel_dtype, num_threads, pointer, rows
+from mambabyte.ops.cpu.arguments import Rows, as_rows, empty, fields, kernel_dtype, num_threads, pointer, rows
 from mambabyte.ops.cpu.build import kernel
 from mambabyte.ops.selective_scan.inputs import ScanInputs
 
@@ -19,18 +19,15 @@ class Arguments(ctypes.Structure):
     """SelectiveScanArguments of the C++ source."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "states", "groups")),
-        *((name, ctypes.c_int32) for name in ("threads", "bfloat16", "softplus")),
-        *((name, Rows) for name in ("u", "delta", "z", "B", "C")),
-        *((name, ctypes.c_void_p) for name in ("A", "D", "delta_bias", "document_start")),
+        *fields(ctypes.c_int64, "batch length channels states groups"),
+        *fields(ctypes.c_int32, "threads bfloat16 softplus"),
+        *fields(Rows, "u delta z B C"),
+        *fields(ctypes.c_void_p, "A D delta_bias document_start"),
         ("out", Rows),
         ("states_data", ctypes.c_void_p),
         ("keep_states", ctypes.c_int32),
-        *((name, Rows) for name in ("grad_out", "grad_u", "grad_delta", "grad_z")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("grad_state", "grad_A", "grad_D", "grad_delta_bias", "grad_B", "grad_C")
-        ),
+        *fields(Rows, "grad_out grad_u grad_delta grad_z"),
+        *fields(ctypes.c_void_p, "grad_state grad_A grad_D grad_delta_bias grad_B grad_C"),
     ]
 
 

@@ -42,20 +42,10 @@ def selective_scan_fused(backend: str, inputs: ScanInputs) -> tuple[Tensor, Tens
 # PyTorch infers an operator's schema from its signature, so these two spell their arguments out.
 @operator("mambabyte::selective_scan")
 def _forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    document_start: Tensor | None,
-    keep_states: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
+    document_start: Tensor | None, keep_states: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, document_start)
     return _backend(backend).forward(inputs, keep_states)
 
@@ -71,21 +61,10 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @operator("mambabyte::selective_scan_backward")
 def _backward(
-    grad_out: Tensor,
-    grad_final_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    document_start: Tensor | None,
-    states: Tensor,
-    backend: str,
-) -> list[Tensor]:
+    grad_out: Tensor, grad_final_state: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+    C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
+    document_start: Tensor | None, states: Tensor, backend: str,
+) -> list[Tensor]:  # fmt: skip
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, None, document_start)
     gradients = _backend(backend).backward(grad_out, grad_final_state, inputs, states)
     return [u.new_empty(0) if gradient is None else gradient for gradient in gradients]

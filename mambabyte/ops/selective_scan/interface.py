@@ -38,10 +38,8 @@ def selective_scan(
         B, C: (B, L, N) input and output projections, shared by all channels.
         initial_state: (B, D, N) state before the first step; zero when None.
         document_start: (B, L) boolean; the state is reset to zero before each marked step.
-        backend: "cpu" (C++), "triton" or "mamba_ssm" (CUDA; mamba_ssm takes neither initial_state nor
-            document_start) or "reference" (plain PyTorch, any device, fp64 too). By default, the first of
-            them in this order that is available and serves u's device and dtype, unless `use_backend` or the
-            environment variable MAMBABYTE_BACKEND names another one that does.
+        backend: "cpu", "triton", "mamba_ssm" or "reference"; by default the first of them that serves u's
+            device and dtype. See `mambabyte.ops.backends` for what each serves and how to override it.
 
     Returns:
         out (B, L, D) in u's dtype, and with `return_final_state` the state (B, D, N) after the last step, in

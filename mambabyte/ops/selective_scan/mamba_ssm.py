@@ -25,7 +25,7 @@ from mambabyte.ops.selective_scan.inputs import ScanInputs
 
 
 def available() -> tuple[bool, str]:
-    """Whether the compiled scan can run here, and why (not)."""
+    """Whether the compiled scan can run here, and why or why not."""
     for name in ("mamba_ssm", "selective_scan_cuda"):
         if importlib.util.find_spec(name) is None:
             return False, f"{name} is not installed"
@@ -68,7 +68,7 @@ def _as_the_extension_reads(inputs: ScanInputs) -> tuple[Tensor | None, ...]:
 
 
 def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
-    """Shape of the states that `forward` keeps: the extension walks 2,048 steps at a time."""
+    """Shape of the states that `forward` keeps: the extension scans 2,048 steps at a time."""
     return u.shape[0], u.shape[2], -(-u.shape[1] // 2048), 2 * A.shape[1]
 
 

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from mambabyte.ops.cpu.arguments import num_threads, pointer
+from mambabyte.ops.cpu.arguments import fields, num_threads, pointer
 from mambabyte.ops.cpu.build import kernel
 from mambabyte.ops.step.weights import MambaBlockWeights, MambaWeights
 
@@ -18,11 +18,8 @@ class Block(ctypes.Structure):
     """MambaStepBlock of the C++ source."""
 
     _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in (
-            *MambaBlockWeights._fields,
-            *("conv_state", "scan_state", "next_conv_state", "next_scan_state"),
-        )
+        *fields(ctypes.c_void_p, " ".join(MambaBlockWeights._fields)),
+        *fields(ctypes.c_void_p, "conv_state scan_state next_conv_state next_scan_state"),
     ]
 
 
@@ -30,11 +27,10 @@ class Arguments(ctypes.Structure):
     """MambaStepArguments of the C++ source."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("batch", "layers", "d_model", "d_inner", "states", "width")),
-        *((name, ctypes.c_int64) for name in ("rank", "vocabulary")),
-        *((name, ctypes.c_int32) for name in ("threads", "rms")),
+        *fields(ctypes.c_int64, "batch layers d_model d_inner states width rank vocabulary"),
+        *fields(ctypes.c_int32, "threads rms"),
         ("epsilon", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("bytes", "embedding", "head", "norm_weight", "norm_bias")),
+        *fields(ctypes.c_void_p, "bytes embedding head norm_weight norm_bias"),
         ("blocks", ctypes.POINTER(Block)),
         ("logits", ctypes.c_void_p),
     ]
