@@ -26,7 +26,7 @@ from train_step import transformers_model
 
 from mambabyte.data import ByteCorpus, FilesSource, HuggingFaceSource, StandardLibrarySource, prepare
 from mambabyte.data.windows.batches import as_tensors
-from mambabyte.data.windows.policies import WindowPolicy, window_policy
+from mambabyte.data.windows.shuffled import ShuffledWindows
 from mambabyte.evaluation.bits_per_byte import evaluate
 from mambabyte.evaluation.studies.compressors import compressor_bits_per_byte
 from mambabyte.models import ByteLM, MambaByteConfig
@@ -62,7 +62,7 @@ def main() -> None:
     arguments.add_argument("--no-peer", action="store_true")
     options = arguments.parse_args()
     train_corpus, validation = corpora(options.data)
-    policy = window_policy("packed", train_corpus, options.context_length, seed=0)
+    windows = ShuffledWindows("packed", train_corpus, options.context_length, seed=0)
 
     torch.manual_seed(0)
     shape = {"d_model": options.d_model, "n_layer": options.layers, "d_state": options.states}
@@ -76,7 +76,7 @@ def main() -> None:
 
     results: dict[str, dict[str, float]] = {}
     for name, (contestant, precision) in contestants.items():
-        seen = train(contestant, policy, precision, options)
+        seen = train(contestant, windows, precision, options)
         results[name] = {"bytes_seen": seen, "bytes_per_second": seen / options.seconds}
         for protocol in ("disjoint", "stateful") if contestant is model else ("disjoint",):
             figure = evaluate(contestant, validation, protocol, options.context_length)
@@ -103,7 +103,7 @@ def corpora(path: Path | None) -> tuple[ByteCorpus, ByteCorpus]:
     return prepare(source, "train", folder), prepare(source, "validation", folder)
 
 
-def train(model: ByteLM, policy: WindowPolicy, precision: str, options) -> int:
+def train(model: ByteLM, windows: ShuffledWindows, precision: str, options) -> int:
     """Train for `options.seconds`; returns the bytes seen."""
     schedule = AdamWConfig(options.learning_rate, warmup_steps=SCHEDULE // 20, final_learning_rate_ratio=0.02)
     optimizer = schedule.build(model)
@@ -113,7 +113,7 @@ def train(model: ByteLM, policy: WindowPolicy, precision: str, options) -> int:
         rate = schedule.learning_rate_at(int(SCHEDULE * elapsed / options.seconds), SCHEDULE)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = as_tensors(policy.batch(np.arange(step * options.batch, (step + 1) * options.batch)))
+        batch = as_tensors(windows.batch(np.arange(step * options.batch, (step + 1) * options.batch)))
         inputs, targets = batch["bytes"], batch["targets"].long()
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mambabyte.data.corpus.corpus import ByteCorpus, prepare
     from mambabyte.data.datamodule import ByteDataModule
-    from mambabyte.data.sources.documents import Document, DocumentSource, source_from_config
+    from mambabyte.data.settings import DataSettings, source_from_config
+    from mambabyte.data.sources.documents import Document, DocumentSource
     from mambabyte.data.sources.files import FilesSource
     from mambabyte.data.sources.held_out import HeldOutSource
     from mambabyte.data.sources.huggingface import HuggingFaceSource
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ByteCorpus",
     "ByteDataModule",
+    "DataSettings",
     "Document",
     "DocumentSource",
     "FilesSource",
@@ -32,6 +34,9 @@ __all__ = [
 _HOMES = {
     "ByteCorpus": "corpus.corpus",
     "ByteDataModule": "datamodule",
+    "DataSettings": "settings",
+    "Document": "sources.documents",
+    "DocumentSource": "sources.documents",
     "FilesSource": "sources.files",
     "HeldOutSource": "sources.held_out",
     "HuggingFaceSource": "sources.huggingface",
@@ -39,11 +44,12 @@ _HOMES = {
     "PG19TextsSource": "sources.pg19",
     "StandardLibrarySource": "sources.stdlib",
     "prepare": "corpus.corpus",
+    "source_from_config": "settings",
 }
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that evaluating or preparing a corpus does not import lightning.
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'sources.documents')}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

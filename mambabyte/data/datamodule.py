@@ -1,164 +1,142 @@
-"""Serves windows to a Lightning trainer so that the optimizer step alone says which windows come next."""
+"""Serves windows to a Lightning trainer, or to a plain loop, so that the optimizer step says which come next."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import lightning
 import torch
 
+from mambabyte.config.settings import Settings, setting
 from mambabyte.data.corpus.corpus import ByteCorpus, prepare
-from mambabyte.data.sources.documents import DocumentSource, source_from_config
-from mambabyte.data.windows.batches import Batch, IndexedWindows, Positions, StepLoader, as_tensors
-from mambabyte.data.windows.policies import POLICIES, WindowPolicy, window_policy
-from mambabyte.data.windows.streaming import Place, StreamedBatches, StreamingSource, Unit
+from mambabyte.data.settings import DataSettings
+from mambabyte.data.sources.documents import DocumentSource
+from mambabyte.data.windows.batches import Batch, StepLoader, StepSampler, as_tensors
+from mambabyte.data.windows.shuffled import ShuffledWindows
+from mambabyte.data.windows.streaming import Reader, StreamedBatches, StreamingSource, StreamPosition, Unit
 from mambabyte.data.windows.workers import loaded
 from mambabyte.errors import UserError
 
-_START = Place()._asdict()
+_START = StreamPosition()._asdict()
+
+
+@dataclass
+class _Batches(Settings):
+    context_length: int = setting(at_least=1)
+    micro_batch_size: int = setting(at_least=1)
+    global_batch_size: int = setting(at_least=1)
+    seed: int = 0
 
 
 class ByteDataModule(lightning.LightningDataModule):
     """Batches of windows for training, and the corpus that validates it.
 
     A batch holds bytes (b, L) uint8, targets (b, L) int16 (-100 where nothing is scored) and document_start
-    (b, L) bool, b = micro_batch_size windows of L = context_length bytes. Batches never end but for the
-    trainer's max_steps, and start at `trainer.global_step`.
+    (b, L) bool: b = micro_batch_size windows of L = context_length bytes.
 
     Local road: windows [s * G, (s + 1) * G) of the seeded order make up optimizer step s, with
-    G = global_batch_size, whatever the number of ranks, workers and micro-batches, so restoring global_step
-    is all it takes to resume.
+    G = global_batch_size, whatever the number of ranks, workers and micro-batches. The step is all it takes to
+    resume.
 
-    Streaming road (streaming=True, with a source that has `units`): nothing is written but the validation
-    split. Every worker of every rank is a reader with its own share of each epoch (streaming.Reader), and
-    goes on to its next epoch by itself. Each batch carries the place behind it as batch["position"]; call
-    `trained(batch["position"])` for every batch that was trained on, and a checkpoint taken between optimizer
-    steps resumes exactly there with the same number of ranks and workers.
+    Streaming road: nothing is written but the validation split. Every worker of every rank is a reader with
+    its own share of each epoch (streaming.Reader). Each batch carries the position to resume at after it as
+    batch["position"]; call `trained(batch["position"])` for every batch that was trained on, and a checkpoint
+    taken between optimizer steps resumes exactly there, with the same number of ranks and workers.
 
-    Raises UserError for settings that are wrong or do not go together.
+    Args:
+        source: where documents come from, instead of what the settings describe.
+
+    Raises:
+        UserError: settings are wrong or do not go together.
     """
 
     def __init__(
         self,
-        source: DocumentSource,
+        settings: DataSettings,
         context_length: int,
         micro_batch_size: int,
         global_batch_size: int,
-        windows: str = "random_per_document",
         seed: int = 0,
-        workers: int = 0,
-        folder: str | Path = "data/prepared",
-        streaming: bool = False,
-        validation_bytes: int | None = None,
-        block_windows: int = 1024,
+        source: DocumentSource | None = None,
     ) -> None:
         super().__init__()
-        _check_integer("context_length", context_length, 1)
-        _check_integer("trainer.micro_batch_size", micro_batch_size, 1)
-        _check_integer("the number of windows in a global batch", global_batch_size, 1)
-        _check_integer("seed", seed, None)
-        _check_integer("data.workers", workers, 0)
-        _check_integer("data.block_windows", block_windows, 1)
-        if validation_bytes is not None:
-            _check_integer("data.validation_bytes", validation_bytes, 1)
-        if windows not in POLICIES:
-            raise UserError(f"data.windows must be one of {', '.join(POLICIES)}, not {windows!r}")
-        if not isinstance(streaming, bool):
-            raise UserError(f"data.streaming must be true or false, not {streaming!r}")
-        if not isinstance(folder, (str, Path)) or not str(folder):
-            raise UserError(f"data.folder must be a path, not {folder!r}")
-        if streaming and not isinstance(source, StreamingSource):
+        self.settings = settings
+        self._batches = _Batches(context_length, micro_batch_size, global_batch_size, seed)
+        self.source = settings.build_source() if source is None else source
+        if settings.streaming and not isinstance(self.source, StreamingSource):
             raise UserError(
                 "data.streaming=true needs a source that can be streamed, such as data=hf; "
-                f"{type(source).__name__} is read from a local copy (data.streaming=false)"
+                f"{type(self.source).__name__} is read from a local copy (data.streaming=false)"
             )
-        self.source = source
-        self.context_length = context_length
-        self.micro_batch_size = micro_batch_size
-        self.global_batch_size = global_batch_size
-        self.windows = windows
-        self.seed = seed
-        self.workers = workers
-        self.folder = Path(folder)
-        self.streaming = streaming
-        self.validation_bytes = validation_bytes
-        self.block_windows = block_windows
-        # Streaming: where each worker of this rank stands behind the last trained batch, and who is next.
-        self._position: dict[str, Any] = {"next_worker": 0, "places": [_START] * max(workers, 1)}
+        # Streaming: where each worker of this rank resumes after the last trained batch, and whose turn it is.
+        self._position: dict[str, Any] = {"next_worker": 0, "places": [_START] * max(settings.workers, 1)}
         self._restored: dict[str, Any] | None = None
-
-    @classmethod
-    def from_config(
-        cls,
-        data: Mapping[str, Any],
-        context_length: int,
-        micro_batch_size: int,
-        global_batch_size: int,
-        seed: int,
-    ) -> ByteDataModule:
-        """Build from a config's `data` section; what else stands in conf/data is shorthand for the source."""
-        fields = ("windows", "workers", "folder", "streaming", "validation_bytes", "block_windows")
-        return cls(
-            source_from_config(data.get("source", {})),
-            context_length,
-            micro_batch_size,
-            global_batch_size,
-            seed=seed,
-            **{field: data[field] for field in fields if field in data},
-        )
 
     def prepare_data(self) -> None:
         # Lightning calls this in one process of a machine while the others wait.
-        if not self.streaming:
-            prepare(self.source, "train", self.folder)
+        if not self.settings.streaming:
+            prepare(self.source, "train", self.settings.folder)
 
     def train_corpus(self) -> ByteCorpus:
         """The prepared training split (local road)."""
-        return self._policy.corpus
+        return self._windows.corpus
 
     def validation_corpus(self) -> ByteCorpus:
         """The validation split, prepared locally on either road; its first validation_bytes bytes if set."""
         return self._validation_corpus
 
+    def train_batches(
+        self, step: int = 0, max_steps: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """The batches of one rank, from optimizer step ``step`` to ``max_steps`` (None: endless).
+
+        Each step has global_batch_size / (micro_batch_size * world_size) of them. A stream begins at the
+        position of the state that was loaded.
+        """
+        accumulation = self._accumulation(world_size)
+        self._restore(step, rank, world_size)
+        if not self.settings.streaming:
+            return self._local_batches(self._sampler(step, max_steps, rank, world_size))
+        count = None if max_steps is None else max(max_steps - step, 0) * accumulation
+        return islice(self._streamed_batches(rank, world_size), count)
+
     def train_dataloader(self) -> Iterable[Batch]:
         trainer = self._trainer
-        per_pass = self.micro_batch_size * trainer.world_size
-        if self.global_batch_size % per_pass:
-            raise UserError(
-                f"a global batch of {self.global_batch_size} windows cannot be shared out as "
-                f"{trainer.world_size} x {self.micro_batch_size} windows at a time (ranks x "
-                f"trainer.micro_batch_size); make it a multiple of {per_pass}"
-            )
-        self._check_restored()
-        accumulation = self.global_batch_size // per_pass
-        num_batches = trainer.max_steps * accumulation if trainer.max_steps >= 0 else None
-        return StepLoader(self._streamed_batches if self.streaming else self._local_batches, num_batches)
+        rank, world_size = trainer.global_rank, trainer.world_size
+        max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
+        accumulation = self._accumulation(world_size)
+        self._restore(trainer.global_step, rank, world_size)  # complains before training begins
+        return StepLoader(
+            lambda: self.train_batches(trainer.global_step, max_steps, rank, world_size),
+            None if max_steps is None else max_steps * accumulation,
+        )
 
     def trained(self, position: dict[str, Any]) -> None:
-        """Streaming road: say that the batch with this position has been trained on."""
-        place = dict(position)
-        worker = place.pop("worker")
+        """Streaming road: the batch with this position has been trained on."""
+        resume_at = dict(position)
+        worker = resume_at.pop("worker")
         places = [*self._position["places"]]
-        places[worker] = place
+        places[worker] = resume_at
         self._position = {"next_worker": (worker + 1) % len(places), "places": places}
 
     def origins(self, step: int, batches: Sequence[Batch]) -> list[dict[str, Any]]:
         """Where the windows of this rank's ``batches`` of optimizer step ``step``, from 0, were cut: for each
-        window the document in which it begins and at which byte; of a stream, the place behind its batch."""
-        if self.streaming:
+        window the document in which it begins and at which byte; of a stream, its batch's position."""
+        if self.settings.streaming:
             return [dict(batch["position"]) for batch in batches for _ in batch["bytes"]]
-        places = self._positions(step, step + 1)
-        return [self._policy.origin(place) for batch in places for place in batch]
+        sampler = self._sampler(step, step + 1, self._trainer.global_rank, self._trainer.world_size)
+        return [self._windows.origin(position) for positions in sampler for position in positions]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold to resume. Streaming: a collective call; it gathers the positions."""
-        state: dict[str, Any] = {"settings": self._settings}
-        if self.streaming:
+        state: dict[str, Any] = {"settings": self._order_settings}
+        if self.settings.streaming:
             state["source"] = self.source.identity()
             state["positions"] = _gather(self._position)
         return state
@@ -169,17 +147,18 @@ class ByteDataModule(lightning.LightningDataModule):
     @property
     def _trainer(self) -> lightning.Trainer:
         if self.trainer is None:
-            raise RuntimeError("the data module serves a trainer: pass it to lightning.Trainer.fit")
+            raise RuntimeError("without a trainer, use train_batches()")
         return self.trainer
 
     @cached_property
-    def _policy(self) -> WindowPolicy:
-        corpus = prepare(self.source, "train", self.folder)
-        return window_policy(self.windows, corpus, self.context_length, self.seed)
+    def _windows(self) -> ShuffledWindows:
+        corpus = prepare(self.source, "train", self.settings.folder)
+        batches = self._batches
+        return ShuffledWindows(self.settings.windows, corpus, batches.context_length, batches.seed)
 
     @cached_property
     def _validation_corpus(self) -> ByteCorpus:
-        return prepare(self.source, "validation", self.folder, self.validation_bytes)
+        return prepare(self.source, "validation", self.settings.folder, self.settings.validation_bytes)
 
     @cached_property
     def _units(self) -> Sequence[Unit]:
@@ -189,41 +168,60 @@ class ByteDataModule(lightning.LightningDataModule):
         return units
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
-        """What the order of the windows depends on; a run that goes on must not change it."""
-        if self.streaming:
+    def _order_settings(self) -> dict[str, Any]:
+        """What the order of the windows depends on; a run that is resumed must not change it."""
+        if self.settings.streaming:
             units = json.dumps([unit.identity for unit in self._units])
             data = hashlib.sha256(units.encode()).hexdigest()
         else:
             data = self.train_corpus().fingerprint
         settings = {
             "the training data": data,
-            "data.streaming": self.streaming,
-            "data.windows": self.windows,
-            "context_length": self.context_length,
-            "windows in a global batch": self.global_batch_size,
-            "seed": self.seed,
+            "data.streaming": self.settings.streaming,
+            "data.windows": self.settings.windows,
+            "context_length": self._batches.context_length,
+            "windows in a global batch": self._batches.global_batch_size,
+            "seed": self._batches.seed,
         }
-        return {**settings, "data.block_windows": self.block_windows} if self.streaming else settings
+        if self.settings.streaming:
+            settings["data.block_windows"] = self.settings.block_windows
+        return settings
 
-    def _check_restored(self) -> None:
-        if self._restored is None:
-            if self.streaming and self._trainer.global_step:
+    def _accumulation(self, world_size: int) -> int:
+        micro, windows = self._batches.micro_batch_size, self._batches.global_batch_size
+        per_pass = micro * world_size
+        if windows % per_pass:
+            raise UserError(
+                f"a global batch of {windows} windows cannot be shared out as {world_size} x {micro} windows "
+                f"at a time (ranks x trainer.micro_batch_size); make it a multiple of {per_pass}"
+            )
+        return windows // per_pass
+
+    def _restore(self, step: int, rank: int, world_size: int) -> None:
+        """Check the state that was loaded, if any, and take this rank's position from it."""
+        restored = self._restored
+        if restored is None:
+            if (
+                self.settings.streaming
+                and step
+                and all(place == _START for place in self._position["places"])
+            ):
                 raise UserError(
                     "this checkpoint holds no place in the stream, so training cannot go on from it"
                 )
             return
-        now, then = self._settings, self._restored["settings"]
+        now, then = self._order_settings, restored["settings"]
         changed = [name for name in now if now[name] != then.get(name)]
         if "the training data" in changed:
-            self._check_revision(self._restored.get("source", {}))
+            self._check_revision(restored.get("source", {}))
         if changed:
             raise UserError(
                 f"this run was trained with other settings ({', '.join(changed)}), so its place in the data "
                 "is lost; put them back, or start another run with name="
             )
-        if self.streaming:
-            self._position = self._position_of(self._restored["positions"])
+        if self.settings.streaming:
+            self._position = self._position_of(rank, world_size, restored["positions"])
+        self._restored = None
 
     def _check_revision(self, then: Mapping[str, Any]) -> None:
         now = self.source.identity()
@@ -234,59 +232,59 @@ class ByteDataModule(lightning.LightningDataModule):
                 f"data.revision={then['revision']}, or start another run with name="
             )
 
-    def _position_of(self, positions: list[dict[str, Any]]) -> dict[str, Any]:
-        """This rank's among the positions of all ranks."""
-        if len(positions) != self._trainer.world_size:
+    def _position_of(self, rank: int, world_size: int, positions: list[dict[str, Any]]) -> dict[str, Any]:
+        """One rank's position among those of all ranks."""
+        if len(positions) != world_size:
             raise UserError(
                 f"this run streamed its data to {len(positions)} processes and cannot go on with "
-                f"{self._trainer.world_size}; use {len(positions)} again"
+                f"{world_size}; use {len(positions)} again"
             )
-        workers, now = len(positions[0]["places"]), max(self.workers, 1)
+        workers, now = len(positions[0]["places"]), max(self.settings.workers, 1)
         if workers != now:
             raise UserError(
                 f"this run streamed its data with data.workers={workers} and cannot go on with {now}; "
                 f"set data.workers={workers} again"
             )
-        return positions[self._trainer.global_rank]
+        return positions[rank]
 
-    def _local_batches(self) -> Iterator[Batch]:
-        positions = self._positions(self._trainer.global_step, self._trainer.max_steps)
-        windows = IndexedWindows(self._policy)
-        yield from loaded(windows, batch_sampler=positions, collate_fn=as_tensors, num_workers=self.workers)
-
-    def _positions(self, step: int, max_steps: int) -> Positions:
-        """Those of this rank, from one optimizer step to another."""
-        return Positions(
-            step,
-            max_steps,
-            self.global_batch_size,
-            self.micro_batch_size,
-            self._trainer.world_size,
-            self._trainer.global_rank,
+    def _sampler(self, step: int, max_steps: int | None, rank: int, world_size: int) -> StepSampler:
+        batches = self._batches
+        return StepSampler(
+            step, max_steps, batches.global_batch_size, batches.micro_batch_size, rank, world_size
         )
 
-    def _streamed_batches(self) -> Iterator[Batch]:
-        batches = StreamedBatches(
+    def _local_batches(self, sampler: StepSampler) -> Iterator[Batch]:
+        yield from loaded(
+            self._windows, batch_sampler=sampler, collate_fn=as_tensors, num_workers=self.settings.workers
+        )
+
+    def _streamed_batches(self, rank: int, world_size: int) -> Iterator[Batch]:
+        reader = Reader(
             self._units,
-            self.windows,
-            self.context_length,
-            self.block_windows,
-            self.micro_batch_size,
-            self.seed,
-            self._trainer.global_rank,
-            self._trainer.world_size,
-            self.workers,
-            [Place(**place) for place in self._position["places"]],
+            self.settings.windows,
+            self._batches.context_length,
+            self.settings.block_windows,
+            self._batches.seed,
+            rank,
+            world_size,
+        )
+        batches = StreamedBatches(
+            reader,
+            self._batches.micro_batch_size,
+            self.settings.workers,
+            [StreamPosition(**place) for place in self._position["places"]],
             self._position["next_worker"],
         )
-        for batch in loaded(batches, batch_size=None, num_workers=self.workers, collate_fn=_same):
+        for batch in loaded(
+            batches, batch_size=None, num_workers=self.settings.workers, collate_fn=_unchanged
+        ):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
 
 
-def _same(item: Any) -> Any:
-    return item
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def _gather(position: dict[str, Any]) -> list[dict[str, Any]]:
@@ -295,9 +293,3 @@ def _gather(position: dict[str, Any]) -> list[dict[str, Any]]:
     positions: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(positions, position)
     return positions
-
-
-def _check_integer(name: str, value: Any, minimum: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or (minimum is not None and value < minimum):
-        least = "" if minimum is None else f" of at least {minimum}"
-        raise UserError(f"{name} must be an integer{least}, not {value!r}")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mambabyte.errors import UserError
+from mambabyte.models.hyperparameters import ByteLMConfig
 
 VOCABULARY = 256
 State = list[tuple[Tensor, ...]]
@@ -25,32 +23,6 @@ class FlopsPerByte:
     @property
     def training(self) -> float:
         return 3 * self.inference
-
-
-@dataclass
-class ByteLMConfig:
-    """The hyperparameters of a model; its YAML fills it, and checkpoints carry it as plain JSON."""
-
-    model: ClassVar[type[ByteLM]]
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value, expected = getattr(self, field.name), hints[field.name]
-            allowed = typing.get_args(expected) or (expected,)
-            if float in allowed and type(value) is int:
-                setattr(self, field.name, float(value))
-            elif type(value) not in allowed:
-                wanted = " or ".join("null" if a is type(None) else a.__name__ for a in allowed)
-                raise UserError(f"model.{field.name} must be of type {wanted}, not {value!r}")
-
-    def build(self) -> ByteLM:
-        """The model, freshly initialised from PyTorch's global generator."""
-        return self.model(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, read back by `config_from_dict`."""
-        return {"_target_": f"mambabyte.models.{type(self).__name__}", **dataclasses.asdict(self)}
 
 
 class ByteLM(nn.Module):

@@ -13,23 +13,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.config.settings import setting
+from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
+from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layer_stack import LayerStack
-from mambabyte.models.layers import ResidualNorm, check_positive
+from mambabyte.models.layers import ResidualNorm
 
 
 @dataclass
 class CNNConfig(ByteLMConfig):
-    d_model: int = 192
-    n_layer: int = 9
-    kernel_size: int = 2  # W
-    dilation_cycle: int = 9
+    d_model: int = setting(default=192, at_least=1)
+    n_layer: int = setting(default=9, at_least=1)
+    kernel_size: int = setting(default=2, at_least=1)  # W
+    dilation_cycle: int = setting(default=9, at_least=1)
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "d_model", "n_layer", "kernel_size", "dilation_cycle")
 
     def reach(self, layer: int) -> int:
         """How many inputs before the present one a layer sees."""

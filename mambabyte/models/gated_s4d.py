@@ -24,32 +24,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
+from mambabyte.config.settings import setting
 from mambabyte.errors import UserError
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
+from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layer_stack import LayerStack
-from mambabyte.models.layers import ResidualNorm, as_residual, check_positive
+from mambabyte.models.layers import ResidualNorm, as_residual
 
 
 @dataclass
 class GatedS4DConfig(ByteLMConfig):
-    d_model: int = 192
-    n_layer: int = 4
-    d_state: int = 64  # N, in conjugate pairs
-    d_ff: int | None = None  # 3 * d_model when null
+    d_model: int = setting(default=192, at_least=1)
+    n_layer: int = setting(default=4, at_least=1)
+    d_state: int = setting(default=64, at_least=1)  # N, in conjugate pairs
+    d_ff: int | None = setting(default=None, at_least=1)  # 3 * d_model when null
     dt_min: float = 1e-3
     dt_max: float = 1e-1
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "d_model", "n_layer", "d_state", "d_ff")
         if self.d_state % 2:
             raise UserError(f"model.d_state={self.d_state} must be even: its states are conjugate pairs")
-        if not 0 < self.dt_min < self.dt_max:
-            raise UserError(
-                f"model.dt_min and dt_max must satisfy 0 < dt_min < dt_max, not {self.dt_min}, {self.dt_max}"
-            )
+        self.require_ascending("dt_min", "dt_max")
 
     @property
     def inner(self) -> int:

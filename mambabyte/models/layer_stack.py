@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, State
+from mambabyte.models.byte_lm import VOCABULARY, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
+from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import ResidualNorm, as_residual
 
 

@@ -11,14 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mambabyte.errors import UserError
 from mambabyte.ops import residual_norm
 
 QUERY_BLOCK = 256  # rows of a mask, where attention needs one
@@ -28,21 +26,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": relu,
     "squared_relu": lambda x: relu(x).square(),
 }
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """Raises UserError where a size of a model's config is below 1; null is not checked."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"model.{name} must be at least 1, not {value}")
-
-
-def check_heads(config: Any, width: str, heads: str) -> None:
-    """Raises UserError unless the width is shared out evenly, and in pairs for rotary positions."""
-    d, n = getattr(config, width), getattr(config, heads)
-    if d % (2 * n):
-        raise UserError(f"model.{width}={d} must be a multiple of twice model.{heads}={n}")
 
 
 class ResidualNorm(nn.Module):

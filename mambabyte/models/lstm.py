@@ -7,20 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.config.settings import setting
+from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
-from mambabyte.models.layers import check_positive
+from mambabyte.models.hyperparameters import ByteLMConfig
 
 
 @dataclass
 class LSTMConfig(ByteLMConfig):
-    d_model: int = 272
-    n_layer: int = 3
+    d_model: int = setting(default=272, at_least=1)
+    n_layer: int = setting(default=3, at_least=1)
     tie_embeddings: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "d_model", "n_layer")
 
 
 class LSTM(DocumentwiseByteLM):

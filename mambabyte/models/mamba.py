@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from mambabyte.errors import UserError
-from mambabyte.models.byte_lm import VOCABULARY, ByteLM, ByteLMConfig, FlopsPerByte, State
+from mambabyte.config.settings import setting
+from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
+from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import ResidualNorm
 from mambabyte.ops import causal_conv1d, selective_scan
 from mambabyte.ops.step import MambaBlockWeights, MambaWeights, mamba_step, serves_mamba_step
@@ -29,29 +31,20 @@ from mambabyte.ops.step import MambaBlockWeights, MambaWeights, mamba_step, serv
 class MambaByteConfig(ByteLMConfig):
     """The paper's models are `norm: layer`, untied; `norm: rms`, tied are Mamba's own choices."""
 
-    d_model: int = 256
-    n_layer: int = 4
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
+    d_model: int = setting(default=256, at_least=1)
+    n_layer: int = setting(default=4, at_least=1)
+    d_state: int = setting(default=16, at_least=1)
+    d_conv: int = setting(default=4, at_least=1)
+    expand: int = setting(default=2, at_least=1)
     dt_rank: int | None = None  # ceil(d_model / 16) when null
     dt_min: float = 1e-3
     dt_max: float = 1e-1
-    norm: str = "layer"
+    norm: Literal["layer", "rms"] = "layer"
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("d_model", "n_layer", "d_state", "d_conv", "expand"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} must be at least 1, not {getattr(self, name)}")
-        if self.norm not in ("layer", "rms"):
-            raise UserError(f"model.norm must be 'layer' or 'rms', not {self.norm!r}")
-        if not 0 < self.dt_min < self.dt_max:
-            raise UserError(
-                f"model.dt_min and dt_max must satisfy 0 < dt_min < dt_max, not {self.dt_min}, {self.dt_max}"
-            )
+        self.require_ascending("dt_min", "dt_max")
 
     @property
     def d_inner(self) -> int:

@@ -20,38 +20,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from mambabyte.config.settings import setting
 from mambabyte.errors import UserError
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
-from mambabyte.models.layers import Cache, Stack, check_heads, check_positive, initialise
+from mambabyte.models.hyperparameters import ByteLMConfig
+from mambabyte.models.layers import Cache, Stack, initialise
 
 
 @dataclass
 class MegaByteConfig(ByteLMConfig):
-    patch_size: int = 4
-    max_length: int = 8192  # positions of bytes the global model knows
-    d_model: int = 192
-    n_layer: int = 2
-    n_head: int = 4
-    d_ff: int | None = None  # 4 * d_model when null
-    local_d_model: int = 192
-    local_n_layer: int = 2
-    local_n_head: int = 4
-    local_d_ff: int | None = None  # 4 * local_d_model when null
+    patch_size: int = setting(default=4, at_least=1)
+    max_length: int = setting(default=8192, at_least=1)  # positions of bytes the global model knows
+    d_model: int = setting(default=192, at_least=1)
+    n_layer: int = setting(default=2, at_least=1)
+    n_head: int = setting(default=4, at_least=1)
+    d_ff: int | None = setting(default=None, at_least=1)  # 4 * d_model when null
+    local_d_model: int = setting(default=192, at_least=1)
+    local_n_layer: int = setting(default=2, at_least=1)
+    local_n_head: int = setting(default=4, at_least=1)
+    local_d_ff: int | None = setting(default=None, at_least=1)  # 4 * local_d_model when null
     norm_epsilon: float = 1e-5
     initializer_std: float = 0.006  # the paper's
     embedding_std: float = 0.006  # of the embeddings of bytes at the beginning
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "patch_size", "max_length", "d_model", "n_layer", "n_head", "d_ff")
-        check_positive(self, "local_d_model", "local_n_layer", "local_n_head", "local_d_ff")
-        check_heads(self, "d_model", "n_head")
-        check_heads(self, "local_d_model", "local_n_head")
-        if self.d_model % self.patch_size:
-            raise UserError(
-                f"model.d_model={self.d_model} must be a multiple of model.patch_size={self.patch_size}"
-            )
+        self.require_multiple("d_model", "n_head", 2)
+        self.require_multiple("local_d_model", "local_n_head", 2)
+        self.require_multiple("d_model", "patch_size")
 
 
 class MegaByte(DocumentwiseByteLM):

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mambabyte.errors import UserError
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.config.settings import setting
+from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
+from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import (
     Cache,
     FeedForward,
@@ -28,8 +29,6 @@ from mambabyte.models.layers import (
     append,
     as_residual,
     attend,
-    check_heads,
-    check_positive,
     initialise,
     rotate,
     rotation,
@@ -38,23 +37,17 @@ from mambabyte.models.layers import (
 
 @dataclass
 class PerceiverARConfig(ByteLMConfig):
-    n_latents: int = 256
-    d_model: int = 192
-    n_layer: int = 4  # the cross-attention's is the first of them
-    n_head: int = 4
-    d_ff: int | None = None  # 4 * d_model when null
-    rotary_fraction: float = 0.25  # of a head's channels
+    n_latents: int = setting(default=256, at_least=1)
+    d_model: int = setting(default=192, at_least=1)
+    n_layer: int = setting(default=4, at_least=1)  # the cross-attention's is the first of them
+    n_head: int = setting(default=4, at_least=1)
+    d_ff: int | None = setting(default=None, at_least=1)  # 4 * d_model when null
+    rotary_fraction: float = setting(default=0.25, above=0, at_most=1)  # of a head's channels
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "n_latents", "d_model", "n_layer", "n_head", "d_ff")
-        check_heads(self, "d_model", "n_head")
-        if not 0 < self.rotary_fraction <= 1:
-            raise UserError(
-                f"model.rotary_fraction must be above 0 and at most 1, not {self.rotary_fraction}"
-            )
+        self.require_multiple("d_model", "n_head", 2)
 
     @property
     def rotary_channels(self) -> int:

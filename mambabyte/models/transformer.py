@@ -9,26 +9,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.config.settings import setting
+from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
-from mambabyte.models.layers import Stack, check_heads, check_positive, initialise, rotation
+from mambabyte.models.hyperparameters import ByteLMConfig
+from mambabyte.models.layers import Stack, initialise, rotation
 
 
 @dataclass
 class TransformerConfig(ByteLMConfig):
-    d_model: int = 192
-    n_layer: int = 4
-    n_head: int = 4
-    d_ff: int | None = None  # 4 * d_model when null
-    window: int | None = None  # bytes each byte sees, itself included; all when null
+    d_model: int = setting(default=192, at_least=1)
+    n_layer: int = setting(default=4, at_least=1)
+    n_head: int = setting(default=4, at_least=1)
+    d_ff: int | None = setting(default=None, at_least=1)  # 4 * d_model when null
+    window: int | None = setting(default=None, at_least=1)  # bytes seen, itself included; null: all
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "d_model", "n_layer", "n_head", "d_ff", "window")
-        check_heads(self, "d_model", "n_head")
+        self.require_multiple("d_model", "n_head", 2)
 
 
 class Transformer(DocumentwiseByteLM):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from mambabyte.checkpoints import FORMAT
 from mambabyte.models import ByteLM
 from mambabyte.training.distributed.fsdp import shard, whole_copy
-from mambabyte.training.optimizer import AdamWConfig
+from mambabyte.training.optimizer import OptimizerConfig
 from mambabyte.training.spikes import SpikePolicy, SpikeWatch
 
 
@@ -33,7 +33,7 @@ class ByteLMModule(LightningModule):
     def __init__(
         self,
         model: ByteLM,
-        optimizer: AdamWConfig,
+        optimizer: OptimizerConfig,
         max_steps: int,
         gradient_clip: float | None,
         config: dict[str, Any],

@@ -22,7 +22,7 @@ from mambabyte.training.callbacks.step_callback import Spikes
 from mambabyte.training.callbacks.validation import Validation
 from mambabyte.training.distributed.launching import SameStart, started_by_srun
 from mambabyte.training.distributed.strategies import DataParallel, ShardedDataParallel
-from mambabyte.training.settings import CallbacksConfig, TrainerConfig
+from mambabyte.training.settings import TrainerConfig, TrainSettings
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
@@ -83,23 +83,20 @@ def build_trainer(
 
 
 def build_callbacks(
-    config: CallbacksConfig,
-    trainer: TrainerConfig,
-    context_length: int,
-    run_dir: Path,
-    validation_corpus: ByteCorpus,
+    settings: TrainSettings, validation_corpus: ByteCorpus
 ) -> tuple[list[Callback], Interruption]:
     """The callbacks of a run, and among them the one that knows whether a signal stopped it.
 
     Their order is that in which they see a step: what validation finds belongs in that step's row of metrics,
-    and a checkpoint is taken when everything else is done.
+    and a checkpoint is taken when everything else is done. The user's own see it before that.
     """
+    config, trainer, run_dir = settings.callbacks, settings.trainer, settings.run_dir
     validation = Validation(
         validation_corpus,
         config.validate_every,
-        config.validation_bytes,
-        context_length,
-        trainer.micro_batch_size,
+        config.validate_bytes,
+        settings.context_length,
+        int(trainer.micro_batch_size),
     )
     metrics = Metrics(
         run_dir / "metrics.csv",
@@ -112,7 +109,8 @@ def build_callbacks(
     samples = Samples(run_dir / "samples.txt", config.sample_every, config.sample_prompt, config.sample_bytes)
     checkpoints = Checkpoints(checkpoint_folder(run_dir), config.checkpoint_every, config.checkpoints_kept)
     interruption = Interruption(checkpoints)
-    return [Spikes(), statistics, validation, metrics, samples, checkpoints, interruption], interruption
+    ours = [Spikes(), statistics, validation, metrics, samples]
+    return [*ours, *config.build_extra(), checkpoints, interruption], interruption
 
 
 def _silence_lightning() -> None:

@@ -80,9 +80,9 @@ def test_the_sentence_names_the_protocol(configure, finished: Path, capsys) -> N
         "split=test",
         "precision=fp8",
         "context_length=0",
-        "show=-1",
-        ["prove=true", "protocol=sliding"],
-        ["prove=true", "precision=bf16"],
+        ["metrics=[heatmap]", "heatmap_bytes=0"],
+        ["metrics=[proof]", "protocol=sliding"],
+        ["metrics=[proof]", "precision=bf16"],
         ["protocol=sliding", "stride=99"],
         ["metrics=[bpb,utf8]", "samples=0"],
     ],
@@ -94,9 +94,8 @@ def test_wrong_settings_are_told_in_a_sentence(override: str | list[str], config
 
 
 EVERYTHING = [
-    "metrics=[bpb,word_perplexity,compressors,noise,lengths,utf8]",
-    "prove=true",
-    "show=60",
+    "metrics=[bpb,word_perplexity,compressors,noise,lengths,utf8,proof,heatmap]",
+    "heatmap_bytes=60",
     "samples=2",
     "sample_bytes=8",
     "max_bytes=400",

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mambabyte import checkpoints
-from tests.commands.conftest import FILES, TINY
+from tests.conftest import FILES, TINY
 
 
 def test_sigterm_saves_and_leaves_with_the_code_of_a_resumable_stop(corpus: Path, tmp_path: Path) -> None:

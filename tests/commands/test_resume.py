@@ -16,7 +16,7 @@ import torch
 from mambabyte import checkpoints
 from mambabyte.runs.metrics_csv import read_metrics
 from tests import driver
-from tests.commands.conftest import SENTENCE, TINY
+from tests.conftest import SENTENCE, TINY
 
 QUICK = ["callbacks.sample_every=0", "callbacks.validate_every=0"]
 

@@ -5,91 +5,95 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from mambabyte.config.settings import to_plain
 from mambabyte.data import (
-    ByteDataModule,
+    DataSettings,
     FilesSource,
     HeldOutSource,
     HuggingFaceSource,
     StandardLibrarySource,
 )
-from mambabyte.data.sources.documents import source_from_config, with_absolute_paths
 from mambabyte.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
 FIELDS = {"source", "windows", "streaming", "workers", "folder", "validation_bytes"}
+CHOICES = [path.stem for path in sorted((CONF / "data").glob("*.yaml"))]
 
 
 def data(*overrides):
     """The data section as a command composes it, without the rest of its config."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(overrides=[f"+{overrides[0]}", *overrides[1:]]).data
+        section = compose(overrides=[f"+{overrides[0]}", *overrides[1:]]).data
+    return OmegaConf.to_container(section, resolve=True)
 
 
-def module(section):
-    return ByteDataModule.from_config(
-        section, context_length=16, micro_batch_size=1, global_batch_size=1, seed=0
-    )
+def settings(*overrides):
+    return DataSettings.from_settings(data(*overrides), "data")
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "data").glob("*.yaml"))])
+def source(*overrides):
+    return settings(*overrides).build_source(only_ours=True)
+
+
+@pytest.mark.parametrize("name", CHOICES)
 def test_every_config_has_the_same_fields(name):
     section = data(f"data={name}")
     assert set(section) >= FIELDS
-    assert section.windows == ("packed" if name == "code" else "random_per_document")
-    assert section.streaming is False
+    assert section["windows"] == ("packed" if name == "code" else "random_per_document")
+    assert section["streaming"] is False
 
 
 def test_stdlib(monkeypatch):
     monkeypatch.setenv("MAMBABYTE_DATA", "/elsewhere")
-    built = module(data("data=stdlib", "data.validation_fraction=0.1", "data.windows=packed"))
-    assert isinstance(built.source, StandardLibrarySource)
-    assert built.source.validation_fraction == 0.1
+    built = settings("data=stdlib", "data.validation_fraction=0.1", "data.windows=packed")
+    assert built.build_source() == StandardLibrarySource(validation_fraction=0.1)
     assert (built.windows, built.folder) == ("packed", Path("/elsewhere/prepared"))
 
 
 def test_files(tmp_path, monkeypatch):
     monkeypatch.delenv("MAMBABYTE_DATA", raising=False)
     (tmp_path / "a.txt").write_text("some text")
-    built = module(data("data=files", f"data.path={tmp_path}", "data.text_column=body"))
-    assert isinstance(built.source, FilesSource)
-    assert (built.source.paths, built.source.text_column) == ([str(tmp_path)], "body")
+    built = settings("data=files", f"data.path={tmp_path}", "data.text_column=body")
+    assert built.build_source() == FilesSource(str(tmp_path), text_column="body")
     assert built.folder == Path("data/prepared")
-    listed = source_from_config(data("data=files", f"data.path=[{tmp_path}/a.txt,{tmp_path}]").source)
-    assert [document.name for document in listed._all()] == ["a.txt"]
+    listed = source("data=files", f"data.path=[{tmp_path}/a.txt,{tmp_path}]")
+    assert [document.name for document in listed.documents("train")] == ["a.txt"]
 
 
 def test_files_without_a_path():
     with pytest.raises(UserError, match=r"data.path must name a file"):
-        module(data("data=files"))
+        source("data=files")
 
 
 def test_hf():
-    built = module(data("data=hf", "data.name=owner/set", "data.configuration=en", "data.streaming=true"))
-    assert isinstance(built.source, HuggingFaceSource)
+    built = settings("data=hf", "data.name=owner/set", "data.configuration=en", "data.streaming=true")
     assert built.streaming
-    assert (built.source.name, built.source.configuration, built.source.path) == ("owner/set", "en", None)
-    assert built.source.split_names == {"train": "train", "validation": "validation", "test": "test"}
+    hub = built.build_source()
+    assert isinstance(hub, HuggingFaceSource)
+    assert (hub.name, hub.configuration, hub.path) == ("owner/set", "en", None)
+    assert hub.split_names == {"train": "train", "validation": "validation", "test": "test"}
     with pytest.raises(UserError, match=r"data.name="):
-        module(data("data=hf"))
+        source("data=hf")
 
 
 def test_pg19():
-    source = source_from_config(data("data=pg19").source, only_ours=True)
-    assert (source.name, source.path, source.text_column) == ("emozilla/pg19", None, "text")
-    assert source.books == {"train": 28602, "validation": 50, "test": 100}
-    assert source.splits == ("train", "validation", "test")
-    local = source_from_config(data("data=pg19", "data.path=books").source)
+    hub = source("data=pg19")
+    assert (hub.name, hub.path, hub.text_column) == ("emozilla/pg19", None, "text")
+    assert hub.books == {"train": 28602, "validation": 50, "test": 100}
+    assert hub.splits == ("train", "validation", "test")
+    local = source("data=pg19", "data.path=books")
     assert (local.path, local.books) == ("books", {})
-    assert source_from_config(data("data=pg19", "data.books=null").source).books == {}
+    assert source("data=pg19", "data.books=null").books == {}
 
 
 def test_pg19_texts():
-    source = source_from_config(data("data=pg19_texts").source, only_ours=True)
-    assert (source.remote, source.books["train"]) == (True, 28602)
-    local = source_from_config(data("data=pg19_texts", "data.texts=/books").source)
+    storage = source("data=pg19_texts")
+    assert (storage.remote, storage.books["train"]) == (True, 28602)
+    local = source("data=pg19_texts", "data.texts=/books")
     assert (local.remote, local.texts) == (False, "/books")
 
 
@@ -106,20 +110,19 @@ def test_pg19_texts():
 )
 def test_corpora_of_the_hub(name, repository, configuration):
     section = data(f"data={name}")
-    source = source_from_config(section.source, only_ours=True)
-    assert (source.name, source.configuration, source.text_column) == (repository, configuration, "text")
-    assert source.identity()["revision"] == section.revision  # a commit: the hub is not asked
+    hub = source(f"data={name}")
+    assert (hub.name, hub.configuration, hub.text_column) == (repository, configuration, "text")
+    assert hub.identity()["revision"] == section["revision"]  # a commit: the hub is not asked
     if name == "stories":
-        assert source.split_names["validation"] == "dev"
+        assert hub.split_names["validation"] == "dev"
     else:
-        assert isinstance(source, HeldOutSource)
-        assert (source.validation_fraction, source.splits) == (0.01, ("train", "validation"))
-        assert section.validation_bytes == 10_000_000
+        assert isinstance(hub, HeldOutSource)
+        assert (hub.validation_fraction, hub.splits) == (0.01, ("train", "validation"))
+        assert section["validation_bytes"] == 10_000_000
 
 
 def test_wikipedia_of_another_language():
-    source = source_from_config(data("data=wikipedia", "data.language=ja").source)
-    assert source.configuration == "20231101.ja"
+    assert source("data=wikipedia", "data.language=ja").configuration == "20231101.ja"
 
 
 def test_paths_are_made_absolute(monkeypatch, tmp_path):
@@ -127,12 +130,10 @@ def test_paths_are_made_absolute(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/me")
 
     def paths(*overrides):
-        section = OmegaConf.to_container(data(*overrides), resolve=True)
-        found = with_absolute_paths(section)
-        assert found["source"]["_target_"] == section["source"]["_target_"]
-        key = "texts" if "texts" in section else "path"
-        assert found[key] == found["source"][key]
-        return found[key]
+        before = settings(*overrides)
+        found = before.with_absolute_paths().source
+        assert found.keys() == before.source.keys() and found["_target_"] == before.source["_target_"]
+        return found["texts" if "texts" in found else "path"]
 
     here = str(tmp_path)
     assert paths("data=files", "data.path=books/*.txt") == f"{here}/books/*.txt"
@@ -140,9 +141,54 @@ def test_paths_are_made_absolute(monkeypatch, tmp_path):
     assert paths("data=hf", "data.path='~/c'") == "/home/me/c"
     assert paths("data=pg19") is None
     assert paths("data=pg19_texts").startswith("https://")
-    theirs = {"path": "a", "source": {"_target_": "their.Source", "path": "a"}}
-    assert with_absolute_paths(theirs) == theirs
-    assert "path" not in with_absolute_paths(OmegaConf.to_container(data("data=stdlib")))
+    theirs = settings("data=stdlib")
+    theirs.source = {"_target_": "their.Source", "path": "a"}
+    assert theirs.with_absolute_paths() == theirs
+    assert settings("data=stdlib").with_absolute_paths() == settings("data=stdlib")
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_is_saved_is_what_the_program_reads(name):
+    built = settings(f"data={name}")
+    saved = to_plain(built)
+    assert saved.keys() == FIELDS | {"block_windows"}
+    assert DataSettings.from_settings(yaml.safe_load(yaml.safe_dump(saved)), "data") == built
+
+
+def test_a_configuration_saved_by_version_0_1_builds_the_same_source(tmp_path):
+    """Short names stood beside the source, and `streaming` in the source meant `not download`."""
+    for streaming in (True, False):
+        source = {
+            "_target_": "mambabyte.data.HuggingFaceSource",
+            "name": None,
+            "path": str(tmp_path),
+            "revision": None,
+            "configuration": None,
+            "text_column": "text",
+            "streaming": streaming,
+            "retries": 8,
+            "split_names": {"train": "train"},
+        }
+        section = {"name": None, "path": str(tmp_path), "retries": 8, "source": source, "windows": "packed"}
+        section |= {"streaming": False, "workers": 0, "folder": "data/prepared", "validation_bytes": None}
+        found = DataSettings.from_settings(section, "data")
+        assert found.build_source(only_ours=True) == HuggingFaceSource(
+            path=str(tmp_path), split_names={"train": "train"}, download=not streaming
+        )
+        assert "name" not in to_plain(found) and found.block_windows == 1024
+
+
+def test_a_source_of_your_own(tmp_path):
+    theirs = {"_target_": "tests.data.test_data_configs.TheirSource", "streaming": 3}
+    section = {**data("data=stdlib"), "source": theirs}
+    assert DataSettings.from_settings(section, "data").build_source().streaming == 3
+    with pytest.raises(UserError, match="was not run"):
+        DataSettings.from_settings(section, "data").build_source(only_ours=True)
+
+
+class TheirSource:
+    def __init__(self, streaming):
+        self.streaming = streaming
 
 
 @pytest.mark.parametrize(
@@ -157,4 +203,4 @@ def test_paths_are_made_absolute(monkeypatch, tmp_path):
 )
 def test_ill_typed_overrides(override, message):
     with pytest.raises(UserError, match=message):
-        module(data("data=stdlib", override))
+        source("data=stdlib", override)

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from mambabyte.data import ByteDataModule, HuggingFaceSource
+from mambabyte.data import ByteDataModule, DataSettings, HuggingFaceSource
 from mambabyte.data.windows.policies import POLICIES
 from mambabyte.errors import UserError
 
@@ -25,16 +25,12 @@ GLOBAL = 8
 def make(memory_source, make_documents, tmp_path):
     documents = make_documents([50, 3, 200, 17, 90, 31])
 
-    def make(world_size=1, rank=0, step=0, max_steps=5, restored=None, **options):
-        settings = {
-            "source": memory_source(documents),
-            "context_length": CONTEXT,
-            "micro_batch_size": 2,
-            "global_batch_size": GLOBAL,
-            "folder": tmp_path,
-            **options,
-        }
-        module = ByteDataModule(**settings)
+    def make(world_size=1, rank=0, step=0, max_steps=5, restored=None, source=None, **options):
+        batches = {"context_length": CONTEXT, "micro_batch_size": 2, "global_batch_size": GLOBAL, "seed": 0}
+        batches = {key: options.pop(key, value) for key, value in batches.items()}
+        settings = {"windows": "random_per_document", "streaming": False, "workers": 0, "folder": tmp_path}
+        settings = DataSettings(**{"source": {}, "validation_bytes": None, **settings, **options})
+        module = ByteDataModule(settings, **batches, source=source or memory_source(documents))
         module.trainer = SimpleNamespace(
             global_step=step, world_size=world_size, global_rank=rank, max_steps=max_steps
         )
@@ -157,7 +153,9 @@ def test_restored_with_other_data_is_refused(make, memory_source):
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_streaming_resumes_behind_the_last_trained_batch(windows, workers, make):
     def streamed(**options):
-        return make(streaming=True, windows=windows, workers=workers, block_windows=5, **options)
+        return make(
+            streaming=True, windows=windows, workers=workers, block_windows=5, max_steps=-1, **options
+        )
 
     whole = [rows(batch) for batch in islice(streamed().train_dataloader(), 40)]
     module, done = streamed(), 0
@@ -191,6 +189,7 @@ def test_streaming_ranks_and_workers_share_out_each_window_of_an_epoch_once(
             streaming=True,
             windows="contiguous",
             workers=workers,
+            max_steps=-1,
             context_length=CONTEXT,
             micro_batch_size=1,
             global_batch_size=world_size,
@@ -308,7 +307,7 @@ def test_workers_outlive_a_signal_to_all_processes(number, streaming, make):
     [
         ("context_length", 0),
         ("context_length", "1024"),
-        ("micro_batch_size", 2.0),
+        ("micro_batch_size", 2.5),
         ("global_batch_size", None),
         ("windows", "all"),
         ("seed", "x"),

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from mambabyte.data import ByteDataModule, HuggingFaceSource
+from mambabyte.data import ByteDataModule, DataSettings
 
 STEPS, STOP, ACCUMULATION, MICRO = 7, 3, 2, 2
 
@@ -46,16 +46,15 @@ def fit(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "train-00000.parquet")
 
     def fit(recorder, windows, streaming, workers, resume=None, steps=STEPS):
-        module = ByteDataModule(
-            HuggingFaceSource(path=str(tmp_path)),
-            context_length=8,
-            micro_batch_size=MICRO,
-            global_batch_size=MICRO * ACCUMULATION,
+        settings = DataSettings(
+            source={"_target_": "mambabyte.data.HuggingFaceSource", "path": str(tmp_path)},
             windows=windows,
             workers=workers,
             folder=tmp_path / "prepared",
             streaming=streaming,
+            validation_bytes=None,
         )
+        module = ByteDataModule(settings, 8, MICRO, MICRO * ACCUMULATION)
         trainer = lightning.Trainer(
             max_steps=steps,
             max_epochs=-1,

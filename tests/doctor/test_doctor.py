@@ -31,7 +31,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def findings(capsys: pytest.CaptureFixture[str], offline: bool = True) -> tuple[int, dict[str, dict]]:
-    code = doctor.run(as_json=True, offline=offline)
+    code = doctor.run(doctor.DoctorSettings(json=True, offline=offline))
     answer = json.loads(capsys.readouterr().out)
     assert answer["ready"] is (code == 0)
     assert sorted(answer) == ["findings", "ready", "schema"] and answer["schema"] == 1
@@ -113,7 +113,7 @@ def test_a_missing_or_malicious_package_keeps_training_from_starting(capsys, mon
         return {"lightning": "2.6.3"}.get(name, "99.0.0")
 
     monkeypatch.setattr(software, "version", version)
-    assert doctor.run(offline=True) == 1
+    assert doctor.run(doctor.DoctorSettings(offline=True)) == 1
     out = capsys.readouterr().out
     assert 'pip install "datasets>=5.0.1"' in out
     assert 'pip install --upgrade "lightning>=2.6.4"' in out

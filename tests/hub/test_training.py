@@ -24,7 +24,7 @@ SIZE = [
     "trainer.global_batch_bytes=256",
     "trainer.micro_batch_size=2",
     "trainer.accelerator=cpu",
-    "callbacks.validation_bytes=256",
+    "callbacks.validate_bytes=256",
     "callbacks.sample_bytes=8",
     "callbacks.checkpoint_every=6",
 ]

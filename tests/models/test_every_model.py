@@ -344,7 +344,7 @@ def test_small_configs_take_real_steps(choice, tmp_path):
     overrides = [
         f"model={choice}", "data=files", f"data.path={folder}", "data.windows=packed", "context_length=64",
         "data.validation_fraction=0.2", "trainer.max_steps=3", "trainer.micro_batch_size=2",
-        "trainer.global_batch_bytes=256", "trainer.accelerator=cpu", "callbacks.validation_bytes=256",
+        "trainer.global_batch_bytes=256", "trainer.accelerator=cpu", "callbacks.validate_bytes=256",
         "callbacks.sample_every=3", "callbacks.sample_bytes=8", f"run_dir={tmp_path}/run",
         f"data.folder={tmp_path}/prepared",
     ]  # fmt: skip

@@ -10,10 +10,12 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
-from mambabyte.data.sources.documents import Document, check_fraction, held_out
+from mambabyte.config.settings import Settings, setting, shown
+from mambabyte.data.sources.documents import Document, held_out
 from mambabyte.errors import UserError
 
 _CHUNK = 1 << 20
@@ -46,7 +48,8 @@ class FileDocument(Document):
                 yield chunk
 
 
-class FilesSource:
+@dataclass
+class FilesSource(Settings):
     """Every file is one document, its bytes unchanged, but for:
 
     - name.gz and name.zst, which are decompressed first;
@@ -58,23 +61,20 @@ class FilesSource:
     last validation_fraction of every document's bytes is held out instead. 0 holds out nothing, 1 everything.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | list[str],
-        validation_fraction: float = 0.05,
-        text_column: str = "text",
-    ) -> None:
-        check_fraction(validation_fraction)
-        paths = path if isinstance(path, (list, tuple)) else [path]
-        if not paths or not all(isinstance(item, (str, os.PathLike)) and str(item) for item in paths):
+    section: ClassVar[str] = "data"
+    path: str | Path | list[str | Path] | None
+    validation_fraction: float | int = setting(default=0.05, at_least=0, at_most=1)
+    text_column: str = "text"
+
+    def __post_init__(self) -> None:
+        if not self.paths or not all(self.paths):
             raise UserError(
-                f"data.path must name a file, a folder or a glob, or a list of those, not {path!r}"
+                f"data.path must name a file, a folder or a glob, or a list of those, not {shown(self.path)}"
             )
-        if not isinstance(text_column, str):
-            raise UserError(f"data.text_column must be the name of a column, not {text_column!r}")
-        self.paths = [os.fspath(item) for item in paths]
-        self.validation_fraction = validation_fraction
-        self.text_column = text_column
+
+    @property
+    def paths(self) -> list[str]:
+        return [str(path) for path in (self.path if isinstance(self.path, list) else [self.path or ""])]
 
     def documents(self, split: str) -> Iterator[Document]:
         if split not in ("train", "validation"):

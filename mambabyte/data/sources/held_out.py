@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from mambabyte.data.sources.documents import Document, check_fraction, held_out
+from mambabyte.config.settings import setting
+from mambabyte.data.sources.documents import Document, held_out
 from mambabyte.data.sources.huggingface import HuggingFaceSource
 from mambabyte.data.windows.streaming import Unit
 from mambabyte.errors import UserError
 
 
+@dataclass
 class HeldOutSource(HuggingFaceSource):
     """A data set with nothing but a train split, of which a share is held out.
 
@@ -22,10 +24,7 @@ class HeldOutSource(HuggingFaceSource):
     of one text never stand on both sides, and no list is needed to stream one side without the other.
     """
 
-    def __init__(self, validation_fraction: float = 0.01, **source: Any) -> None:
-        super().__init__(**source)
-        check_fraction(validation_fraction)
-        self.validation_fraction = validation_fraction
+    validation_fraction: float | int = setting(default=0.01, at_least=0, at_most=1)
 
     @property
     def splits(self) -> tuple[str, ...]:

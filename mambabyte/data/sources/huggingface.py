@@ -7,10 +7,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from mambabyte.config.settings import Settings, setting
 from mambabyte.data.sources.documents import SPLITS, Document
 from mambabyte.data.sources.files import missing_column, text_bytes
 from mambabyte.data.sources.parquet import HubShard, LocalShard, RowGroup, Shard, all_row_groups, row_groups
@@ -18,58 +20,38 @@ from mambabyte.data.sources.retries import retried
 from mambabyte.errors import UserError
 
 
-class HuggingFaceSource:
+@dataclass
+class HuggingFaceSource(Settings):
     """One document per row, the column text_column.
 
-    name: a data set of the hub, with its configuration and revision; or path: a local folder, in which (or in
-    whose data/) <split>*.parquet are looked for, or a glob of parquet files whose names begin with the split.
-    split_names: what train, validation and test are called there.
-    streaming: read rows as they come; false downloads to the datasets library's cache first.
-    retries: how often in a row the hub may fail after a first try (retries.Backoff).
+    Attributes:
+        name: a data set of the hub, with its configuration and revision.
+        path: used instead of the hub: a folder that holds <split>*.parquet, itself or in its data/, or a glob of
+            parquet files whose names begin with the split.
+        split_names: what train, validation and test are called there.
+        download: let the datasets library download to its cache, instead of reading rows as they are needed.
+        retries: further attempts after a request to the hub has failed.
     """
 
-    def __init__(
-        self,
-        name: str | None = None,
-        path: str | None = None,
-        revision: str | None = None,
-        configuration: str | None = None,
-        text_column: str = "text",
-        streaming: bool = True,
-        split_names: dict[str, str] | None = None,
-        retries: int = 8,
-    ) -> None:
-        texts = {
-            "name": name,
-            "path": path,
-            "revision": revision,
-            "configuration": configuration,
-            "text_column": text_column,
-        }
-        for field, value in texts.items():
-            if value is not None and not isinstance(value, str):
-                raise UserError(f"data.{field} must be text, not {value!r}")
-        if not isinstance(streaming, bool):
-            raise UserError(f"data.source.streaming must be true or false, not {streaming!r}")
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise UserError(f"data.retries must be an integer of at least 0, not {retries!r}")
-        if not name and not path:
+    section: ClassVar[str] = "data"
+    name: str | None = None
+    path: str | None = None
+    revision: str | None = None
+    configuration: str | None = None
+    text_column: str = "text"
+    download: bool = False
+    split_names: dict[str, str] = field(default_factory=lambda: {split: split for split in SPLITS})
+    retries: int = setting(default=8, at_least=0)
+
+    def __post_init__(self) -> None:
+        if not self.name and not self.path:
             raise UserError(
                 "give data.name=<data set of the hub> or data.path=<local folder of parquet files>"
             )
-        split_names = split_names if split_names is not None else {split: split for split in SPLITS}
-        if not isinstance(split_names, dict) or not set(split_names) <= set(SPLITS):
+        if not set(self.split_names) <= set(SPLITS):
             raise UserError(
-                f"data.source.split_names must map {', '.join(SPLITS)} to names, not {split_names!r}"
+                f"data.source.split_names must map {', '.join(SPLITS)} to names, not {self.split_names!r}"
             )
-        self.name = name
-        self.path = path  # wins over name: a local copy needs no network
-        self.revision = revision
-        self.configuration = configuration
-        self.text_column = text_column
-        self.streaming = streaming
-        self.split_names = split_names
-        self.retries = retries
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -81,7 +63,7 @@ class HuggingFaceSource:
     def documents_after(self, split: str, count: int) -> Iterator[Document]:
         """The split without its first documents; row groups that hold none but those are not read."""
         with self._explaining():
-            shards = self._shards(split) if self.streaming else None
+            shards = None if self.download else self._shards(split)
             if shards is None:
                 for row, record in enumerate(self._load(split)):
                     if row >= count:
@@ -100,7 +82,7 @@ class HuggingFaceSource:
 
     def expected_bytes(self, split: str) -> int | None:
         """About how many bytes a split of local files holds; the hub is not asked."""
-        if not (self.path and self.streaming):
+        if self.download or not self.path:
             return None
         groups = all_row_groups(self._shards(split) or (), self.text_column)
         return sum(group.num_bytes for group in groups)
@@ -195,13 +177,15 @@ class HuggingFaceSource:
             raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}")
         if self.path:
             files = self._parquet_files(split, required=True)
-            return load_dataset("parquet", data_files={split: files}, split=split, streaming=self.streaming)
+            return load_dataset(
+                "parquet", data_files={split: files}, split=split, streaming=not self.download
+            )
         return load_dataset(
             self.name,
             self.configuration,
             revision=self._commit,
             split=self.split_names[split],
-            streaming=self.streaming,
+            streaming=not self.download,
         )
 
     def _parquet_files(self, split: str, required: bool) -> list[str]:

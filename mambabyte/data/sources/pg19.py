@@ -8,9 +8,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from mambabyte.config.settings import Settings
 from mambabyte.data.sources.documents import SPLITS, Document
 from mambabyte.data.sources.files import FileDocument
 from mambabyte.data.sources.huggingface import HuggingFaceSource
@@ -21,6 +23,7 @@ _BYTES = {"train": 11_677_824_216, "validation": 17_733_002, "test": 41_289_101}
 _TRIES = 6
 
 
+@dataclass
 class PG19Source(HuggingFaceSource):
     """The hub's copy or a local folder of its parquet files, one document per book.
 
@@ -28,34 +31,42 @@ class PG19Source(HuggingFaceSource):
     only a part of PG19. A local folder may hold any part.
     """
 
-    def __init__(self, books: dict[str, int] | None = None, **source: Any) -> None:
-        super().__init__(**source)
-        self.books = {} if self.path else _checked(books)
+    books: dict[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.books = {} if self.path else _checked(self.books)
 
     def documents_after(self, split: str, count: int) -> Iterator[Document]:
-        return _counted(super().documents_after(split, count), self.books.get(split), split, count)
+        return _counted(super().documents_after(split, count), (self.books or {}).get(split), split, count)
 
     def expected_bytes(self, split: str) -> int | None:
         return _BYTES.get(split) if self.books else super().expected_bytes(split)
 
 
-class PG19TextsSource:
+@dataclass
+class PG19TextsSource(Settings):
     """The original files: <split>/<number>.txt, one document per book, below a local folder or a URL.
 
     texts: the folder, or the URL; lists: where a URL's <split>_files.txt stand, one path a line, as published
     with the data set; books: as for PG19Source. What was fetched is kept nowhere but in the prepared folder.
     """
 
-    def __init__(self, texts: str, lists: str | None = None, books: dict[str, int] | None = None) -> None:
-        for name, value in (("texts", texts), ("lists", lists)):
-            if not isinstance(value, str) and not (name == "lists" and value is None):
-                raise UserError(f"data.{name} must be a folder or a URL, not {value!r}")
-        self.remote = re.match(r"https?://", texts) is not None
-        if self.remote and not lists:
+    section: ClassVar[str] = "data"
+    texts: str
+    lists: str | None = None
+    books: dict[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.remote and not self.lists:
             raise UserError("data.texts is a URL and needs data.lists=<where the <split>_files.txt stand>")
-        self.texts, self.lists = texts.rstrip("/"), (lists or "").rstrip("/")
-        self.books = _checked(books)
+        self.texts, self.lists = self.texts.rstrip("/"), (self.lists or "").rstrip("/")
+        self.books = _checked(self.books)
         self._listed: dict[str, list[str]] = {}
+
+    @property
+    def remote(self) -> bool:
+        return re.match(r"https?://", self.texts) is not None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -65,7 +76,7 @@ class PG19TextsSource:
         return self.documents_after(split, 0)
 
     def documents_after(self, split: str, count: int) -> Iterator[Document]:
-        return _counted(self._after(split, count), self.books.get(split), split, count)
+        return _counted(self._after(split, count), (self.books or {}).get(split), split, count)
 
     def _after(self, split: str, count: int) -> Iterator[Document]:
         for name in self._names(split)[count:]:
@@ -118,7 +129,7 @@ def _number(name: str) -> tuple[int, str]:
 
 def _checked(books: dict[str, int] | None) -> dict[str, int]:
     books = books or {}
-    if not isinstance(books, dict) or not set(books) <= set(SPLITS):
+    if not set(books) <= set(SPLITS):
         raise UserError(f"data.books must give a number for each of {', '.join(SPLITS)}, not {books!r}")
     return books
 

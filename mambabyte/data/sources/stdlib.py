@@ -6,10 +6,12 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mambabyte.data.sources.documents import Document, check_fraction, held_out
+from mambabyte.config.settings import Settings, setting
+from mambabyte.data.sources.documents import Document, held_out
 from mambabyte.errors import UserError
 
 # Tests are left out: repetitive, and some distributions ship without them.
@@ -20,16 +22,16 @@ _SKIPPED_FOLDERS = {
 }
 
 
-class StandardLibrarySource:
+@dataclass
+class StandardLibrarySource(Settings):
     """The *.py files of the running Python's standard library, one document each, sorted by path.
 
     Offers "train" and "validation"; a file is held out when the hash of its relative path falls below
     validation_fraction, so the same file is held out on every machine.
     """
 
-    def __init__(self, validation_fraction: float = 0.05) -> None:
-        check_fraction(validation_fraction)
-        self.validation_fraction = validation_fraction
+    section: ClassVar[str] = "data"
+    validation_fraction: float | int = setting(default=0.05, at_least=0, at_most=1)
 
     def documents(self, split: str) -> Iterator[Document]:
         if split not in ("train", "validation"):

@@ -1,4 +1,4 @@
-"""Windows by their place in training: which of them make a batch, and what a trainer iterates."""
+"""Which positions make up a batch, and what a trainer iterates."""
 
 from __future__ import annotations
 
@@ -6,46 +6,30 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import Dataset
-
-from mambabyte.data.windows.policies import Window, WindowPolicy
 
 Batch = dict[str, Any]
 
 
 def as_tensors(batch: Any) -> Batch:
-    """A policy's batch as tensors, which share its memory."""
+    """The arrays of a `policies.Window` as tensors, which share their memory."""
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-class IndexedWindows(Dataset):
-    """Windows by their place in the endless sequence of epochs; a data loader fetches a batch at once."""
-
-    def __init__(self, policy: WindowPolicy) -> None:
-        self.policy = policy
-
-    def __getitem__(self, position: int) -> Window:
-        return self.policy.window(*divmod(position, len(self.policy)))
-
-    def __getitems__(self, positions: list[int]) -> Window:
-        return self.policy.batch(np.array(positions))
-
-
-class Positions:
-    """The places of one rank's micro-batches, from an optimizer step on; max_steps < 0 means no end."""
+class StepSampler:
+    """A batch sampler: the positions of each micro-batch of one rank, from optimizer step ``step`` to
+    ``max_steps``, or without end where that is None."""
 
     def __init__(
         self,
         step: int,
-        max_steps: int,
+        max_steps: int | None,
         global_batch_size: int,
         micro_batch_size: int,
-        world_size: int,
         rank: int,
+        world_size: int,
     ) -> None:
-        self.steps: Iterable[int] = range(step, max_steps) if max_steps >= 0 else count(step)
+        self.steps: Iterable[int] = count(step) if max_steps is None else range(step, max_steps)
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.stride = micro_batch_size * world_size

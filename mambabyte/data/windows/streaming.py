@@ -1,20 +1,19 @@
-"""Windows cut from documents as they are read, in an order that is a function of seed and place, so that a
-place is all it takes to go on."""
+"""The streaming road: windows cut from documents as they are read, in an order that is a pure function of seed
+and position, so that a position is enough to resume."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from mambabyte.data.windows.batches import Batch
-from mambabyte.data.windows.permutation import hash64, permuted
-from mambabyte.data.windows.policies import NOT_SCORED, num_contiguous_windows, random_start
+from mambabyte.data.windows.batches import Batch, as_tensors
+from mambabyte.data.windows.permutation import hash64, hash64_each, permuted
+from mambabyte.data.windows.policies import POLICIES, WindowPolicy, assemble, num_windows
 from mambabyte.errors import UserError
 
 _EMPTY_EPOCHS = 100  # in a row, before a reader gives up
@@ -42,9 +41,15 @@ class StreamingSource(Protocol):
         ...
 
 
-class Place(NamedTuple):
-    """Where a reader stands, behind the window it came with: the epoch; where its block begins (which of the
-    reader's units of that epoch, which window of that unit); how many of the block's windows it has had."""
+class StreamPosition(NamedTuple):
+    """Where a reader resumes, after the window it was served with. The names are those in checkpoints.
+
+    Attributes:
+        epoch: of the reader.
+        unit: the index, among the reader's units of the epoch, of the one its block begins in.
+        window: the number, within that unit, of the block's first window.
+        taken: how many of the block's windows were served.
+    """
 
     epoch: int = 0
     unit: int = 0
@@ -52,24 +57,21 @@ class Place(NamedTuple):
     taken: int = 0
 
 
-class Piece(NamedTuple):
-    """A window before it is padded and has targets: up to L + 1 bytes, and where documents begin in them."""
+class CutWindow(NamedTuple):
+    """A window that is not padded yet: up to L + 1 bytes, and where documents begin in them."""
 
     text: np.ndarray
-    starts: np.ndarray
-
-
-_FIRST, _NONE = np.array([0]), np.array([], dtype=np.int64)
+    begins: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """One of `readers` readers (the workers of all ranks), which share out the windows of every epoch.
+    """Number ``number`` of ``readers`` readers (the workers of all ranks), which share every epoch's windows.
 
-    Each epoch permutes the units and deals them out in turn. With fewer units than readers, several readers
-    share a unit, whose documents are dealt out by their number. Windows are cut from a unit's documents in
-    order by the policy, and shuffled in blocks of block_windows, which are all that is kept in memory beside
-    what the unit decodes at a time: block_windows * (context_length + 1) bytes.
+    Each epoch permutes the units and distributes them round-robin. With fewer units than readers, several
+    readers share a unit and distribute its documents by row number. Windows are cut from a unit's documents in
+    order by the policy, and shuffled in blocks of block_windows. Memory holds one block,
+    block_windows * (context_length + 1) bytes, beside what the unit decodes at a time.
     """
 
     units: Sequence[Unit]
@@ -80,97 +82,117 @@ class Reader:
     number: int
     readers: int
 
-    def pieces(self, place: Place) -> Iterator[tuple[Piece, Place]]:
-        """What comes behind a place, without end, each piece with the place behind itself.
+    def windows(self, position: StreamPosition) -> Iterator[tuple[CutWindow, StreamPosition]]:
+        """Endless windows from a position on, each with the position to resume at after it.
 
-        Raises UserError when there is no window in many epochs.
+        Raises:
+            UserError: many epochs in a row hold no window.
         """
-        taken = place.taken
-        for start, block in self._blocks(place._replace(taken=0)):
+        served = position.taken
+        for start, block in self._blocks(position._replace(taken=0)):
             key = hash64(self.seed, self.number, *start)
-            for index in range(taken, len(block)):
+            for index in range(served, len(block)):
                 yield block[permuted(index, len(block), key)], start._replace(taken=index + 1)
-            taken = 0
+            served = 0
             del block  # before the next one is read
 
     def share(self, epoch: int) -> list[tuple[int, int, int]]:
-        """What this reader reads in an epoch: (unit, part, parts), rows part, part + parts, ... of it."""
+        """What this reader reads in an epoch: (unit, part, parts), rows part, part + parts, ... of the unit."""
         count, key = len(self.units), hash64(self.seed, epoch)
         if count >= self.readers:
-            return [(permuted(dealt, count, key), 0, 1) for dealt in range(self.number, count, self.readers)]
-        turn, dealt = divmod(self.number, count)
-        parts = len(range(dealt, self.readers, count))
-        # Turned on with the epoch, so that no reader is left without documents where there are few of them.
-        return [(permuted(dealt, count, key), (turn + epoch) % parts, parts)]
+            return [(permuted(index, count, key), 0, 1) for index in range(self.number, count, self.readers)]
+        turn, index = divmod(self.number, count)
+        parts = len(range(index, self.readers, count))
+        # Rotated by the epoch, so that no reader stays without documents where there are few of them.
+        return [(permuted(index, count, key), (turn + epoch) % parts, parts)]
 
-    def _blocks(self, start: Place) -> Iterator[tuple[Place, list[Piece]]]:
+    def _blocks(self, start: StreamPosition) -> Iterator[tuple[StreamPosition, list[CutWindow]]]:
         empty_epochs = -1 if start.unit or start.window else 0  # the rest of an epoch may well be empty
         while empty_epochs < max(_EMPTY_EPOCHS, self.readers):
-            block: list[Piece] = []
+            block: list[CutWindow] = []
             empty_epochs += 1
-            for piece, after in self._rest_of_epoch(start):
-                block.append(Piece(piece.text.copy(), piece.starts))
+            for window, after in self._rest_of_epoch(start):
+                block.append(CutWindow(window.text.copy(), window.begins))
                 empty_epochs = 0
                 if len(block) == self.block_windows:
                     yield start, block
                     start, block = after, []
             if block:
                 yield start, block
-            start = Place(start.epoch + 1)
+            start = StreamPosition(start.epoch + 1)
         raise UserError(
             f"the stream has no document of at least 2 bytes for reader {self.number + 1} of {self.readers}, "
             f"so no window of context_length={self.context_length} can be cut; check data.text_column, or "
             "use fewer ranks or data.workers"
         )
 
-    def _rest_of_epoch(self, start: Place) -> Iterator[tuple[Piece, Place]]:
-        """The pieces in order, each with the place where a block behind it would begin."""
+    def _rest_of_epoch(self, start: StreamPosition) -> Iterator[tuple[CutWindow, StreamPosition]]:
+        """The windows in order, each with the position of a block that begins after it."""
         share = self.share(start.epoch)
         first = start.window
-        for place in range(start.unit, len(share)):
-            pieces = self._cut(start.epoch, *share[place])
-            for window, piece in enumerate(islice(pieces, first, None), start=first):
-                yield piece, Place(start.epoch, place, window + 1)
+        for index in range(start.unit, len(share)):
+            windows = self._windows_of_unit(start.epoch, *share[index])
+            for number, window in enumerate(islice(windows, first, None), start=first):
+                yield window, StreamPosition(start.epoch, index, number + 1)
             first = 0
 
-    def _cut(self, epoch: int, unit: int, part: int, parts: int) -> Iterator[Piece]:
-        batches = _dealt(self.units[unit].batches(), part, parts)
-        length = self.context_length
+    def _windows_of_unit(self, epoch: int, unit: int, part: int, parts: int) -> Iterator[CutWindow]:
+        batches = _every_nth_row(self.units[unit].batches(), part, parts)
         if self.policy == "packed":
-            yield from _packed(batches, length)
+            yield from self._packed(epoch, batches)
             return
         for data, offsets, rows in batches:
-            for begin, end, row in zip(offsets[:-1].tolist(), offsets[1:].tolist(), rows, strict=True):
-                document = data[begin:end]
-                if self.policy == "random_per_document":
-                    if len(document) >= 2:
-                        start = random_start(len(document), length, self.seed, epoch, hash64(unit, row))
-                        yield Piece(document[start : start + length + 1], _NONE if start else _FIRST)
-                else:
-                    for start in range(0, num_contiguous_windows(len(document), length) * length, length):
-                        yield Piece(document[start : start + length + 1], _NONE if start else _FIRST)
+            identities = hash64_each(unit, last=np.array(rows))
+            policy = POLICIES[self.policy](offsets, self.context_length, self.seed, identities)
+            yield from _cut(data, policy, epoch, len(policy))
+
+    def _packed(
+        self, epoch: int, batches: Iterator[tuple[np.ndarray, np.ndarray, range]]
+    ) -> Iterator[CutWindow]:
+        """The documents of all batches end to end: what does not fill a window waits for the next batch."""
+        length = self.context_length
+        text, begins = np.empty(0, np.uint8), np.empty(0, np.int64)
+
+        def windows(count: int) -> Iterator[CutWindow]:
+            offsets = np.append(begins, len(text))
+            return _cut(text, POLICIES["packed"](offsets, length, self.seed), epoch, count)
+
+        for data, offsets, _ in batches:
+            new = offsets[:-1][np.diff(offsets) > 0] - offsets[0] + len(text)
+            begins, text = np.append(begins, new), np.append(text, data[offsets[0] : offsets[-1]])
+            whole = max(len(text) - 1, 0) // length
+            yield from windows(whole)
+            text, begins = text[whole * length :], begins[begins >= whole * length] - whole * length
+        yield from windows(int(num_windows(len(text), length)))
 
 
-def stack_pieces(pieces: Sequence[Piece], context_length: int) -> Batch:
-    """One batch of tensors (b, L) from b pieces; no byte is predicted from another document's."""
-    shape = len(pieces), context_length
-    inputs, targets = np.zeros(shape, np.uint8), np.full(shape, NOT_SCORED, np.int16)
-    document_start = np.zeros(shape, bool)
-    for row, (text, starts) in enumerate(pieces):
-        size = min(len(text), context_length)
-        inputs[row, :size] = text[:size]
-        targets[row, : len(text) - 1] = text[1:]
-        if len(starts):
-            document_start[row, starts[starts < size]] = True
-            targets[row, starts[starts > 0] - 1] = NOT_SCORED
-    arrays = {"bytes": inputs, "targets": targets, "document_start": document_start}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+def stack(windows: Sequence[CutWindow], context_length: int) -> Batch:
+    """One batch of tensors (b, L) from b windows."""
+    rows = np.zeros((len(windows), context_length + 1), np.uint8)
+    for row, window in zip(rows, windows, strict=True):
+        row[: len(window.text)] = window.text
+    available = np.array([len(window.text) for window in windows])
+    numbers = np.repeat(np.arange(len(windows)), [len(window.begins) for window in windows])
+    begins = np.concatenate([window.begins for window in windows])
+    return as_tensors(assemble(rows, available, (numbers, begins)))
 
 
-def _dealt(
+def _cut(data: np.ndarray, policy: WindowPolicy, epoch: int, count: int) -> Iterator[CutWindow]:
+    """The first ``count`` windows of a policy over documents in ``data``, in order."""
+    if count == 0:
+        return
+    starts, stops = policy.spans(epoch, np.arange(count))
+    stops = np.minimum(stops, starts + policy.context_length + 1)
+    rows, begins = policy.document_begins(starts)
+    borders = np.searchsorted(rows, np.arange(count + 1)).tolist()
+    for number, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+        yield CutWindow(data[start:stop], begins[borders[number] : borders[number + 1]])
+
+
+def _every_nth_row(
     batches: Iterator[tuple[np.ndarray, np.ndarray]], part: int, parts: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, range]]:
-    """(data, offsets, row numbers in the unit) of the rows that are `part` modulo `parts`."""
+    """(data, offsets, row numbers in the unit) of the rows part, part + parts, ... of a unit."""
     first = 0
     for data, offsets in batches:
         number = len(offsets) - 1
@@ -179,50 +201,29 @@ def _dealt(
         else:
             mine = range((part - first) % parts, number, parts)
             lengths = np.diff(offsets)[mine.start :: parts]
-            ours = [data[offsets[row] : offsets[row + 1]] for row in mine]
+            documents = [data[offsets[row] : offsets[row + 1]] for row in mine]
             rows = range(first + mine.start, first + number, parts)
-            yield np.concatenate(ours or [data[:0]]), np.cumsum([0, *lengths]), rows
+            yield np.concatenate(documents or [data[:0]]), np.cumsum([0, *lengths]), rows
         first += number
-
-
-def _packed(batches: Iterator[tuple[np.ndarray, np.ndarray, range]], context_length: int) -> Iterator[Piece]:
-    """The documents end to end, cut in consecutive windows; the last may be shorter."""
-    text, starts = np.empty(0, np.uint8), _NONE
-    for data, offsets, _ in batches:
-        begins = offsets[:-1][np.diff(offsets) > 0] - offsets[0] + len(text)
-        starts = np.concatenate([starts, begins])
-        text = np.concatenate([text, data[offsets[0] : offsets[-1]]])
-        done = max(len(text) - 1, 0) // context_length * context_length  # whole windows only
-        for begin in range(0, done, context_length):
-            yield _piece(text, starts, begin, context_length)
-        text, starts = text[done:], starts[np.searchsorted(starts, done) :] - done
-    if len(text) >= 2:
-        yield _piece(text, starts, 0, context_length)
-
-
-def _piece(text: np.ndarray, starts: np.ndarray, begin: int, context_length: int) -> Piece:
-    first, last = np.searchsorted(starts, [begin, begin + context_length + 1])
-    return Piece(text[begin : begin + context_length + 1], starts[first:last] - begin)
 
 
 @dataclass(eq=False)
 class StreamedBatches(IterableDataset):
-    """Endless batches of one rank for a DataLoader with `workers` workers (0: in the process itself).
+    """Endless batches of one rank for a DataLoader with ``workers`` workers (0: in the process itself).
 
-    A batch has under "position" the place behind it, as plain JSON with the worker's number. places holds
-    one for each worker, and first_worker says whose turn it is: both together are where a rank goes on.
+    Each batch carries under "position" where its worker resumes after it, as plain JSON with the worker's
+    number.
+
+    Attributes:
+        reader: the reader that a rank with one worker has; its number is the rank.
+        positions: where each worker begins.
+        first_worker: whose batch comes first.
     """
 
-    units: Sequence[Unit]
-    policy: str
-    context_length: int
-    block_windows: int
+    reader: Reader
     micro_batch_size: int
-    seed: int
-    rank: int
-    world_size: int
     workers: int
-    places: list[Place]
+    positions: list[StreamPosition]
     first_worker: int = 0
 
     def __iter__(self) -> Iterator[Batch | UserError]:
@@ -230,22 +231,15 @@ class StreamedBatches(IterableDataset):
         workers = max(self.workers, 1)
         # The loader takes from its processes in turn, beginning with process 0.
         worker = (self.first_worker + (process.id if process else 0)) % workers
-        reader = Reader(
-            self.units,
-            self.policy,
-            self.context_length,
-            self.block_windows,
-            self.seed,
-            self.rank * workers + worker,
-            self.world_size * workers,
-        )
+        rank, ranks = self.reader.number, self.reader.readers
+        reader = replace(self.reader, number=rank * workers + worker, readers=ranks * workers)
+        windows = []
         try:
-            pieces = []
-            for piece, place in reader.pieces(self.places[worker]):
-                pieces.append(piece)
-                if len(pieces) == self.micro_batch_size:
-                    position = {"worker": worker, **place._asdict()}
-                    yield {**stack_pieces(pieces, self.context_length), "position": position}
-                    pieces = []
+            for window, position in reader.windows(self.positions[worker]):
+                windows.append(window)
+                if len(windows) == self.micro_batch_size:
+                    batch = stack(windows, reader.context_length)
+                    yield {**batch, "position": {"worker": worker, **position._asdict()}}
+                    windows = []
         except UserError as error:
             yield error  # raised in a worker, it would come with a traceback in its sentence

@@ -10,18 +10,17 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mambabyte.errors import UserError
-from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
+from mambabyte.models import ByteLM, ByteLMConfig
 from mambabyte.runtime.memory import available_memory
 from mambabyte.training.activation_checkpointing import recompute_blocks
 from mambabyte.training.callbacks.progress import byte_count
-from mambabyte.training.settings import TrainerConfig
+from mambabyte.training.settings import TrainerConfig, TrainSettings
 
 _FLOAT = 4  # bytes of a weight: fp32, also where the arithmetic is bf16
 _COMFORTABLE = 0.75  # of what is available: allocators and kernels take more than what is counted here
@@ -72,10 +71,9 @@ class MemoryBudget:
         self._passes: dict[int, int] = {}
 
     @classmethod
-    def of(cls, cfg: DictConfig, settings: TrainerConfig) -> MemoryBudget:
-        """That of a run of `mambabyte train`."""
-        description: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
-        return cls(config_from_dict(description), settings, cfg.context_length)
+    def of(cls, settings: TrainSettings) -> MemoryBudget:
+        """That of a run, its devices counted."""
+        return cls(settings.model, settings.trainer, settings.context_length)
 
     @functools.cached_property
     def state(self) -> MemoryEstimate:
@@ -162,7 +160,7 @@ def peak_of_a_pass(
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    shape = settings.micro_batch_size, context_length
+    shape = int(settings.micro_batch_size), context_length
     model = on_meta(config)  # not built of fakes: an initialisation may look at the numbers it has drawn
     if settings.activation_checkpointing:
         recompute_blocks(model)

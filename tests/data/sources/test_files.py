@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from mambabyte.data import FilesSource, StandardLibrarySource
-from mambabyte.data.sources.documents import held_out, source_from_config
+from mambabyte.data import FilesSource, StandardLibrarySource, source_from_config
+from mambabyte.data.sources.documents import held_out
 from mambabyte.errors import UserError
 
 
@@ -193,7 +193,7 @@ def test_files_that_are_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"path": None}, {"path": []}, {"path": [1]}, {"path": "x", "text_column": 3}]
+    "options", [{"path": None}, {"path": []}, {"path": [None]}, {"path": "x", "text_column": ["text"]}]
 )
 def test_ill_typed_settings(options):
     with pytest.raises(UserError, match=r"data\."):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
@@ -33,35 +34,37 @@ def folder(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Makes load_dataset_builder raise what the hub's client would."""
+    """Makes load_dataset_builder raise what the hub's client would, or give these files."""
 
-    def fail(error):
+    def answer(found):
         def load_dataset(*arguments, **options):
-            raise error
+            if isinstance(found, Exception):
+                raise found
+            return SimpleNamespace(config=SimpleNamespace(data_files=found))
 
         monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset)
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *arguments, **options: None)
         return HuggingFaceSource(name="owner/set", revision="0" * 40, retries=0)
 
-    return fail
+    return answer
 
 
 def expected(row):
     return f"text {row} é".encode()
 
 
-@pytest.mark.parametrize("streaming", [True, False])
-def test_goes_on_behind_documents_without_reading_their_row_groups(streaming, folder, monkeypatch):
+@pytest.mark.parametrize("download", [False, True])
+def test_goes_on_behind_documents_without_reading_their_row_groups(download, folder, monkeypatch):
     read = []
     documents = RowGroup.documents
     monkeypatch.setattr(RowGroup, "documents", lambda group: read.append(group) or documents(group))
-    source = HuggingFaceSource(path=str(folder), streaming=streaming)
+    source = HuggingFaceSource(path=str(folder), download=download)
     whole = list(source.documents("train"))
     for count in (0, 6, 7, 25, 26, ROWS, ROWS + 1):
         read.clear()
         assert list(source.documents_after("train", count)) == whole[count:]
         ends = [7, 14, 21, 25, 32, 39, 40]  # of the row groups
-        assert len(read) == (sum(end > count for end in ends) if streaming else 0)
+        assert len(read) == (sum(end > count for end in ends) if not download else 0)
 
 
 def test_expected_bytes_of_local_files(folder):
@@ -88,9 +91,9 @@ def test_local_parquet(place, folder):
     ]
 
 
-def test_without_streaming_the_same_documents(folder, monkeypatch, tmp_path):
+def test_downloaded_the_same_documents(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    cached = HuggingFaceSource(path=str(folder), streaming=False)
+    cached = HuggingFaceSource(path=str(folder), download=True)
     streamed = HuggingFaceSource(path=str(folder))
     assert list(cached.documents("train")) == list(streamed.documents("train"))
 
@@ -104,11 +107,9 @@ def test_units_are_row_groups_in_order(folder):
     assert isinstance(HuggingFaceSource(path=str(folder)), StreamingSource)
 
 
-def test_units_of_the_hub(hub, monkeypatch):
+def test_units_of_the_hub(hub):
     """What the loopback hub of tests/hub does not show: other formats, and a split that is not there."""
-    source = hub(RuntimeError())
-    files = {"train": ["hf://datasets/owner/set@0/train.jsonl"]}
-    monkeypatch.setattr(HuggingFaceSource, "_data_files", files)
+    source = hub({"train": ["hf://datasets/owner/set@0/train.jsonl"]})
     with pytest.raises(UserError, match=r"'owner/set' is not published as parquet .*data\.streaming=false"):
         source.units("train")
     with pytest.raises(UserError, match="split 'test'"):
@@ -193,9 +194,9 @@ def test_unknown_errors_keep_their_traceback(hub):
     "options",
     [
         {},
-        {"name": 3},
+        {"name": ["a"]},
         {"path": "x", "text_column": ["text"]},
-        {"path": "x", "streaming": "maybe"},
+        {"path": "x", "download": "maybe"},
         {"path": "x", "split_names": {"dev": "validation"}},
         {"path": "x", "retries": -1},
         {"path": "x", "retries": "often"},

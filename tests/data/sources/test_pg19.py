@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import shutil
 import threading
 from functools import partial
+from typing import ClassVar
 
 import pyarrow
 import pyarrow.parquet
@@ -94,17 +96,22 @@ def test_servers_faults_are_tried_again(server):
 
 
 def test_interrupted_download_fetches_the_rest_only(server, tmp_path):
-    source = PG19TextsSource(server.url, lists=server.url, books=BOOKS)
-    documents = source.documents_after
+    class Stopping(PG19TextsSource):
+        stops: ClassVar[list[bool]] = [True, False]
 
-    def stopping(split, count):
-        yield from list(documents(split, count))[:2]
+        def documents_after(self, split, count):
+            documents = super().documents_after(split, count)
+            if not self.stops.pop(0):
+                return documents
+            return itertools.chain(list(documents)[:2], interruption())
+
+    def interruption():
         raise KeyboardInterrupt
+        yield
 
-    source.documents_after = stopping
+    source = Stopping(server.url, lists=server.url, books=BOOKS)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, "train", tmp_path / "prepared")
-    source.documents_after = documents
     server.asked.clear()
     corpus = prepare(source, "train", tmp_path / "prepared")
     assert server.asked == ["/train/100.txt"]
@@ -141,7 +148,7 @@ def test_missing_texts(texts):
     [
         {"texts": None},
         {"texts": "http://127.0.0.1:1"},
-        {"texts": "a", "lists": 3},
+        {"texts": "a", "lists": [3]},
         {"texts": "a", "books": {"trian": 1}},
     ],
 )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mambabyte.data.windows.permutation import hash64, permuted
-from mambabyte.data.windows.policies import POLICIES, Window, random_start, window_policy
+from mambabyte.data.windows.policies import POLICIES, Window
+from mambabyte.data.windows.shuffled import ShuffledWindows
 from mambabyte.errors import UserError
 
 CONTEXT = 8
@@ -35,7 +36,7 @@ def pairs_inside(documents):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_window_has_its_shapes_and_types(name, make_corpus, make_documents):
-    window = window_policy(name, make_corpus(make_documents(LENGTHS)), CONTEXT, seed=0).window(0, 0)
+    window = ShuffledWindows(name, make_corpus(make_documents(LENGTHS)), CONTEXT, seed=0).window(0, 0)
     assert {field: (array.shape, array.dtype) for field, array in window.items()} == {
         "bytes": ((CONTEXT,), np.dtype(np.uint8)),
         "targets": ((CONTEXT,), np.dtype(np.int16)),
@@ -50,7 +51,7 @@ def test_order_is_a_function_of_seed_and_epoch(name, make_corpus, make_documents
     def order(seed, epoch):
         return [
             window["bytes"].tobytes()
-            for window in epoch_windows(window_policy(name, corpus, CONTEXT, seed), epoch)
+            for window in epoch_windows(ShuffledWindows(name, corpus, CONTEXT, seed), epoch)
         ]
 
     assert order(1, 2) == order(1, 2)
@@ -62,14 +63,14 @@ def test_order_is_a_function_of_seed_and_epoch(name, make_corpus, make_documents
 @pytest.mark.parametrize("lengths", [LENGTHS, [CONTEXT + 1], [CONTEXT * 3], [CONTEXT, CONTEXT], [2, 1, 40]])
 def test_every_byte_but_the_first_of_a_document_is_predicted_once(name, lengths, make_corpus, make_documents):
     documents = make_documents(lengths)
-    policy = window_policy(name, make_corpus(documents), CONTEXT, seed=3)
+    policy = ShuffledWindows(name, make_corpus(documents), CONTEXT, seed=3)
     for epoch in (0, 1):
         assert scored_pairs(epoch_windows(policy, epoch)) == pairs_inside(documents)
 
 
 def test_contiguous_pads_only_tails(make_corpus, make_documents):
     documents = make_documents([CONTEXT * 2 + 1, CONTEXT + 3])
-    windows = epoch_windows(window_policy("contiguous", make_corpus(documents), CONTEXT, seed=0))
+    windows = epoch_windows(ShuffledWindows("contiguous", make_corpus(documents), CONTEXT, seed=0))
     padding = sorted(int((window["targets"] < 0).sum()) for window in windows)
     assert padding == [0, 0, 0, CONTEXT - 2]
     starts = [window["bytes"].tobytes() for window in windows if window["document_start"][0]]
@@ -80,7 +81,7 @@ def test_contiguous_pads_only_tails(make_corpus, make_documents):
 def test_packed_reads_every_byte_once_and_marks_every_start(make_corpus, make_documents):
     documents = make_documents(LENGTHS)
     text = b"".join(documents)
-    policy = window_policy("packed", make_corpus(documents), CONTEXT, seed=0)
+    policy = ShuffledWindows("packed", make_corpus(documents), CONTEXT, seed=0)
     windows = {text.find(window["bytes"][:3].tobytes()): window for window in epoch_windows(policy)}
     assert sorted(windows) == list(range(0, len(text) - 1, CONTEXT))
     starts = np.cumsum([0, *LENGTHS[:-1]])
@@ -98,7 +99,7 @@ def test_packed_reads_every_byte_once_and_marks_every_start(make_corpus, make_do
 
 def test_random_per_document_visits_each_document_once(make_corpus):
     documents = [bytes([number]) * length for number, length in enumerate([40, 5, 9, 1, 2, 300])]
-    policy = window_policy("random_per_document", make_corpus(documents), CONTEXT, seed=0)
+    policy = ShuffledWindows("random_per_document", make_corpus(documents), CONTEXT, seed=0)
     assert len(policy) == 5  # the document of one byte has nothing to predict
     for epoch in range(3):
         windows = epoch_windows(policy, epoch)
@@ -110,7 +111,7 @@ def test_random_per_document_visits_each_document_once(make_corpus):
 
 def test_random_per_document_reaches_every_place_evenly(make_corpus):
     document = bytes(range(CONTEXT + 4))
-    policy = window_policy("random_per_document", make_corpus([document]), CONTEXT, seed=0)
+    policy = ShuffledWindows("random_per_document", make_corpus([document]), CONTEXT, seed=0)
     windows = [policy.window(epoch, 0) for epoch in range(400)]
     counts = Counter(int(window["bytes"][0]) for window in windows)
     # Four places, 100 expected at each, standard deviation 9; five of them allowed.
@@ -151,7 +152,7 @@ def windows_one_by_one(name, documents, seed, positions):
         place = permuted(index, length, hash64(seed, epoch))
         if name == "random_per_document":
             number = numbers[place]
-            start = random_start(len(parts[number]), CONTEXT, seed, epoch, number)
+            start = hash64(seed, epoch, number) % max(len(parts[number]) - CONTEXT, 1)
             yield cut(parts[number], start, CONTEXT)
         else:
             window = cut(*cuts[place], CONTEXT)
@@ -167,7 +168,7 @@ def windows_one_by_one(name, documents, seed, positions):
 @pytest.mark.parametrize("lengths", [LENGTHS, [CONTEXT + 1], [5000, 3, 700, 12, 1] * 3])
 def test_batches_hold_the_windows_of_their_positions(name, lengths, make_corpus, make_documents):
     documents = make_documents(lengths)
-    policy = window_policy(name, make_corpus(documents), CONTEXT, seed=3)
+    policy = ShuffledWindows(name, make_corpus(documents), CONTEXT, seed=3)
     # Over the borders of epochs and of the chunks in which places are worked out, backwards too.
     for positions in (range(7), range(1020, 3080), [2, 5000, 1, 1024, 1023], [7]):
         batch = policy.batch(np.array(positions))
@@ -187,7 +188,7 @@ def test_batches_hold_the_windows_of_their_positions(name, lengths, make_corpus,
 )
 def test_order_of_version_0_1(name, digest, make_corpus, make_documents):
     # Positions in checkpoints keep their meaning: these are the windows that version 0.1.0 gave.
-    policy = window_policy(name, make_corpus(make_documents(LENGTHS)), CONTEXT, seed=7)
+    policy = ShuffledWindows(name, make_corpus(make_documents(LENGTHS)), CONTEXT, seed=7)
     sha256 = hashlib.sha256()
     for window in itertools.chain.from_iterable(epoch_windows(policy, epoch) for epoch in range(3)):
         for field, kind in (("bytes", "u1"), ("targets", "<i2"), ("document_start", "?")):
@@ -197,7 +198,7 @@ def test_order_of_version_0_1(name, digest, make_corpus, make_documents):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_policy_is_pickled_without_the_windows(name, make_corpus, make_documents):
-    policy = window_policy(name, make_corpus(make_documents([10_000])), CONTEXT, seed=0)
+    policy = ShuffledWindows(name, make_corpus(make_documents([10_000])), CONTEXT, seed=0)
     first = policy.batch(np.arange(4))
     pickled = pickle.dumps(policy)
     # A chunk of places is 16 KiB; the view of all rows, written out, would be 90 KB more.
@@ -207,7 +208,7 @@ def test_policy_is_pickled_without_the_windows(name, make_corpus, make_documents
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_window_outside_the_epoch_is_refused(name, make_corpus, make_documents):
-    policy = window_policy(name, make_corpus(make_documents(LENGTHS)), CONTEXT, seed=0)
+    policy = ShuffledWindows(name, make_corpus(make_documents(LENGTHS)), CONTEXT, seed=0)
     for index in (-1, len(policy)):
         with pytest.raises(IndexError):
             policy.window(0, index)
@@ -216,15 +217,15 @@ def test_window_outside_the_epoch_is_refused(name, make_corpus, make_documents):
 @pytest.mark.parametrize("name", POLICIES)
 def test_documents_of_one_byte_are_refused(name, make_corpus):
     with pytest.raises(UserError, match="context_length=8"):
-        window_policy(name, make_corpus([b"a"] * 50), CONTEXT, seed=0)
+        ShuffledWindows(name, make_corpus([b"a"] * 50), CONTEXT, seed=0)
 
 
 @pytest.mark.parametrize("name", ["random_per_document", "contiguous"])
 def test_corpus_smaller_than_a_window_is_refused(name, make_corpus):
     with pytest.raises(UserError, match="context_length=8"):
-        window_policy(name, make_corpus([b"abcd", b"efgh"]), CONTEXT, seed=0)
+        ShuffledWindows(name, make_corpus([b"abcd", b"efgh"]), CONTEXT, seed=0)
 
 
 def test_unknown_policy_names_the_known_ones(make_corpus):
     with pytest.raises(UserError, match="random_per_document, contiguous, packed"):
-        window_policy("random", make_corpus([bytes(20)]), CONTEXT, seed=0)
+        ShuffledWindows("random", make_corpus([bytes(20)]), CONTEXT, seed=0)

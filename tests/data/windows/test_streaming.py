@@ -7,8 +7,9 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 
-from mambabyte.data.windows.policies import POLICIES, window_policy
-from mambabyte.data.windows.streaming import Place, Reader, stack_pieces
+from mambabyte.data.windows.policies import POLICIES
+from mambabyte.data.windows.shuffled import ShuffledWindows
+from mambabyte.data.windows.streaming import Reader, StreamPosition, stack
 from mambabyte.errors import UserError
 
 CONTEXT = 8
@@ -30,18 +31,18 @@ def reader(units, policy="contiguous", number=0, readers=1, block=7, seed=0, con
     return Reader(units, policy, context, block, seed, number, readers)
 
 
-def content(piece):
+def content(window):
     """bytes, targets and document_start of a window."""
-    return tuple(tensor.numpy().tobytes() for tensor in stack_pieces([piece], CONTEXT).values())
+    return tuple(tensor.numpy().tobytes() for tensor in stack([window], CONTEXT).values())
 
 
 def epoch_of(reader, epoch):
     """The windows of one epoch, in their order."""
     windows = []
-    for piece, place in reader.pieces(Place(epoch)):
-        if place.epoch != epoch:
+    for window, position in reader.windows(StreamPosition(epoch)):
+        if position.epoch != epoch:
             return windows
-        windows.append(content(piece))
+        windows.append(content(window))
     raise AssertionError("the stream ended")
 
 
@@ -56,11 +57,11 @@ def whole_epoch(units, policy, epoch, readers):
 @pytest.mark.parametrize(("number", "readers"), [(0, 1), (1, 3), (4, 6)])
 def test_every_place_resumes_exactly(policy, number, readers, make_units):
     stream = reader(make_units(4), policy, number, readers)
-    served = list(islice(stream.pieces(Place()), 150))
+    served = list(islice(stream.windows(StreamPosition()), 150))
     assert served[-1][1].epoch >= 1
     for index in range(0, 140):
-        place = Place(**json.loads(json.dumps(served[index][1]._asdict())))
-        again = islice(stream.pieces(place), 9)
+        place = StreamPosition(**json.loads(json.dumps(served[index][1]._asdict())))
+        again = islice(stream.windows(place), 9)
         assert [(content(w), p) for w, p in again] == [
             (content(w), p) for w, p in served[index + 1 : index + 10]
         ]
@@ -97,7 +98,7 @@ def test_readers_share_out_every_document_of_an_epoch_once(readers, count, memor
 def test_a_unit_is_cut_as_the_local_policy_cuts_it(policy, make_units, memory_unit, make_corpus):
     contents = make_units(1)[0].contents
     contents = [data[: CONTEXT + 1] for data in contents] if policy == "random_per_document" else contents
-    local = window_policy(policy, make_corpus(contents), CONTEXT, seed=0)
+    local = ShuffledWindows(policy, make_corpus(contents), CONTEXT, seed=0)
     ours = epoch_of(reader([memory_unit(contents)], policy), 0)
     assert sorted(ours) == sorted(
         tuple(array.tobytes() for array in local.window(0, index).values()) for index in range(len(local))
@@ -107,7 +108,7 @@ def test_a_unit_is_cut_as_the_local_policy_cuts_it(policy, make_units, memory_un
 def test_readers_never_wait_for_each_other_at_the_end_of_an_epoch(make_units):
     units = make_units(5, documents=12)
     for number in range(4):  # one of them has two units an epoch, the others one
-        windows = reader(units, "contiguous", number, 4).pieces(Place())
+        windows = reader(units, "contiguous", number, 4).windows(StreamPosition())
         assert len(list(islice(windows, 1000))) == 1000
 
 
@@ -130,12 +131,12 @@ def test_no_reader_is_left_out_where_documents_are_few(memory_unit):
     units = [memory_unit([bytes([number]) * 5 for number in range(3)])]
     for number in range(8):
         stream = reader(units, "contiguous", number, 8)
-        assert {int(piece.text[0]) for piece, _ in islice(stream.pieces(Place()), 3)} == {0, 1, 2}
+        assert {int(window.text[0]) for window, _ in islice(stream.windows(StreamPosition()), 3)} == {0, 1, 2}
 
 
 def test_a_stream_without_windows_is_told(memory_unit):
     with pytest.raises(UserError, match=r"reader 2 of 3.*context_length=8"):
-        next(reader([memory_unit([b"x", b""])], number=1, readers=3).pieces(Place()))
+        next(reader([memory_unit([b"x", b""])], number=1, readers=3).windows(StreamPosition()))
 
 
 def test_memory_is_that_of_a_block_however_long_the_unit(memory_unit):
@@ -150,6 +151,6 @@ def test_memory_is_that_of_a_block_however_long_the_unit(memory_unit):
                 Endless.decoded += 1
                 yield np.zeros(1 << 20, np.uint8), np.array([0, 1 << 20])
 
-    stream = Reader([Endless()], "packed", 1024, 64, 0, 0, 1).pieces(Place())
+    stream = Reader([Endless()], "packed", 1024, 64, 0, 0, 1).windows(StreamPosition())
     list(islice(stream, 10 * 1024))  # of 1,024 bytes each
     assert Endless.decoded <= 12

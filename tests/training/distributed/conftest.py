@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.conftest import FILES, SENTENCE, TINY
+from tests.conftest import FILES, SENTENCE, TINY
 from tests.training.distributed.ranks import End, Ranks
 
 STEPS = 24

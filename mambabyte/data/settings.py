@@ -1,0 +1,122 @@
+"""The `data` section of a configuration: a source, and how windows are cut from its documents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mambabyte.config.settings import Settings, fill, setting
+from mambabyte.errors import UserError
+
+if TYPE_CHECKING:
+    from mambabyte.data.sources.documents import DocumentSource
+
+_SOURCES = ("Files", "HeldOut", "HuggingFace", "PG19", "PG19Texts", "StandardLibrary")
+_OURS = {f"mambabyte.data.{name}Source" for name in _SOURCES}
+
+
+@dataclass
+class DataSettings(Settings):
+    """Where documents come from and what is made of them.
+
+    Attributes:
+        source: the description of a source: its class under ``_target_``, and that class's settings.
+        windows: the policy that cuts windows from documents (windows.policies).
+        streaming: read the training split while training, without a local copy.
+        folder: where prepared splits are kept.
+        workers: data-loading processes of each rank; 0: the training process loads its data itself.
+        validation_bytes: only so many first bytes of the validation split; None: all.
+        block_windows: of a stream, the windows that each worker holds in memory and shuffles.
+    """
+
+    section: ClassVar[str] = "data"
+    source: dict[str, Any]
+    windows: Literal["random_per_document", "contiguous", "packed"]
+    streaming: bool
+    folder: Path
+    workers: int = setting(at_least=0)
+    validation_bytes: int | None = setting(at_least=1)
+    block_windows: int = setting(default=1024, at_least=1)
+
+    @classmethod
+    def from_settings(cls, values: Any, where: str) -> DataSettings:
+        """Made from a configuration's plain ``data`` section, of this version or an earlier one.
+
+        Keys beside ours are ignored: in conf/data they are short names for settings of the source, and are
+        interpolated into it.
+        """
+        if not isinstance(values, Mapping):
+            return fill(cls, values, where)
+        known = {field.name for field in fields(cls)}
+        values = {key: value for key, value in values.items() if key in known}
+        source = values.get("source")
+        if _is_ours(source) and "streaming" in source:  # what version 0.1 called `not download`
+            source = dict(source)
+            streaming = source.pop("streaming")
+            source["download"] = not streaming if isinstance(streaming, bool) else streaming
+            values["source"] = source
+        return fill(cls, values, where)
+
+    def build_source(self, only_ours: bool = False) -> DocumentSource:
+        """The source that is described; see `source_from_config`."""
+        return source_from_config(self.source, only_ours)
+
+    def with_absolute_paths(self) -> DataSettings:
+        """A copy whose files can be found from any working directory. Sources of other packages are left as
+        they are, since the meaning of their settings is not known."""
+
+        def absolute(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return [absolute(item) for item in value]
+            if not isinstance(value, (str, Path)) or not str(value) or "://" in str(value):
+                return value
+            return os.path.abspath(os.path.expanduser(value))
+
+        if not _is_ours(self.source):
+            return self
+        paths = {key: absolute(value) for key, value in self.source.items() if key in ("path", "texts")}
+        return replace(self, source={**self.source, **paths})
+
+
+def source_from_config(description: Mapping[str, Any], only_ours: bool = False) -> DocumentSource:
+    """The source that a configuration's `data.source` describes.
+
+    Args:
+        description: the class, or another callable, under ``_target_``, and its arguments.
+        only_ours: refuse all but this package's own sources. For a configuration that came with somebody
+            else's checkpoint, since ``_target_`` can name any callable.
+
+    Raises:
+        UserError: ``_target_`` is missing or unknown, or its arguments are.
+    """
+    target = description.get("_target_") if isinstance(description, Mapping) else None
+    if not isinstance(target, str):
+        raise UserError("data.source needs a _target_, such as mambabyte.data.FilesSource")
+    if target in _OURS:
+        return fill(getattr(import_module("mambabyte.data"), target.rpartition(".")[2]), description)
+    if only_ours:
+        raise UserError(
+            f"this config's data source {target} is not one of mambabyte's own and was not run; choose one "
+            "with data="
+        )
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return instantiate(description, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"data.source cannot be built from {target}: {reason}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"data.source is incomplete: {str(error).splitlines()[0]}") from error
+
+
+def _is_ours(source: Any) -> bool:
+    return isinstance(source, Mapping) and source.get("_target_") in _OURS
