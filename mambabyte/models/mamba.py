@@ -24,7 +24,7 @@ from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import ResidualNorm
 from mambabyte.ops import causal_conv1d, selective_scan
-from mambabyte.ops.step.interface import MambaBlockWeights, mamba_step, serves_mamba_step
+from mambabyte.ops.step import MambaBlockWeights, MambaWeights, mamba_step, serves_mamba_step
 
 
 @dataclass
@@ -188,17 +188,16 @@ class MambaByte(ByteLM):
         if not serves_mamba_step(self.lm_head.weight):
             return super().step(byte, state)
         backbone, config = self.backbone, self.config
-        return mamba_step(
-            byte,
+        weights = MambaWeights(
             backbone.embedding.weight,
             [layer.weights() for layer in backbone.layers],  # type: ignore[operator]
             backbone.norm_f.weight,
             backbone.norm_f.bias,
             self.lm_head.weight,
-            state,
             config.norm_epsilon,
             config.norm == "rms",
         )
+        return mamba_step(byte, state, weights)
 
     def initial_state(self, batch_size: int) -> State:
         config, weight = self.config, self.lm_head.weight

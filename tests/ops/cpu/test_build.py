@@ -1,3 +1,4 @@
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -8,7 +9,11 @@ import pytest
 import torch
 
 from mambabyte.ops import backend_for, describe_backends
+from mambabyte.ops.causal_conv1d import cpu as causal_conv1d
 from mambabyte.ops.cpu import build
+from mambabyte.ops.residual_norm import cpu as residual_norm
+from mambabyte.ops.selective_scan import cpu as selective_scan
+from mambabyte.ops.step import cpu as step
 
 
 @pytest.fixture
@@ -59,6 +64,25 @@ def test_a_compiler_that_fails_is_named(fresh_cache, monkeypatch):
     with pytest.raises(build.KernelUnavailable, match="/bin/false could not compile"):
         build.library()
     assert not list(fresh_cache.glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("structure", "fields"),
+    [
+        ("selective_scan_arguments", selective_scan.Arguments),
+        ("causal_conv1d_arguments", causal_conv1d.Arguments),
+        ("residual_norm_arguments", residual_norm.Arguments),
+        ("mamba_step_arguments", step.Arguments),
+        ("mamba_step_block", step.Block),
+    ],
+)
+def test_a_structure_with_a_missing_field_is_refused(structure, fields):
+    class Shortened(ctypes.Structure):
+        _fields_ = fields._fields_[:-1]
+
+    build.kernel("mamba_step", **{structure: fields})
+    with pytest.raises(RuntimeError, match=f"the fields of {structure} differ between Python"):
+        build.kernel("mamba_step", **{structure: Shortened})
 
 
 def test_backends_are_described():
