@@ -15,7 +15,7 @@ from mambabyte.checkpoints.paths import checkpoint_folder, resolve, step_files
 from mambabyte.checkpoints.sharded import join_shards, shard_files
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
-from mambabyte.models import ByteLM, config_from_dict
+from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
 
 _MODEL_PREFIX = "model."  # the training module's attribute that holds the ByteLM
 
@@ -64,9 +64,9 @@ class Checkpoint:
             if name.startswith(_MODEL_PREFIX)
         }
 
-    def build_model(self) -> ByteLM:
+    def build_model(self, config: ByteLMConfig | None = None) -> ByteLM:
         """See :func:`load_model`."""
-        config = config_from_dict(self.model_config)
+        config = config or config_from_dict(self.model_config)
         with torch.random.fork_rng(devices=[]):  # building draws initial weights that are never used
             model = config.build()
         try:
@@ -78,16 +78,17 @@ class Checkpoint:
         return model.eval()
 
 
-def load_model(path: str | Path) -> ByteLM:
+def load_model(path: str | Path, config: ByteLMConfig | None = None) -> ByteLM:
     """The trained model, in eval mode, on the CPU, in the precision it was saved in.
 
     Args:
         path: a run directory, a checkpoint or an export.
+        config: the model's own, for a model class of yours: a checkpoint alone only builds ours.
 
     Raises:
         UserError: see :func:`read`; or the weights do not fit the model that the file describes.
     """
-    return read(path).build_model()
+    return read(path).build_model(config)
 
 
 def read(path: str | Path) -> Checkpoint:

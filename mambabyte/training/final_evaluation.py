@@ -27,7 +27,7 @@ def summarize(settings: TrainSettings, step: int, corpus: ByteCorpus) -> dict[st
     run_dir, prompt = settings.run_dir, settings.callbacks.sample_prompt
     device = choose_device("cpu" if settings.trainer.accelerator == "cpu" else "auto")
     print(f"mambabyte: measuring {corpus.num_bytes:,} validation bytes", file=sys.stderr)
-    model = load_model(run_dir)
+    model = load_model(run_dir, settings.model)
     measured = {
         name: evaluate(
             model, corpus, Protocol(name, settings.context_length), device, progress=progress_bar(name)

@@ -115,8 +115,11 @@ class ByteLMModule(LightningModule):
         self._step_sums.zero_()
         self.gradient_norm = norms / self.trainer.world_size
         skip = self._spikes.judge(self.global_step + 1, nats / scored.clamp(min=1), self.gradient_norm)
-        # meant for gradient scalers: PyTorch's fused optimizers skip a step for which this is 1
-        optimizer.found_inf = skip  # type: ignore[attr-defined]
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            # meant for gradient scalers: PyTorch's fused optimizers skip a step for which this is 1
+            optimizer.found_inf = skip  # type: ignore[attr-defined]
+        elif skip:  # waits for the device; an optimizer passes over parameters without gradients
+            optimizer.zero_grad(set_to_none=True)
         counted = nats.isfinite()
         clipped = (self.gradient_norm > self._clip) & (skip == 0)
         row = torch.stack((nats, scored, torch.ones_like(nats), clipped.float()))
