@@ -167,7 +167,7 @@ def test_caches_are_counted(home, monkeypatch):
     assert "more than" in next(cache.value for cache in machine.caches() if cache.name.startswith("hug"))
 
 
-def test_little_memory_is_told(monkeypatch):
+def test_little_memory_is_reported(monkeypatch):
     monkeypatch.setattr("mambabyte.runtime.memory.available_memory", lambda device: 2**29)
     assert "container" in (machine.memory().fix or "")
     monkeypatch.setattr("mambabyte.runtime.memory.available_memory", lambda device: None)
@@ -256,7 +256,7 @@ def test_a_service_that_keeps_silent_is_not_waited_for(addresses, monkeypatch):
         silent.server_close()
 
 
-def test_offline_nobody_is_asked(addresses, monkeypatch, capsys):
+def test_offline_contacts_no_service(addresses, monkeypatch, capsys):
     monkeypatch.setattr(services, "urlopen", lambda *a, **k: os._exit(3))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("WANDB_MODE", "offline")
