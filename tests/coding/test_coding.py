@@ -223,7 +223,7 @@ def test_a_damaged_file_leaves_nothing_behind(model: ByteLM, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "source"]
 
 
-def test_files_that_cannot_be_read_or_written_are_told(model: ByteLM, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_or_written_are_reported(model: ByteLM, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     with pytest.raises(UserError, match="there is no file"):
         compress_file(model, tmp_path / "nowhere", tmp_path / "out")

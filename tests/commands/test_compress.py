@@ -41,7 +41,7 @@ def test_the_places_can_be_chosen(configure, finished: Path, tmp_path: Path, cap
 
 @pytest.mark.parametrize("command", ["compress", "decompress"])
 @pytest.mark.parametrize("override", ["ckpt=nowhere", "file=nowhere.mbc", "device=cuda:99"])
-def test_wrong_settings_are_told_in_a_sentence(
+def test_wrong_settings_are_reported_in_a_sentence(
     command: str, override: str, configure, finished: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file.mbc").write_bytes(b"abc")

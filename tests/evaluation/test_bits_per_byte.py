@@ -177,7 +177,7 @@ def test_the_interval_is_that_of_resampled_documents() -> None:
     assert bootstrap_interval(nats[:1], lengths[:1]) is None
 
 
-def test_an_empty_split_is_told(model: ByteLM) -> None:
+def test_an_empty_split_is_reported(model: ByteLM) -> None:
     nothing = ByteCorpus(np.zeros(0, np.uint8), np.array([0, 0]), ["empty"])
     with pytest.raises(UserError, match="no bytes"):
         evaluate(model, nothing, Protocol())

@@ -131,7 +131,9 @@ def test_a_damaged_note_starts_the_evaluation_again(
     assert resumed.nats == pytest.approx(evaluate(exact, corpus, how).nats, rel=1e-9)
 
 
-def test_a_place_that_cannot_be_written_is_told(exact: ByteLM, corpus: ByteCorpus, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_reported(
+    exact: ByteLM, corpus: ByteCorpus, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="output_dir"):
         evaluate(exact, corpus, Protocol(), saved_progress=SavedProgress(tmp_path / "file", every=0))

@@ -109,7 +109,7 @@ def test_the_device_that_the_harness_asks_for_unasked_need_not_be_there(checkpoi
     from mambabyte.integrations.lm_eval import ByteHarness
 
     with patch("torch.cuda.is_available", return_value=False):
-        assert ByteHarness(str(checkpoint), device="cuda:0")._device == torch.device("cpu")
+        assert ByteHarness(str(checkpoint), device="cuda:0").device == torch.device("cpu")
 
 
 def test_its_command_line_knows_our_models_and_explains_itself(checkpoint: Path, tmp_path: Path) -> None:
