@@ -113,7 +113,7 @@ def read(path: str | Path) -> Checkpoint:
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise DamagedCheckpoint(
             f"'{path}' cannot be read as a checkpoint: it is damaged, cut short or another format; if it is "
-            "the newest of a run, remove it, and the one before it counts"
+            "the newest of a run, remove it to use the one before it"
         ) from error
     ours = content.get("mambabyte") if isinstance(content, dict) else None
     if not isinstance(ours, dict) or not all(

@@ -30,10 +30,10 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
         # torch's zip writer wraps the OSError in a RuntimeError of its own
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
-        reason = getattr(error, "strerror", None) or "the disk did not take it"
+        reason = getattr(error, "strerror", None) or "the write failed"
         raise UserError(
             f"cannot write the checkpoint '{path}' ({reason}): free some space or choose another run_dir=, "
-            "then repeat the command; earlier checkpoints are whole"
+            "then repeat the command; earlier checkpoints are intact"
         ) from error
 
 

@@ -71,7 +71,7 @@ def explaining_full_disk(run_dir: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"no space is left for '{run_dir}': free some and repeat the command; its checkpoints are whole"
+            f"no space is left for '{run_dir}': free some and repeat the command; its checkpoints are intact"
         ) from error
 
 

@@ -30,7 +30,7 @@ def raise_on_stop_signal() -> Iterator[None]:
             signal.signal(each, exit_at_once)
         raise Stopped(
             f"stopped by {signal.Signals(number).name} outside of training, so no step is lost; the same "
-            "command goes on from there"
+            "command resumes from there"
         )
 
     previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}

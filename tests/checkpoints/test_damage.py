@@ -65,7 +65,7 @@ def test_a_checksum_cut_off_is_found(folder: Path) -> None:
     assert newest(folder) == (NAMES[1], [NAMES[2]])
 
 
-def test_a_run_of_damaged_checkpoints_is_never_begun_anew(folder: Path) -> None:
+def test_a_run_with_only_damaged_checkpoints_is_not_restarted(folder: Path) -> None:
     for name in NAMES:
         (folder / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"step_00000100\.ckpt.*bring back a copy, or remove") as caught:
@@ -80,7 +80,7 @@ def test_a_checkpoint_without_a_checksum_is_from_an_early_version(folder: Path, 
     checkpoints.load_model(folder.parent)
 
 
-def test_another_format_is_no_damage(folder: Path, model) -> None:  # noqa: F811
+def test_another_format_is_not_damage(folder: Path, model) -> None:  # noqa: F811
     checkpoints.write(content(model, format=99), folder / NAMES[-1])
     with pytest.raises(UserError, match="format 99"):
         checkpoints.read_newest(folder.parent)

@@ -1,4 +1,4 @@
-"""Which steps are spikes, and what is kept of them."""
+"""Which steps are spikes, and what is recorded about them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NAN = float("nan")
 
 
 def judged(detector: SpikeDetector, steps: list[tuple[float, float]], first: int = 1) -> list[int]:
-    """The steps, among those of (loss, gradient norm), that were left out."""
+    """The steps, among those of (loss, gradient norm), that were skipped."""
     out = []
     for step, (loss, norm) in enumerate(steps, start=first):
         detector.record(step, {"step": step}, torch.zeros(1), torch.ones(1))
@@ -41,13 +41,13 @@ def test_the_threshold_is_in_standard_deviations_of_loss_and_of_norm() -> None:
         ((2.61, 1.0), True),
         ((2.0, 2.19), False),
         ((2.0, 2.21), True),
-        ((0.0, 0.0), False),  # what is small is no spike
+        ((0.0, 0.0), False),  # small values are no spikes
     ):
         detector = SpikeDetector(6.0, torch.device("cpu"))
         assert judged(detector, [*usual(HISTORY), spike]) == [HISTORY + 1] * is_one
 
 
-def test_half_a_history_comes_first_and_spikes_are_no_part_of_it() -> None:
+def test_half_a_history_is_needed_and_spikes_do_not_enter_it() -> None:
     detector = SpikeDetector(6.0, torch.device("cpu"))
     assert judged(detector, [*usual(HISTORY // 2 - 1), (9.0, 9.0)]) == []
     detector = SpikeDetector(6.0, torch.device("cpu"))
@@ -64,7 +64,7 @@ def test_the_oldest_steps_are_forgotten() -> None:
     assert judged(detector, [*high, *usual(HISTORY), (9.0, 1.0)]) == [2 * HISTORY + 1]
 
 
-def test_spikes_in_a_row_are_counted_and_a_copy_goes_on_alike() -> None:
+def test_spikes_in_a_row_are_counted_and_a_restored_detector_continues() -> None:
     detector = SpikeDetector(6.0, torch.device("cpu"))
     judged(detector, [*usual(HISTORY), (NAN, 1.0), (9.0, 1.0)])
     again = SpikeDetector(6.0, torch.device("cpu"))

@@ -24,7 +24,7 @@ from mambabyte.errors import UserError
 from mambabyte.training.settings import TrainerConfig
 
 _POLL_SECONDS = 0.5
-_ENDED = "all processes of this run end with it; the last checkpoint is whole: repeat the command"
+_ENDED = "all processes of this run end with it; the last checkpoint is intact: repeat the command"
 
 
 def resolve_devices(config: TrainerConfig) -> TrainerConfig:
