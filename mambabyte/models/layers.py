@@ -231,8 +231,8 @@ class Stack(nn.Module):
 
 @torch.no_grad()
 def initialise(model: nn.Module, std: float, depth: int, truncated: bool = False) -> None:
-    """Draw every matrix from N(0, std), cut off at two standard deviations if `truncated`. Those that write to
-    the residual stream of `depth` blocks are divided by sqrt(2 depth), as in GPT-2."""
+    """Draw every matrix from N(0, std), cut off at two standard deviations if `truncated`. Those that write
+    to the residual stream of `depth` blocks are divided by sqrt(2 depth), as in GPT-2."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             if truncated:

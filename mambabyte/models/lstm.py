@@ -38,7 +38,7 @@ class LSTM(DocumentwiseByteLM):
 
     @torch.no_grad()
     def _open_forget_gates(self) -> None:
-        """Set the forget gates' biases to 1 (Jozefowicz et al., 2015): gradients reach back from the start."""
+        """Start with forget gate biases of 1 (Jozefowicz et al., 2015), so that gradients reach back."""
         d = self.config.d_model
         for layer in range(self.config.n_layer):
             getattr(self.lstm, f"bias_ih_l{layer}")[d : 2 * d].fill_(1.0)

@@ -155,7 +155,7 @@ class MegaByte(DocumentwiseByteLM):
         return torch.cat(logits, dim=1), after
 
     def _global(self, bytes: Tensor, caches: list[Cache] | None) -> tuple[Tensor, list[Cache]]:
-        """Context (B, K, P, D_L) of the patches that follow those in `bytes`; without caches, the first too."""
+        """Context (B, K, P, D_L) of the patches after those in `bytes`; without caches, also the first."""
         patch, (batch, length) = self.config.patch_size, bytes.shape
         known = 0 if caches is None else caches[0][0].shape[1]
         first = max(0, known - 1) * patch
