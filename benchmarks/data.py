@@ -1,13 +1,13 @@
-"""Windows a second from the local road, beside `datasets` and mosaicml-streaming on the same bytes.
+"""Throughput of memory-mapped windows, compared with `datasets` and mosaicml-streaming on the same bytes.
 
     python benchmarks/data.py [--megabytes 200 --document-bytes 400000 --batch-bytes 393216]
 
-Every call delivers the same number of batches, in shuffled order, in this one process and on one core:
-bytes and targets as tensors. Streaming includes opening the files. The peers hold the text as their users
-cut it: rows of context_length + 1 bytes. Beside that: parquet streamed through ByteDataModule, the wait for
-data in a training step of model=small, and memory as the data grows. mosaicml-streaming asks for other
-versions of what we pin: `pip install --no-deps mosaicml-streaming`, and what its import then misses. An
-absent peer is skipped by name.
+Every call delivers the same number of shuffled batches (bytes and targets as tensors), in one process on one
+core. Streaming includes opening the files. The peers store the text the way their users do, in rows of
+context_length + 1 bytes. Also measured: parquet streamed through ByteDataModule, the share of a training step
+of model=small spent waiting for data, and peak memory as the data grows. mosaicml-streaming conflicts with
+our pins: `pip install --no-deps mosaicml-streaming`, then install what its import reports missing. Missing
+peers are reported and skipped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROW_GROUP_ROWS = 100
 
 
 class RandomText:
-    """Documents of random letters, their lengths spread around a mean: one source, whatever is measured."""
+    """Documents of random letters, with exponentially distributed lengths."""
 
     def __init__(self, num_bytes: int, document_bytes: int) -> None:
         self.num_bytes, self.document_bytes = num_bytes, document_bytes
@@ -57,9 +57,9 @@ class RandomText:
 
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0], repeats=5)
-    arguments.add_argument("--megabytes", type=int, default=200, help="of text")
+    arguments.add_argument("--megabytes", type=int, default=200, help="size of the text")
     arguments.add_argument("--document-bytes", type=int, default=400_000, help="mean length of a document")
-    arguments.add_argument("--batch-bytes", type=int, default=48 * 8192, help="of inputs in a batch")
+    arguments.add_argument("--batch-bytes", type=int, default=48 * 8192, help="input bytes per batch")
     arguments.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.memory_of is not None:
@@ -72,7 +72,7 @@ def main() -> None:
         calls = local_calls(source, options.batch_bytes, batches, Path(folder))
         calls["parquet streamed, context 8192"] = streamed(source, options.batch_bytes, batches, Path(folder))
         timings = measure(calls, options.repeats)
-        # The peers come after, not in turns with ours: mosaicml-streaming's threads go on in between.
+        # Peers run afterwards, not interleaved: mosaicml-streaming's threads keep running between calls.
         timings |= measure(peer_calls(source, options.batch_bytes, batches, Path(folder)), options.repeats)
     rates = {name: batches * options.batch_bytes / timing.median for name, timing in timings.items()}
     peers = [rate for name, rate in rates.items() if name.startswith(("datasets", "mosaicml"))]
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def data_module(source: Any, context_length: int, batch_bytes: int, folder: Path, **options: Any) -> Any:
-    """Our public road, with a stand-in for the trainer that says which step it is."""
+    """Our data module, with a stand-in for the trainer, which holds the step."""
     windows = batch_bytes // context_length
     module = ByteDataModule(source, context_length, windows, windows, folder=folder, **options)
     module.trainer = SimpleNamespace(global_step=0, world_size=1, global_rank=0, max_steps=10**6)
@@ -130,7 +130,7 @@ def peer_calls(source: RandomText, batch_bytes: int, batches: int, folder: Path)
 
 
 def taking(loader: Any, batches: int) -> Callable[[], None]:
-    """A call that takes so many batches; each call begins an iteration anew where the loader ends."""
+    """A call that takes `batches` batches, restarting the loader when it ends."""
 
     def take() -> None:
         taken = 0
@@ -142,7 +142,7 @@ def taking(loader: Any, batches: int) -> Callable[[], None]:
 
 
 def datasets_peer(text: np.ndarray, context_length: int, batch: int, folder: Path) -> Any:
-    """The library's own iteration over a shuffled map-style set of rows, as numpy arrays."""
+    """The library's own iteration over a shuffled map-style dataset of rows, as numpy arrays."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
@@ -161,7 +161,7 @@ def datasets_peer(text: np.ndarray, context_length: int, batch: int, folder: Pat
 
 
 def mosaicml_peer(text: np.ndarray, context_length: int, batch: int, folder: Path) -> Any:
-    """MDS shards of raw rows, shuffled by the library, through torch's DataLoader as its users do."""
+    """MDS shards of raw rows, shuffled by the library and read through torch's DataLoader."""
     stand_in_for_torchvision()
     from streaming import MDSWriter, StreamingDataset
     from torch.utils.data import DataLoader
@@ -180,7 +180,7 @@ def mosaicml_peer(text: np.ndarray, context_length: int, batch: int, folder: Pat
 
 
 def stand_in_for_torchvision() -> None:
-    """mosaicml-streaming imports torchvision for its images; a build of it rarely fits the torch at hand."""
+    """mosaicml-streaming imports torchvision for images, and few of its builds match the installed torch."""
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
         return
     for name in (
@@ -208,7 +208,7 @@ class Restarting:
 
 
 def streamed(source: RandomText, batch_bytes: int, batches: int, folder: Path) -> Callable[[], object]:
-    """As many contiguous windows from local parquet files through the streaming road."""
+    """The same number of contiguous windows, streamed from local parquet files."""
     texts = [document.data.decode() for document in source.documents("train")]
     parquet = folder / "parquet"
     parquet.mkdir()
@@ -227,7 +227,7 @@ def streamed(source: RandomText, batch_bytes: int, batches: int, folder: Path) -
 
 
 def share_of_waiting(steps: int = 12) -> float:
-    """Seconds in the data loader as a share of all seconds of training steps of model=small on this CPU."""
+    """The fraction of training time of model=small on this CPU that is spent in the data loader."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -255,7 +255,7 @@ def share_of_waiting(steps: int = 12) -> float:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            if step >= 2:  # the first ones compile the kernel and fill caches
+            if step >= 2:  # the first steps compile the kernel and fill caches
                 waited += ready - begin
                 worked += time.perf_counter() - ready
     return waited / (waited + worked)
@@ -268,8 +268,10 @@ def peak_in_a_process(megabytes: int, options: Any) -> float:
 
 
 def peak_of_a_loader(num_bytes: int, options: Any) -> float:
-    """Peak anonymous memory in MB of a process that prepared the data and took half an epoch of windows; the
-    mapped pages of the byte file are the system's to drop and are not counted."""
+    """Peak anonymous memory in MB while preparing the data and reading half an epoch of windows.
+
+    The mapped pages of the byte file are not counted, since the system can drop them.
+    """
     with TemporaryDirectory() as folder:
         source = RandomText(num_bytes, options.document_bytes)
         module = data_module(source, 8192, options.batch_bytes, Path(folder), windows="contiguous")

@@ -15,8 +15,8 @@ from mambabyte.cli.flags import Parser, command_parser, hydra_arguments, quoted,
 from mambabyte.commands import NAMES, Command
 from mambabyte.config.settings import suggestion
 from mambabyte.errors import UserError
-from mambabyte.runtime.secrets import redacted
-from mambabyte.runtime.signals import Stopped, stopping_at_once
+from mambabyte.runtime.secrets import redact
+from mambabyte.runtime.signals import Stopped, raise_on_stop_signal
 
 FAMILIES = {name.split(" ")[0] for name in NAMES if " " in name}  # commands of two words
 Find = Callable[[str], Command]
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None, find: Find = commands.find) -> int:
         finally:
             sys.stdout.flush()
     except UserError as fault:
-        print(redacted(f"mambabyte: {fault}"), file=sys.stderr)
+        print(redact(f"mambabyte: {fault}"), file=sys.stderr)
         return fault.exit_code
     except Stopped as stop:
         print(f"mambabyte: {stop}", file=sys.stderr)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, find: Find = commands.find) -> int:
         return 1
     except Exception:
         # Printed here, since a library's message may quote a secret, such as the address that it was given.
-        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return 1
 
 
@@ -91,7 +91,7 @@ def run(argv: list[str], find: Find) -> int:
         command_parser(name, command).print_help()
         print("\n" + describe_settings(command.settings, overrides, folder))
         return 0
-    with stopping_at_once() if name == "train" else nullcontext(), TemporaryDirectory() as scratch:
+    with raise_on_stop_signal() if name == "train" else nullcontext(), TemporaryDirectory() as scratch:
         # Hydra records each sweep in a file. That of `train` belongs in its run_dir; the others leave none.
         if name != "train" or "dry_run=true" in overrides:
             overrides.insert(0, f"hydra.sweep.dir={quoted(scratch)}")

@@ -13,7 +13,7 @@ from mambabyte.coding.container import DamagedFile
 from mambabyte.coding.predictions import MAX_LANES
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 
 _BYTES_PER_LANE = 1 << 14  # a lane begins without context: shorter ones would cost more than they save
 
@@ -87,7 +87,7 @@ def _new_file(target: Path) -> Iterator[BinaryIO]:
     if target.exists():
         raise UserError(f"'{target}' is there already; remove it or choose another output=")
     try:
-        with whole_file(target) as file:
+        with atomic_write(target) as file:
             yield file
     except OSError as error:
         raise UserError(f"cannot write '{target}': {error.strerror or error}") from error

@@ -35,13 +35,14 @@ def run(settings: CompressSettings) -> None:
     from mambabyte import checkpoints
     from mambabyte.coding import compress_file
     from mambabyte.runtime.devices import choose_device
-    from mambabyte.runtime.progress_bar import progress_bar
+    from mambabyte.runtime.progress import progress_bar
 
     source = Path(settings.file).expanduser()
     beside = source.with_name(source.name + SUFFIX)
     target = beside if settings.output is None else Path(settings.output).expanduser()
-    model = checkpoints.load_model(settings.ckpt).to(choose_device(settings.device))
-    window = None if model.recurrent else checkpoints.run_config(settings.ckpt)["context_length"]
+    checkpoint = checkpoints.read(settings.ckpt)
+    model = checkpoint.build_model().to(choose_device(settings.device))
+    window = None if model.recurrent else checkpoint.config["context_length"]
     bar = progress_bar("compressing")
     coded = compress_file(model, source, target, settings.lanes, window, settings.threads, bar)
     share = f" ({coded.bits_per_byte:.4f} bits per byte)" if coded.bytes else ""

@@ -90,7 +90,7 @@ def _windows(settings: DataInspectSettings, corpus: ByteCorpus) -> Iterator[str]
 
 def _report(inspection: Inspection) -> list[str]:
     from mambabyte.data.corpus.inspection import ZSTD_LEVEL
-    from mambabyte.runtime.progress import counted
+    from mambabyte.runtime.units import counted
 
     lengths = ", ".join(f"{name} {value:,.0f}" for name, value in inspection.bytes_per_document.items())
     top = sorted(range(256), key=lambda byte: -inspection.histogram[byte])[:12]

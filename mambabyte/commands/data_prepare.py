@@ -30,7 +30,7 @@ def run(settings: DataPrepareSettings) -> None:
     from mambabyte.data import prepare
     from mambabyte.data.corpus.corpus import MappedCorpus
     from mambabyte.data.sources.documents import SPLITS
-    from mambabyte.runtime.progress import counted
+    from mambabyte.runtime.units import counted
 
     source = settings.data.build_source()
     splits = getattr(source, "splits", SPLITS) if settings.split == "all" else (settings.split,)

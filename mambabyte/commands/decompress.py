@@ -32,7 +32,7 @@ def run(settings: DecompressSettings) -> None:
     from mambabyte import checkpoints
     from mambabyte.coding import decompress_file
     from mambabyte.runtime.devices import choose_device
-    from mambabyte.runtime.progress_bar import progress_bar
+    from mambabyte.runtime.progress import progress_bar
 
     source = Path(settings.file).expanduser()
     if settings.output is not None:

@@ -64,53 +64,67 @@ def run(settings: EvalSettings) -> None:
         UserError: unreadable checkpoint, data or device that is not there.
     """
     from mambabyte import checkpoints
-    from mambabyte.evaluation import SavedProgress, evaluate
+    from mambabyte.coding import prove
+    from mambabyte.evaluation import BitsPerByte, Protocol, SavedProgress, evaluate
     from mambabyte.evaluation.bits_per_byte import first_documents
-    from mambabyte.evaluation.studies import presentation as figures
+    from mambabyte.evaluation.studies import Study
+    from mambabyte.evaluation.studies.compressors import compressor_study
+    from mambabyte.evaluation.studies.context_curves import context_curve_study
+    from mambabyte.evaluation.studies.heatmap import heatmap_study
+    from mambabyte.evaluation.studies.noise import noise_study
+    from mambabyte.evaluation.studies.utf8_validity import utf8_study
+    from mambabyte.evaluation.studies.word_perplexity import word_perplexity_study
     from mambabyte.runtime.devices import choose_device
     from mambabyte.runtime.process_group import process_group
-    from mambabyte.runtime.progress_bar import progress_bar
+    from mambabyte.runtime.progress import progress_bar
 
-    metrics = settings.metrics
+    metrics, split, folder = settings.metrics, settings.split, settings.output_dir
     with process_group(choose_device(settings.device)) as (device, rank):
-        trained = checkpoints.run_config(settings.ckpt)
-        model = checkpoints.load_model(settings.ckpt)
-        corpus = _corpus(settings, trained)
-        how: dict[str, Any] = {
-            "protocol": settings.protocol,
-            "context_length": settings.context_length or trained["context_length"],
-            "batch_size": settings.batch_size,
-            "device": device,
-            "precision": settings.precision,
-            "stride": settings.stride,
-            "all_ranks": True,
-            "saved_progress": SavedProgress(settings.output_dir, settings.save_every),
-        }
+        checkpoint = checkpoints.read(settings.ckpt)
+        model, training_length = checkpoint.build_model(), checkpoint.config["context_length"]
+        corpus = _corpus(settings, checkpoint.config)
+        context_length = settings.context_length or training_length
+        protocol = Protocol(
+            settings.protocol, context_length, settings.stride, settings.batch_size, settings.precision
+        )
+        saved = SavedProgress(folder, settings.save_every)
 
-        def measure(corpus: Any, label: str, max_bytes: int | None = None) -> Any:
+        def measure(corpus: ByteCorpus, label: str, max_bytes: int | None = None) -> BitsPerByte:
             progress = progress_bar(label) if rank == 0 else None
-            return evaluate(model, corpus, **how, max_bytes=max_bytes, progress=progress)
+            return evaluate(model, corpus, protocol, device, max_bytes, progress, saved, all_ranks=True)
 
         result = measure(corpus, settings.protocol, settings.max_bytes)
-        where = {"checkpoint": str(checkpoints.resolve(settings.ckpt)), "split": settings.split}
-        found = figures.Found({**result.to_dict(), **where}, [f"{settings.split}: {result}"])
+        found: dict[str, Study] = {}
         if "noise" in metrics:
-            figures.noise(settings, corpus, result, measure, found)
-        if rank == 0:
-            documents = first_documents(corpus, settings.max_bytes)
-            if "word_perplexity" in metrics:
-                figures.word_perplexity(corpus, result, found)
-            if "proof" in metrics:
-                figures.proof(model, documents, result, found)
-            if "compressors" in metrics:
-                figures.compressors(documents, result, found)
-            if "lengths" in metrics:
-                figures.lengths(settings, model, documents, trained["context_length"], found)
-            if "utf8" in metrics:
-                figures.utf8(settings, model, found)
-            if "heatmap" in metrics:
-                figures.show(settings, model, first_documents(corpus, settings.heatmap_bytes), result, found)
-            print(json.dumps(found.values) if settings.json else "\n".join(found.lines))
+            found["noise"] = noise_study(corpus, result, measure, settings.max_bytes)
+        if rank != 0:
+            return
+        documents = first_documents(corpus, settings.max_bytes)
+        if "word_perplexity" in metrics:
+            found["word_perplexity"] = word_perplexity_study(result.nats / result.bytes, corpus)
+        if "proof" in metrics:
+            window = None if settings.protocol == "stateful" else context_length
+            proof = prove(model, documents, result.bits_per_byte, window, progress_bar)
+            found["proof"] = Study(proof.to_dict(), [f"proof: {proof}"])
+        if "compressors" in metrics:
+            found["compressors"] = compressor_study(documents, result.bits_per_byte)
+        if "lengths" in metrics:
+            plot = folder / "lengths.png"
+            found["lengths"] = context_curve_study(
+                model, documents, training_length, protocol, split, plot, progress_bar
+            )
+        if "utf8" in metrics:
+            found["utf8"] = utf8_study(model, settings.samples, settings.sample_bytes)
+        if "heatmap" in metrics:
+            shown = first_documents(corpus, settings.heatmap_bytes)
+            found["shown"] = heatmap_study(model, shown, protocol, split, folder / "bits.html")
+        if settings.json:
+            where = {"checkpoint": str(checkpoint.path), "split": split}
+            studies = {name: study.values for name, study in found.items()}
+            print(json.dumps({**result.to_dict(), **where, **studies}))
+        else:
+            lines = [line for study in found.values() for line in study.lines]
+            print("\n".join([f"{split}: {result}", *lines]))
 
 
 def _corpus(settings: EvalSettings, trained: dict[str, Any]) -> ByteCorpus:

@@ -28,8 +28,8 @@ def run(settings: ExportSettings) -> None:
     from mambabyte import checkpoints
 
     checkpoint = checkpoints.read(settings.ckpt)
-    model, step = checkpoints.load_model(settings.ckpt), checkpoint["global_step"]
-    checkpoints.write_export(model, checkpoint["mambabyte"], step, settings.out)
+    model, step = checkpoint.build_model(), checkpoint.step
+    checkpoints.write_export(model, checkpoint.config, step, settings.out)
     print(
         f"mambabyte: '{settings.out}' holds the {model.num_parameters():,} parameters of step {step:,} "
         f"(sha256 {checkpoints.weights_fingerprint(model)})",

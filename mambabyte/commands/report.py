@@ -30,7 +30,8 @@ def run(settings: ReportSettings) -> None:
     Raises:
         UserError: a path has no run, or none of the runs can be read, or ``output`` cannot be written.
     """
-    from mambabyte.reporting import compare, find_runs, read_run, tables
+    from mambabyte.reporting import compare, tables
+    from mambabyte.runs.run import find_runs, read_run
 
     readable, left_out = [], []
     for directory in find_runs(settings.runs):

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mambabyte.doctor.finding import Finding
-from mambabyte.training.callbacks.progress import byte_count
+from mambabyte.runtime.units import GIB, byte_count
 
-GIB = 2**30
 _LONGEST_COUNT = 0.5  # seconds
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from mambabyte.doctor.finding import Finding
+from mambabyte.runtime.units import GIB
 
 NEEDED = {"lightning": (2, 6, 4), "datasets": (5, 0, 1), "hydra-core": (1, 3, 2), "numpy": (), "pyarrow": ()}
-GIB = 2**30
 
 
 def python() -> Finding:

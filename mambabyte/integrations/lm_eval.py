@@ -16,7 +16,7 @@ from lm_eval.api.registry import register_model
 
 from mambabyte import checkpoints
 from mambabyte.errors import UserError
-from mambabyte.evaluation.bits_per_byte import FIRST_BYTE_NATS, scored_spans
+from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Protocol, scored_spans
 from mambabyte.generation import Sampler, generate
 from mambabyte.runtime.devices import choose_device
 
@@ -47,8 +47,9 @@ class ByteHarness(LM):
     ) -> None:
         super().__init__()
         self._device = choose_device(device if device and device != _HARNESS_DEVICE else "auto")
-        self._model = checkpoints.load_model(ckpt).to(self._device)
-        self._context_length = int(context_length or checkpoints.run_config(ckpt)["context_length"])
+        checkpoint = checkpoints.read(ckpt)
+        self._model = checkpoint.build_model().to(self._device)
+        self._context_length = int(context_length or checkpoint.config["context_length"])
         given = str(batch_size)
         self._batch_size = int(given) if given.isdigit() else max_batch_size or 8
 
@@ -95,8 +96,8 @@ class ByteHarness(LM):
         """Of each whole text, as `mambabyte eval --bpb protocol=disjoint` finds it."""
         documents = [np.frombuffer(_encode(request.args[0]), np.uint8) for request in requests]
         found = [-FIRST_BYTE_NATS if len(document) else 0.0 for document in documents]
-        spans = scored_spans(self._model, documents, "disjoint", self._context_length, self._batch_size)
-        for batch in spans:
+        protocol = Protocol("disjoint", self._context_length, batch_size=self._batch_size)
+        for batch in scored_spans(self._model, documents, protocol):
             for span in batch:
                 found[span.document] -= float(span.nats.sum())
         return found

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mambabyte.runtime.atomic_write import whole_file
-from mambabyte.runtime.progress import counted
+from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.runtime.units import counted
 
 
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
     """Write summary.json, whole or not at all."""
-    with whole_file(run_dir / "summary.json") as file:
+    with atomic_write(run_dir / "summary.json") as file:
         file.write(json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
 
 

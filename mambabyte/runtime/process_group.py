@@ -1,4 +1,4 @@
-"""The process group of a command that torchrun or a scheduler has started several times."""
+"""The process group of a command that torchrun or a scheduler runs in several processes."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def process_group(device: "torch.device") -> Iterator[tuple["torch.device", int]]:
-    """Join the processes that ``WORLD_SIZE`` speaks of; yields this one's device and rank."""
+    """Join the ``WORLD_SIZE`` processes, if there are several; yields this one's device and rank."""
     import torch
     from torch import distributed
 

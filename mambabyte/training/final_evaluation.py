@@ -7,13 +7,13 @@ from typing import Any
 
 from mambabyte.checkpoints import load_model
 from mambabyte.data import ByteCorpus
-from mambabyte.evaluation import compressor_bits_per_byte, evaluate
+from mambabyte.evaluation import Protocol, compressor_bits_per_byte, evaluate
 from mambabyte.evaluation.bits_per_byte import first_documents
 from mambabyte.runs.loss_curve import plot_loss_curve
 from mambabyte.runs.metrics_csv import read_metrics
 from mambabyte.runs.summary import write_summary
 from mambabyte.runtime.devices import choose_device
-from mambabyte.runtime.progress_bar import progress_bar
+from mambabyte.runtime.progress import progress_bar
 from mambabyte.training.callbacks.samples import sample_text
 from mambabyte.training.settings import TrainSettings
 
@@ -29,15 +29,10 @@ def summarize(settings: TrainSettings, step: int, corpus: ByteCorpus) -> dict[st
     print(f"mambabyte: measuring {corpus.num_bytes:,} validation bytes", file=sys.stderr)
     model = load_model(run_dir)
     measured = {
-        protocol: evaluate(
-            model,
-            corpus,
-            protocol,
-            settings.context_length,
-            device=device,
-            progress=progress_bar(protocol),
+        name: evaluate(
+            model, corpus, Protocol(name, settings.context_length), device, progress=progress_bar(name)
         )
-        for protocol in (("disjoint", "stateful") if model.recurrent else ("disjoint",))
+        for name in (("disjoint", "stateful") if model.recurrent else ("disjoint",))
     }
     result, stateful = measured["disjoint"], measured.get("stateful")
     compressors = compressor_bits_per_byte(first_documents(corpus))

@@ -39,7 +39,7 @@ class TrainerConfig(Settings):
 
     @property
     def world_size(self) -> int:
-        """Processes in all, once `launching.placed` has counted what is ``auto``."""
+        """Processes in all, once `launching.resolve_devices` has counted what is ``auto``."""
         return int(self.devices) * int(self.num_nodes)
 
     def global_batch_size(self, context_length: int) -> int:

@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer, seed_everything
 from mambabyte.errors import Interrupted
 from mambabyte.models import ByteLM, MambaByte
 from mambabyte.ops import backend_for
-from mambabyte.runs.run_directory import explaining_full_disk, hold
+from mambabyte.runs.run_directory import explaining_full_disk, lock_run_directory
 from mambabyte.runs.summary import read_summary
-from mambabyte.training.activation_checkpointing import recompute_blocks
+from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.distributed.launching import lost_rank
 from mambabyte.training.final_evaluation import summarize
 from mambabyte.training.loggers import build_logger
@@ -39,7 +39,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     step = run.step
     if step < run.settings.trainer.max_steps:
         MemoryBudget.of(run.settings).check_state()
-        with hold(run.settings.run_dir, run.config) if run.main_process else nullcontext():
+        with lock_run_directory(run.settings.run_dir, run.config) if run.main_process else nullcontext():
             step = _fit(run)
     return _summary(run, step) if run.main_process else None
 
@@ -52,7 +52,7 @@ def _fit(run: Plan) -> int:
     seed_everything(settings.seed, workers=True, verbose=False)
     model = settings.model.build()
     if trainer_config.activation_checkpointing:
-        recompute_blocks(model)
+        checkpoint_activations(model)
     policy = SpikePolicy(run_dir / "spikes", trainer_config.on_spike, trainer_config.spike_threshold)
     module = ByteLMModule(
         model,

@@ -13,14 +13,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mambabyte.checkpoints import checkpoint_folder
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
-from mambabyte.training.callbacks.checkpoints import Checkpoints, WholeFiles
+from mambabyte.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from mambabyte.training.callbacks.metrics import Metrics
-from mambabyte.training.callbacks.preemption import Interruption
+from mambabyte.training.callbacks.preemption import Preemption
 from mambabyte.training.callbacks.samples import Samples
 from mambabyte.training.callbacks.scan_statistics import ScanStatistics
 from mambabyte.training.callbacks.step_callback import Spikes
 from mambabyte.training.callbacks.validation import Validation
-from mambabyte.training.distributed.launching import SameStart, started_by_srun
+from mambabyte.training.distributed.launching import SameCheckpoint, started_by_srun
 from mambabyte.training.distributed.strategies import DataParallel, ShardedDataParallel
 from mambabyte.training.settings import TrainerConfig, TrainSettings
 
@@ -40,7 +40,7 @@ def build_trainer(
         UserError: the devices asked for are not there, or the global batch does not divide among them.
     """
     _silence_lightning()
-    plugins: list[Any] = [WholeFiles()]
+    plugins: list[Any] = [AtomicCheckpointIO()]
     if config.world_size == 1:
         plugins.append(LightningEnvironment())  # nobody else to know of, whatever has started this process
     elif started_by_srun():
@@ -51,7 +51,7 @@ def build_trainer(
         strategy = (
             ShardedDataParallel(config.world_size, config.sharded_checkpoints) if sharded else DataParallel()
         )
-        callbacks = [SameStart(), *callbacks]
+        callbacks = [SameCheckpoint(), *callbacks]
     try:
         trainer = Trainer(
             accelerator=config.accelerator,
@@ -84,7 +84,7 @@ def build_trainer(
 
 def build_callbacks(
     settings: TrainSettings, validation_corpus: ByteCorpus
-) -> tuple[list[Callback], Interruption]:
+) -> tuple[list[Callback], Preemption]:
     """The callbacks of a run, and among them the one that knows whether a signal stopped it.
 
     Their order is that in which they see a step: what validation finds belongs in that step's row of metrics,
@@ -108,9 +108,9 @@ def build_callbacks(
     statistics = ScanStatistics(metrics.is_logged)
     samples = Samples(run_dir / "samples.txt", config.sample_every, config.sample_prompt, config.sample_bytes)
     checkpoints = Checkpoints(checkpoint_folder(run_dir), config.checkpoint_every, config.checkpoints_kept)
-    interruption = Interruption(checkpoints)
+    preemption = Preemption(checkpoints)
     ours = [Spikes(), statistics, validation, metrics, samples]
-    return [*ours, *config.build_extra(), checkpoints, interruption], interruption
+    return [*ours, *config.build_extra(), checkpoints, preemption], preemption
 
 
 def _silence_lightning() -> None:

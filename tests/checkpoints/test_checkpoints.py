@@ -39,7 +39,7 @@ def test_what_is_meant_by_a_path(run_dir: Path) -> None:
     assert checkpoints.resolve(run_dir / "checkpoints") == newest
     assert checkpoints.resolve(str(newest)) == newest
     (run_dir / "checkpoints" / "step_00000200.ckpt.temporary").write_bytes(b"half")
-    assert checkpoints.latest_checkpoint(run_dir) == newest
+    assert checkpoints.resolve(run_dir) == newest
 
 
 def test_the_model_comes_back_ready_to_use(run_dir: Path, model: ByteLM) -> None:
@@ -52,7 +52,7 @@ def test_the_model_comes_back_ready_to_use(run_dir: Path, model: ByteLM) -> None
     assert loaded.config == model.config
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
-    assert checkpoints.run_config(run_dir) == {"context_length": 8}
+    assert checkpoints.read(run_dir).config == {"context_length": 8}
 
 
 def test_fingerprint_sees_every_bit(model: ByteLM) -> None:

@@ -100,9 +100,9 @@ def test_a_run_on_a_relative_path_is_resumed_there_and_evaluated_from_anywhere(
 ) -> None:
     relative = from_its_parent(corpus, monkeypatch)
     run_dir = start("relative", *relative)
-    assert checkpoints.run_config(run_dir)["data"]["source"]["path"] == str(corpus)
+    assert checkpoints.read(run_dir).config["data"]["source"]["path"] == str(corpus)
     assert start("relative", *relative, "trainer.max_steps=14") == run_dir
-    assert checkpoints.read(run_dir)["global_step"] == 14
+    assert checkpoints.read(run_dir).step == 14
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     evaluate.run(configure("eval", f"ckpt={run_dir}"))
@@ -114,8 +114,8 @@ def test_a_run_that_stored_a_relative_path_goes_on(start, corpus: Path, monkeypa
     relative = from_its_parent(corpus, monkeypatch)
     monkeypatch.setattr("mambabyte.data.DataSettings.with_absolute_paths", lambda settings: settings)
     run_dir = start("relative", *relative)
-    assert checkpoints.run_config(run_dir)["data"]["source"]["path"] == corpus.name
+    assert checkpoints.read(run_dir).config["data"]["source"]["path"] == corpus.name
     monkeypatch.undo()
     monkeypatch.chdir(corpus.parent)
     start("relative", *relative, "trainer.max_steps=14")
-    assert checkpoints.read(run_dir)["global_step"] == 14
+    assert checkpoints.read(run_dir).step == 14

@@ -48,7 +48,7 @@ def test_experiment_trains(experiment: str, configure, books: Path, tmp_path: Pa
     cfg = configure("train", f"experiment={experiment}", *SCALED_DOWN, *own, *places)
     assert cfg.name == experiment
     train.run(cfg)
-    assert checkpoints.read(tmp_path / "run")["global_step"] == 3
+    assert checkpoints.read(tmp_path / "run").step == 3
 
 
 def test_pg19_is_the_recipe_of_the_paper(configure) -> None:

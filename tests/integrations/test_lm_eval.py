@@ -15,7 +15,7 @@ import torch
 
 from mambabyte import checkpoints
 from mambabyte.data import ByteCorpus
-from mambabyte.evaluation import evaluate
+from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.generation import Sampler, generate
 from mambabyte.models import MambaByteConfig
 
@@ -68,7 +68,7 @@ def test_its_bits_per_byte_are_ours(
     corpus = ByteCorpus(
         np.concatenate(data), np.concatenate(([0], np.cumsum([len(d) for d in data]))), list("abcd")
     )
-    ours = evaluate(checkpoints.load_model(checkpoint), corpus, "disjoint", 8)
+    ours = evaluate(checkpoints.load_model(checkpoint), corpus, Protocol("disjoint", 8))
     # sums of the same float64 nats in another order
     assert found["results"]["texts"]["bits_per_byte,none"] == pytest.approx(ours.bits_per_byte, rel=1e-9)
 

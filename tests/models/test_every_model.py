@@ -350,5 +350,5 @@ def test_small_configs_take_real_steps(choice, tmp_path):
     ]  # fmt: skip
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         train.run(compose("train", overrides))
-    assert checkpoints.read(tmp_path / "run")["global_step"] == 3
+    assert checkpoints.read(tmp_path / "run").step == 3
     assert 1.5e6 < checkpoints.load_model(tmp_path / "run").num_parameters() < 2.0e6

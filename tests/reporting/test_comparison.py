@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mambabyte.models import LSTMConfig, TransformerConfig
-from mambabyte.reporting import compare, read_run
+from mambabyte.reporting import compare
+from mambabyte.runs.run import read_run
 
 
 def comparisons_of(*directories):

@@ -38,5 +38,5 @@ def test_the_peak_is_of_the_time_since_it_was_made() -> None:
 
 
 def test_a_system_that_does_not_tell(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(memory, "_PROCESS", tmp_path / "none")
+    monkeypatch.setattr(memory, "PROC_SELF", tmp_path / "none")
     assert PeakMemory(torch.device("cpu")).bytes() is None

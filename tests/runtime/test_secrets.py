@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mambabyte.errors import UserError
-from mambabyte.runtime.secrets import HIDDEN, redacted, refuse_secrets
+from mambabyte.runtime.secrets import HIDDEN, redact, refuse_secrets
 
 WANDB_KEY = "5ec2e70f" * 5  # forty hexadecimal digits, as wandb's older keys
 HUB_TOKEN = "hf_" + "PlantedTokenOfTheHub" * 2
@@ -173,7 +173,7 @@ def test_what_is_no_secret_stays(monkeypatch):
         "somebody@example.org: https://host/path?split=train&tokens=3",
     ]
     for text in plain:
-        assert redacted(text) == text
+        assert redact(text) == text
     refuse_secrets({"data": {"path": plain, "seed": 3, "nothing": None}})
 
 
@@ -181,4 +181,4 @@ def test_one_deep_inside_is_found(monkeypatch):
     monkeypatch.setenv("SOME_SERVICE_TOKEN", "a-token-of-a-service")
     with pytest.raises(UserError, match=r"^data\.paths\.here holds a password or a token"):
         refuse_secrets({"data": {"paths": ["corpus", {"here": "folder/a-token-of-a-service"}]}})
-    assert redacted("a-token-of-a-service, twice: a-token-of-a-service") == f"{HIDDEN}, twice: {HIDDEN}"
+    assert redact("a-token-of-a-service, twice: a-token-of-a-service") == f"{HIDDEN}, twice: {HIDDEN}"

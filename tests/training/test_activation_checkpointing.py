@@ -16,7 +16,7 @@ from mambabyte.models import (
     PerceiverARConfig,
     TransformerConfig,
 )
-from mambabyte.training.activation_checkpointing import recompute_blocks
+from mambabyte.training.activation_checkpointing import checkpoint_activations
 
 MODELS = {
     "mambabyte": MambaByteConfig(d_model=32, n_layer=3, d_state=4),
@@ -38,7 +38,7 @@ def models(request):
         for parameter in model.parameters():  # a head that begins at zero has no gradients behind it
             parameter += 0.02 * torch.randn_like(parameter)
     recomputing = copy.deepcopy(model)
-    recompute_blocks(recomputing)
+    checkpoint_activations(recomputing)
     return model, recomputing
 
 

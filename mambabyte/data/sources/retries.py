@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from mambabyte.errors import UserError
-from mambabyte.runtime.secrets import redacted
+from mambabyte.runtime.secrets import redact
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def _reason(error: Exception) -> str:
     response: Any = getattr(error, "response", None)
     if response is not None:
         return f"HTTP {response.status_code} {response.reason_phrase}".strip()
-    return redacted((str(error).splitlines() or [""])[0]) or type(error).__name__
+    return redact((str(error).splitlines() or [""])[0]) or type(error).__name__
 
 
 def _requested_wait(error: Exception) -> float | None:

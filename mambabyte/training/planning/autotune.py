@@ -18,8 +18,8 @@ from typing import Any
 
 from mambabyte.config.settings import to_plain
 from mambabyte.errors import UserError
-from mambabyte.runtime.atomic_write import whole_file
-from mambabyte.training.distributed.launching import is_main_process, placed
+from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.training.distributed.launching import is_main_process, resolve_devices
 from mambabyte.training.planning.budget import whole_steps
 from mambabyte.training.planning.memory_estimate import MemoryBudget
 from mambabyte.training.planning.step_timing import time_steps
@@ -108,7 +108,7 @@ def best_micro_batch_size(settings: TrainSettings) -> int:
 
 
 def _counted(settings: TrainSettings, **changes: Any) -> TrainSettings:
-    return replace(settings, trainer=placed(replace(settings.trainer, **changes)))
+    return replace(settings, trainer=resolve_devices(replace(settings.trainer, **changes)))
 
 
 class _Record:
@@ -158,7 +158,7 @@ class _Record:
         text = json.dumps({**self._read(), name: entry}, indent=2)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self._path) as file:
+            with atomic_write(self._path) as file:
                 file.write(text.encode())
         except OSError as error:
             raise UserError(

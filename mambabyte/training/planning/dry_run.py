@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mambabyte.training.callbacks.progress import byte_count, duration
+from mambabyte.runtime.units import byte_count, duration, short_count
 from mambabyte.training.planning.memory_estimate import MemoryBudget, on_meta
 from mambabyte.training.planning.peak_flops import peak_flops
 from mambabyte.training.planning.plan import plan
@@ -87,8 +87,9 @@ def describe(run: dict[str, Any]) -> str:
         corpus = f"{run['epochs']:.2f} epochs of {byte_count(run['corpus_bytes'])}"
     lines = {
         "model": f"{run['model']}, {run['parameters']:,} parameters",
-        "compute": f"{_flops(run['inference_flops_per_byte'])}FLOP a byte in inference, "
-        f"{_flops(run['training_flops_per_byte'])}FLOP in training; {run['training_flops']:.3g} FLOP in all",
+        "compute": f"{short_count(run['inference_flops_per_byte'], 'FLOP')} a byte in inference, "
+        f"{short_count(run['training_flops_per_byte'], 'FLOP')} in training; "
+        f"{run['training_flops']:.3g} FLOP in all",
         "memory": f"{' + '.join(parts)} (micro-batch {run['micro_batch_size']}{recomputed}) = "
         f"{memory['total']} of {memory['available']} ({device}): {verdict}",
         "bytes": f"{byte_count(run['bytes'])} in {run['steps']:,} steps of {run['bytes_per_step']:,}"
@@ -101,7 +102,7 @@ def describe(run: dict[str, Any]) -> str:
         "time": f"{duration(run['seconds'])}{left} on {world} x {device}, without validation, samples and "
         f"checkpoints{alone}",
         "speed": f"{byte_count(run['bytes_per_second'])}/s, {run['seconds_per_step']:.3g} s a step; "
-        f"{100 * run['model_flops_utilization']:.1f} % of {_flops(run['peak_flops'])}FLOP/s in "
+        f"{100 * run['model_flops_utilization']:.1f} % of {short_count(run['peak_flops'], 'FLOP')}/s in "
         f"{run['precision']} ({run['peak_flops_source']})",
     }
     if peak is not None:
@@ -111,11 +112,3 @@ def describe(run: dict[str, Any]) -> str:
 
 def _table(lines: dict[str, str]) -> str:
     return "\n".join(f"{name:8}{text}" for name, text in lines.items())
-
-
-def _flops(value: float) -> str:
-    """Decimal units: "3.5 M", to stand before FLOP."""
-    for scale, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value:.3g} "

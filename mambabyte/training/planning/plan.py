@@ -13,7 +13,7 @@ from mambabyte.config.settings import fill, to_plain
 from mambabyte.data import ByteDataModule
 from mambabyte.data.settings import DataSettings
 from mambabyte.runs.run_directory import check_same_run
-from mambabyte.training.distributed.launching import is_main_process, placed
+from mambabyte.training.distributed.launching import is_main_process, resolve_devices
 from mambabyte.training.planning.autotune import with_measurements
 from mambabyte.training.planning.budget import within_budget
 from mambabyte.training.settings import TrainSettings
@@ -50,12 +50,12 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     path, step = None, 0
     damaged: list[Path] = []
     if newest := checkpoints.read_newest(settings.run_dir):
-        path, saved, damaged = newest
-        step = saved["global_step"]
-        check_same_run(settings.run_dir, _saved_config(saved["mambabyte"]["config"]), to_plain(settings))
+        saved, damaged = newest
+        path, step = saved.path, saved.step
+        check_same_run(settings.run_dir, _saved_config(saved.config), to_plain(settings))
     settings = with_measurements(settings, keep_measurements)
     config = to_plain(settings)
-    settings = replace(settings, trainer=placed(settings.trainer))
+    settings = replace(settings, trainer=resolve_devices(settings.trainer))
     if path is not None and main_process:
         for each in damaged:
             print(f"mambabyte: '{each}' is damaged, and the one before it counts", file=sys.stderr)

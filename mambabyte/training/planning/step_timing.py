@@ -17,7 +17,7 @@ from mambabyte.data import ByteDataModule
 from mambabyte.errors import UserError
 from mambabyte.runtime.memory import PeakMemory
 from mambabyte.runtime.signals import STOP_SIGNALS
-from mambabyte.training.activation_checkpointing import recompute_blocks
+from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.planning.memory_estimate import MemoryBudget
 from mambabyte.training.settings import TrainSettings
@@ -93,7 +93,7 @@ def _take_steps(settings: TrainSettings, steps: int) -> StepTiming:
         torch.manual_seed(settings.seed)
         model = settings.model.build()
         if share.activation_checkpointing:
-            recompute_blocks(model)
+            checkpoint_activations(model)
         module = ByteLMModule(model, settings.optimizer, steps, share.gradient_clip, to_plain(settings))
         trainer.fit(module, datamodule=data)
     return StepTiming(stopwatch.seconds_per_step(accumulation - passes), stopwatch.peak_memory_bytes)

@@ -30,10 +30,10 @@ class Trainer:
 
     def save_checkpoint(self, path: Path) -> None:
         ours = {"format": checkpoints.FORMAT, "model": {}}
-        weights = {"weight": torch.full((100,), float(self.global_step))}
+        weights = {"model.weight": torch.full((100,), float(self.global_step))}
         checkpoints.write({"mambabyte": ours, "state_dict": weights, "global_step": self.global_step}, path)
 
-    def beside_training(self) -> nullcontext[None]:
+    def excluded_from_timing(self) -> nullcontext[None]:
         return nullcontext()
 
     def check_spikes(self, wait: bool) -> None:
@@ -73,11 +73,11 @@ def save_and_die(folder: Path, step: int, calls: int) -> bool:
 def found(folder: Path) -> int:
     newest = checkpoints.read_newest(folder.parent)
     assert newest is not None
-    path, saved, damaged = newest
+    saved, damaged = newest
     assert damaged == []
-    step: int = saved["global_step"]
-    assert path == step_file(folder, step)
-    assert torch.equal(saved["state_dict"]["weight"], torch.full((100,), float(step)))
+    step = saved.step
+    assert saved.path == step_file(folder, step)
+    assert torch.equal(saved.state_dict["weight"], torch.full((100,), float(step)))
     return step
 
 

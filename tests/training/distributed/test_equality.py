@@ -18,7 +18,7 @@ from tests.training.distributed.ranks import End
 STRATEGIES = {
     "ddp": ["trainer=ddp"],
     "fsdp": ["trainer=fsdp"],
-    "fsdp-in-parts": [
+    "fsdp-sharded-checkpoints": [
         "trainer=fsdp",
         "trainer.sharded_checkpoints=true",
         "trainer.activation_checkpointing=true",
@@ -39,12 +39,12 @@ def assert_same_run(run_dir: Path, expected_dir: Path) -> None:
     what the steps after make of it, stay below 1e-5; the weights themselves move by 0.1.
     """
     found, expected = checkpoints.read(run_dir), checkpoints.read(expected_dir)
-    assert found["global_step"] == expected["global_step"] == STEPS
-    assert found.keys() == expected.keys()
-    assert found["state_dict"].keys() == expected["state_dict"].keys()
-    for name, tensor in expected["state_dict"].items():
-        torch.testing.assert_close(found["state_dict"][name], tensor, atol=1e-5, rtol=0, msg=name)
-    ours, theirs = found["optimizer_states"][0], expected["optimizer_states"][0]
+    assert found.step == expected.step == STEPS
+    assert found.content.keys() == expected.content.keys()
+    assert found.state_dict.keys() == expected.state_dict.keys()
+    for name, tensor in expected.state_dict.items():
+        torch.testing.assert_close(found.state_dict[name], tensor, atol=1e-5, rtol=0, msg=name)
+    ours, theirs = found.content["optimizer_states"][0], expected.content["optimizer_states"][0]
     assert ours["param_groups"] == theirs["param_groups"]
     for number, state in theirs["state"].items():
         for name, value in state.items():
@@ -80,7 +80,7 @@ def test_two_ranks_equal_one_process(
     samples = [(folder / "samples.txt").read_text() for folder in (alone[0], tmp_path / "run")]
     assert samples[0] == samples[1]
     newest = checkpoints.resolve(tmp_path / "run")
-    if strategy == "fsdp-in-parts":
+    if strategy == "fsdp-sharded-checkpoints":
         assert sorted(os.listdir(newest)) == ["rank_00000.ckpt", "rank_00001.ckpt"]
     else:
         assert newest.is_file()
@@ -93,7 +93,7 @@ def test_where_no_sum_changes_its_order_two_ranks_equal_one_process_bit_for_bit(
     batch = ["trainer.global_batch_bytes=128"]
     assert train(1, tmp_path / "one", *batch).codes == [0]
     assert train(2, tmp_path / "two", *batch, "trainer=ddp").codes == [0, 0]
-    one, two = (checkpoints.read(tmp_path / name)["state_dict"] for name in ("one", "two"))
+    one, two = (checkpoints.read(tmp_path / name).state_dict for name in ("one", "two"))
     for name, tensor in one.items():
         assert torch.equal(tensor, two[name]), name
 
@@ -106,7 +106,7 @@ def test_a_run_goes_on_with_other_ranks_and_other_strategies_and_ends_the_same(
         train(1, run_dir, step=2, number=SIGTERM),
         # the signal comes to one rank, and both stop at the same step
         train(2, run_dir, *STRATEGIES["ddp"], step=5, number=SIGTERM),
-        train(2, run_dir, *STRATEGIES["fsdp-in-parts"], step=13, number=SIGTERM),
+        train(2, run_dir, *STRATEGIES["fsdp-sharded-checkpoints"], step=13, number=SIGTERM),
         train(1, run_dir),
     ]
     # each signal saved once, and the last sitting its last step; two are kept, and last.ckpt

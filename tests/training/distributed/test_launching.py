@@ -10,7 +10,7 @@ import torch
 
 from mambabyte.cli import main as cli
 from mambabyte.errors import UserError
-from mambabyte.training.distributed.launching import is_main_process, lost_rank, placed
+from mambabyte.training.distributed.launching import is_main_process, lost_rank, resolve_devices
 from mambabyte.training.settings import TrainerConfig
 from tests.training.distributed.ranks import End, environment
 
@@ -30,7 +30,7 @@ def config(**settings) -> TrainerConfig:
 
 
 def count(**settings) -> tuple[object, object]:
-    found = placed(config(**settings))
+    found = resolve_devices(config(**settings))
     return found.devices, found.num_nodes
 
 
@@ -38,7 +38,7 @@ def test_alone_it_is_what_the_configuration_says(monkeypatch: pytest.MonkeyPatch
     assert count() == (1, 1)
     assert count(devices="auto", num_nodes="auto") == (1, 1)
     assert count(devices=4, num_nodes=2) == (4, 2)
-    assert placed(config(devices=4, num_nodes=2)).world_size == 8
+    assert resolve_devices(config(devices=4, num_nodes=2)).world_size == 8
     assert is_main_process()
     monkeypatch.setenv("LOCAL_RANK", "1")  # one of those that Lightning starts
     assert not is_main_process()

@@ -116,7 +116,7 @@ def test_sigterm_to_rank_0_stops_all_ranks_that_it_started(start: Callable[..., 
     assert job.wait_for_end() == 75
     assert job.sentences()[-1].startswith("mambabyte: stopped at step")
     assert len(os.listdir(job.run_dir / "checkpoints")) == 2  # the one that was saved, and last.ckpt
-    assert checkpoints.read(job.run_dir)["global_step"] > 1
+    assert checkpoints.read(job.run_dir).step > 1
 
 
 def test_under_torchrun_a_killed_rank_ends_all(start: Callable[..., Job]) -> None:

@@ -15,6 +15,7 @@ from mambabyte import checkpoints
 from tests.training.distributed.test_processes import A_MINUTE, children, wait_until
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "train.sbatch"
+JOB = str(os.getpid())  # the script derives its port from the job, so each test process has its own
 
 # Two nodes of one process each, which both are this machine.
 STAND_INS = {
@@ -25,7 +26,7 @@ echo "${tasks[@]}" > "$SLURM_FOLDER/tasks"
 for task in "${tasks[@]}"; do wait "$task" || code=$?; done
 exit "${code:-0}"
 """,
-    "scancel": 'test "$*" = "--signal=USR1 123" && kill -USR1 $(cat "$SLURM_FOLDER/tasks")',
+    "scancel": f'test "$*" = "--signal=USR1 {JOB}" && kill -USR1 $(cat "$SLURM_FOLDER/tasks")',
     "scontrol": """
 if [ "$1" = show ]; then printf '127.0.0.1\\n127.0.0.1\\n'; else echo "$*" >> "$SLURM_FOLDER/calls"; fi
 """,
@@ -45,7 +46,7 @@ def sbatch(settings: list[str], tmp_path: Path) -> Iterator[Callable[..., subpro
         "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "SLURM_FOLDER": str(tmp_path),
-        "SLURM_JOB_ID": "123",
+        "SLURM_JOB_ID": JOB,
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_GPUS_ON_NODE": "1",
@@ -85,14 +86,14 @@ def test_the_script_trains_on_two_nodes_and_queues_itself_again_when_it_is_told_
     job.send_signal(signal.SIGUSR1)  # as --signal=B:USR1@300 does
     assert job.wait(A_MINUTE) != 0
     assert err.read_text().count("mambabyte: stopped at step") == 1
-    assert (tmp_path / "calls").read_text() == "requeue 123\n"
+    assert (tmp_path / "calls").read_text() == f"requeue {JOB}\n"
     assert len(os.listdir(tmp_path / "run" / "checkpoints")) == 2  # saved once; and last.ckpt
-    reached = checkpoints.read(tmp_path / "run")["global_step"]
+    reached = checkpoints.read(tmp_path / "run").step
     again = sbatch("trainer=ddp", "trainer.max_steps=1000000", "seed=1")
     assert again.wait(240) != 0
     assert "seed (0 there, 1 now)" in err.read_text()
-    assert checkpoints.read(tmp_path / "run")["global_step"] == reached
-    assert (tmp_path / "calls").read_text() == "requeue 123\n"  # a mistake is not tried again
+    assert checkpoints.read(tmp_path / "run").step == reached
+    assert (tmp_path / "calls").read_text() == f"requeue {JOB}\n"  # a mistake is not tried again
 
 
 def test_jobs_of_a_sweep_are_processes_and_go_on_when_they_are_told_to_stop(

@@ -12,7 +12,7 @@ import torch
 from mambabyte import checkpoints
 from mambabyte.cli.main import main
 from mambabyte.errors import Interrupted, UserError
-from mambabyte.training.distributed.launching import placed
+from mambabyte.training.distributed.launching import resolve_devices
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.planning import autotune, dry_run, memory_estimate, step_timing
 from mambabyte.training.planning.autotune import with_measurements
@@ -39,7 +39,7 @@ def speed(monkeypatch):
 
 
 def config(run_dir: Path) -> dict:
-    return checkpoints.read(run_dir)["mambabyte"]["config"]
+    return checkpoints.read(run_dir).config
 
 
 def test_a_dry_run_says_what_the_run_will_take_and_leaves_no_trace(start, capsys) -> None:
@@ -144,7 +144,7 @@ def test_an_automatic_micro_batch_is_the_fastest_that_fits_and_stays(start, spee
     assert config(run_dir)["trainer"]["micro_batch_size"] == 4
     assert json.loads((run_dir / "measured.json").read_text())["micro_batch_size"]["answer"] == 4
     fixed = start("fixed", "trainer.micro_batch_size=4")
-    ours, theirs = (checkpoints.read(path)["state_dict"] for path in (run_dir, fixed))
+    ours, theirs = (checkpoints.read(path).state_dict for path in (run_dir, fixed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -174,7 +174,7 @@ def test_an_automatic_micro_batch_leaves_out_what_does_not_fit(
     cfg = configure("train", "experiment=tiny", *overrides)
     speed(lambda size: 1 / size)
     assert with_measurements(cfg, keep=False).trainer.micro_batch_size == 8
-    one = replace(cfg, trainer=placed(replace(cfg.trainer, micro_batch_size=1)))
+    one = replace(cfg, trainer=resolve_devices(replace(cfg.trainer, micro_batch_size=1)))
     needed = memory_estimate.MemoryBudget.of(one).estimate(4).total
     monkeypatch.setattr(memory_estimate, "available_memory", lambda device: int(needed / 0.75) + 1)
     assert with_measurements(cfg, keep=False).trainer.micro_batch_size == 4
@@ -209,9 +209,9 @@ def test_the_steps_of_a_time_budget_are_measured_once_for_a_run(start, speed, at
         start("timed", "budget.training_seconds=5")
     speed(lambda size: 0.01)  # as if the rest of the run were made on a faster machine
     run_dir = start("timed", "budget.training_seconds=5")
-    assert checkpoints.read(run_dir)["global_step"] == config(run_dir)["trainer"]["max_steps"] == 10
+    assert checkpoints.read(run_dir).step == config(run_dir)["trainer"]["max_steps"] == 10
     start("timed", "budget.training_seconds=5")  # complete
-    assert checkpoints.read(run_dir)["global_step"] == 10
+    assert checkpoints.read(run_dir).step == 10
     start("timed", "budget.training_seconds=0.12")  # another budget is another question
     assert json.loads((run_dir / "measured.json").read_text())["max_steps"]["answer"] == 12
 
@@ -274,4 +274,4 @@ def test_time_matched_gives_every_model_its_time(
     brief = ["budget.training_seconds=0.3", "callbacks.validate_bytes=256", "callbacks.sample_bytes=4"]
     train.run(configure("train", "experiment=time_matched", f"model={model}", *small, *data, *places, *brief))
     assert config(tmp_path / "run")["trainer"]["max_steps"] == 3
-    assert checkpoints.read(tmp_path / "run")["global_step"] == 3
+    assert checkpoints.read(tmp_path / "run").step == 3

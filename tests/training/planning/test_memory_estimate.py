@@ -127,7 +127,7 @@ def test_memory_is_shared_between_the_ranks_of_a_machine(monkeypatch) -> None:
     ],
 )
 def test_a_containers_limit_counts(files, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(memory, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
     system = available_memory(CPU)
     assert system is not None and system > 5_000_000
     for name, text in files.items():

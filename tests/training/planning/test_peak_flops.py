@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from mambabyte.training import peak_flops as module
+from mambabyte.training.planning import peak_flops as module
 from mambabyte.training.planning.peak_flops import peak_flops
 
 
 @pytest.fixture(autouse=True)
 def afresh(monkeypatch):
-    monkeypatch.setattr(module, "_SECONDS", 0.02)
+    monkeypatch.setattr(module, "MEASURING_SECONDS", 0.02)
     peak_flops.cache_clear()
     yield
     peak_flops.cache_clear()
@@ -41,7 +41,7 @@ def test_a_known_gpu_has_its_data_sheets_dense_figure(name, precision, expected,
 
 
 def test_a_part_of_a_gpu_and_an_unknown_one_are_measured(monkeypatch) -> None:
-    monkeypatch.setattr(module, "_measured", lambda device, dtype: 1e12)
+    monkeypatch.setattr(module, "measured_flops", lambda device, dtype: 1e12)
     for name in ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "Something 1"):
         peak_flops.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
