@@ -1,4 +1,4 @@
-"""What every model of bytes promises here: the contract that training, evaluation and generation rely on."""
+"""The interface of every model, which training, evaluation and generation rely on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ State = list[tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class FlopsPerByte:
-    """Floating-point operations per byte, a multiply-add counted as two; training is thrice inference."""
+    """Floating-point operations per byte, multiply-adds counted as two; training is three times inference."""
 
     inference: float
 
@@ -26,9 +26,9 @@ class FlopsPerByte:
 
 
 class ByteLM(nn.Module):
-    """A causal language model over the 256 bytes; none of them is padding.
+    """A causal language model over the 256 bytes, none of which is padding.
 
-    recurrent: the state's size does not grow with the bytes behind it, so that a document of any length can
+    `recurrent` says that the state's size does not grow with the bytes read, so a document of any length can
     be scored and continued in constant memory.
     """
 
@@ -43,17 +43,19 @@ class ByteLM(nn.Module):
     ) -> Tensor:
         """Logits (B, L, 256) for integer bytes (B, L); logits[:, t] predicts byte t + 1 from bytes <= t.
 
-        `state` is what came before, from `prefill` or `step`. With `document_start` (B, L) boolean, a marked
-        byte and those after it see nothing before it.
+        Args:
+            state: the state after the bytes before these, from `prefill` or `step`; None at a beginning.
+            document_start: (B, L) boolean; a marked byte and those after it see nothing before it.
         """
         raise NotImplementedError
 
     def initial_state(self, batch_size: int) -> State:
-        """The state before any byte: tensors whose first dimension is the batch."""
+        """The state before any byte: tensors with the batch as their first dimension."""
         raise NotImplementedError
 
     def prefill(self, bytes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Logits (B, L, 256), equal to `forward`'s wherever one cuts, and the state after the last byte."""
+        """Logits (B, L, 256), equal to `forward`'s however a window is split, and the state after the last
+        byte."""
         raise NotImplementedError
 
     def step(self, byte: Tensor, state: State) -> tuple[Tensor, State]:
@@ -62,8 +64,8 @@ class ByteLM(nn.Module):
         return logits[:, 0], state
 
     def blocks(self) -> list[nn.Module]:
-        """The layers a byte goes through, first to last, each called once in a pass: activation checkpointing
-        recomputes them and FSDP gathers their weights one at a time."""
+        """The layers in order, each called once per forward pass: activation checkpointing recomputes them,
+        and FSDP gathers their weights one at a time."""
         raise NotImplementedError
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
@@ -71,7 +73,7 @@ class ByteLM(nn.Module):
         raise NotImplementedError
 
     def num_parameters(self) -> int:
-        """Parameters, a tied one counted once."""
+        """The number of parameters, with tied ones counted once."""
         return sum(p.numel() for p in self.parameters())
 
     @property

@@ -1,5 +1,5 @@
-"""A byte-level Transformer (arXiv 1706.03762) as it is built today: RMS norms before each part (arXiv
-1910.07467), rotary positions (arXiv 2104.09864), no biases, GELU, optionally attention over a sliding window.
+"""A byte-level Transformer (arXiv 1706.03762) in today's form: pre-norm with RMS norms (arXiv 1910.07467),
+rotary positions (arXiv 2104.09864), no biases, GELU, optional sliding-window attention.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mambabyte.config.settings import setting
 from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
 from mambabyte.models.hyperparameters import ByteLMConfig
-from mambabyte.models.layers import Stack, initialise, rotation
+from mambabyte.models.layers import Stack, initialise, rotary_factors
 
 
 @dataclass
@@ -32,8 +32,8 @@ class TransformerConfig(ByteLMConfig):
 
 
 class Transformer(DocumentwiseByteLM):
-    """Its state: the position (B), then each layer's keys and values (B, n, H, h), of the last window - 1
-    bytes where there is a window."""
+    """The state holds the position (B), then each layer's keys and values (B, n, H, h), of the last
+    window - 1 bytes if there is a window."""
 
     config: TransformerConfig
 
@@ -66,8 +66,8 @@ class Transformer(DocumentwiseByteLM):
         if state is not None:
             positions = positions + state[0][0][:, None]
             caches = [(keys, values) for keys, values in state[1:]]
-        turn = rotation(positions, config.d_model // config.n_head, config.rope_base)
-        out, grown = self.stack(self.embedding(bytes.long()), caches, turn)
+        rotary = rotary_factors(positions, config.d_model // config.n_head, config.rope_base)
+        out, grown = self.stack(self.embedding(bytes.long()), caches, rotary)
         after = [] if state is None else [(state[0][0] + length,), *grown]
         return self.lm_head(out), after
 
@@ -75,7 +75,7 @@ class Transformer(DocumentwiseByteLM):
         return list(self.stack.layers)
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """Each byte is charged a whole context of keys, as SpaceByte (arXiv 2404.14408) and PyTorch count."""
+        """Counts a whole context of keys for every byte, as SpaceByte (arXiv 2404.14408) and PyTorch do."""
         keys = min(context_length, self.config.window or context_length)
         return FlopsPerByte(self.stack.flops(keys) + 2 * self.config.d_model * VOCABULARY)
 

@@ -18,7 +18,7 @@ from mambabyte.ops.step import cpu as step
 
 @pytest.fixture
 def fresh_cache(tmp_path, monkeypatch):
-    """No compiled kernels yet, and none of the process's decisions remembered."""
+    """An empty cache of compiled kernels, and no library loaded."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     build.library.cache_clear()
     yield tmp_path / "mambabyte"
@@ -96,7 +96,7 @@ def test_backends_are_described():
 
 
 def arm_compiler():
-    """A C++ compiler for 64-bit ARM: this machine's own, a cross-compiler, or zig's (pip install ziglang)."""
+    """A C++ compiler for 64-bit ARM: the native one, a cross-compiler, or zig's (pip install ziglang)."""
     if os.uname().machine in ("aarch64", "arm64"):
         return [build.find_compiler()]
     if shutil.which("aarch64-linux-gnu-g++"):

@@ -1,4 +1,4 @@
-"""mamba_ssm's scan: against the reference where it is installed, and its refusals anywhere."""
+"""mamba_ssm's scan: compared with the reference where it is installed; its errors and layouts anywhere."""
 
 import importlib
 import sys

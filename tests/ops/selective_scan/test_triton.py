@@ -22,13 +22,13 @@ here = pytest.mark.skipif(not (CUDA or INTERPRETED), reason="run by test_in_the_
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 # fp32: a few hundred roundings of 6e-8, and the hardware's exponential. bf16 and fp16: both sides see the
-# same rounded inputs; what is left is rounding outputs and gradients to 8 (11) bits.
+# same rounded inputs, which leaves the rounding of outputs and gradients to 8 (11) bits.
 TOLERANCE = {torch.float32: 2e-5 if CUDA else 5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests below run in this process")
 def test_in_the_interpreter():
-    """Triton decides on its interpreter when it is imported, so this takes a process of its own."""
+    """Triton chooses its interpreter when it is imported, so this needs a process of its own."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -100,7 +100,7 @@ def assert_close(actual, expected, tolerance):
 
 @pytest.fixture
 def short_spans(monkeypatch):
-    """Several chunks, spans and blocks in few steps: the interpreter takes a millisecond for each."""
+    """Several chunks, spans and blocks in few steps: each takes the interpreter a millisecond."""
     monkeypatch.setattr(scan, "SPAN", 8)
     for side in ("FORWARD", "BACKWARD"):
         monkeypatch.setattr(scan, f"{side}_CHUNK", 4)
