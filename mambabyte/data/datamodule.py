@@ -201,7 +201,11 @@ class ByteDataModule(lightning.LightningDataModule):
         """Check the state that was loaded, if any, and take this rank's position from it."""
         restored = self._restored
         if restored is None:
-            if self.settings.streaming and step and all(place == _START for place in self._position["places"]):
+            if (
+                self.settings.streaming
+                and step
+                and all(place == _START for place in self._position["places"])
+            ):
                 raise UserError(
                     "this checkpoint holds no place in the stream, so training cannot go on from it"
                 )

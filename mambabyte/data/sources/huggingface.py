@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from mambabyte.config.settings import Settings, setting
 from mambabyte.data.sources.documents import SPLITS, Document
 from mambabyte.data.sources.files import missing_column, text_bytes
 from mambabyte.data.sources.parquet import HubShard, LocalShard, RowGroup, Shard, all_row_groups, row_groups
-from mambabyte.data.sources.retries import retried
+from mambabyte.data.sources.retries import retrying
 from mambabyte.errors import UserError
 
 
@@ -141,7 +141,7 @@ class HuggingFaceSource(Settings):
             HubShard(
                 url.partition("@")[2].partition("/")[2],
                 str(hub.url(url)),
-                retried(partial(hub.info, url), url, self.retries)["size"],
+                retrying(url, self.retries)(hub.info, url)["size"],
                 self.retries,
             )
             for url in urls
@@ -158,16 +158,13 @@ class HuggingFaceSource(Settings):
             builder = load_dataset_builder(str(self.name), self.configuration, revision=self._commit)
             return {name: list(map(str, files)) for name, files in (builder.config.data_files or {}).items()}
 
-        return retried(find, f"the list of files of {self.name}", self.retries)
+        return retrying(f"the list of files of {self.name}", self.retries)(find)
 
     def _dataset_info(self, revision: str | None) -> Any:
         from huggingface_hub import HfApi
 
-        return retried(
-            partial(HfApi().dataset_info, str(self.name), revision=revision),
-            f"the hub's entry of {self.name}",
-            self.retries,
-        )
+        attempts = retrying(f"the hub's entry of {self.name}", self.retries)
+        return attempts(HfApi().dataset_info, str(self.name), revision=revision)
 
     def _load(self, split: str) -> Any:
         """The rows of a split, by the datasets library: whatever it can read."""
@@ -177,7 +174,9 @@ class HuggingFaceSource(Settings):
             raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}")
         if self.path:
             files = self._parquet_files(split, required=True)
-            return load_dataset("parquet", data_files={split: files}, split=split, streaming=not self.download)
+            return load_dataset(
+                "parquet", data_files={split: files}, split=split, streaming=not self.download
+            )
         return load_dataset(
             self.name,
             self.configuration,

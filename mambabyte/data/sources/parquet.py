@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mambabyte.data.sources.files import missing_column
-from mambabyte.data.sources.retries import PASSING_STATUS, Backoff
+from mambabyte.data.sources.retries import TEMPORARY_STATUS, retrying
 from mambabyte.errors import UserError
 
 _FOOTER_GUESS = 1 << 16  # bytes; most footers are smaller, so one request finds them
@@ -70,41 +70,38 @@ class HubShard:
     retries: int
 
     def read(self, start: int, end: int) -> bytearray:
-        """As promised by Shard. What has arrived when a connection breaks is not asked for again."""
-        from huggingface_hub import constants, get_session
-        from huggingface_hub.utils import build_hf_headers
-
+        """See Shard. What has arrived when a connection breaks is not requested again."""
         data = bytearray()
-        backoff = Backoff(self.name, self.retries)
         while len(data) < end - start:
-            before = len(data)
-            headers = {
-                **build_hf_headers(),
-                "Range": f"bytes={start + before}-{end - 1}",
-                "Accept-Encoding": "identity",
-            }
-            try:
-                with get_session().stream(
-                    "GET",
-                    self.url,
-                    headers=headers,
-                    timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-                    follow_redirects=True,
-                ) as answer:
-                    self._check(answer)
-                    for piece in answer.iter_bytes():
-                        data += piece
-                if len(data) == before:
-                    raise ConnectionError("the hub sent nothing")
-            except UserError:
-                raise
-            except Exception as error:
+            for attempt in retrying(self.name, self.retries):
+                before = len(data)
+                with attempt:
+                    self._receive(data, start + before, end)
                 if len(data) > before:
-                    backoff.succeeded()
-                backoff.failed(error)
+                    attempt.retry_state.attempt_number = 1  # only failures in a row count
         if len(data) > end - start:
             raise UserError(f"the hub sent more of {self.name} than was asked for; try another network")
         return data
+
+    def _receive(self, data: bytearray, start: int, end: int) -> None:
+        """Request bytes [start, end) and append them to data as they arrive."""
+        from huggingface_hub import constants, get_session
+        from huggingface_hub.utils import build_hf_headers
+
+        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        before = len(data)
+        with get_session().stream(
+            "GET",
+            self.url,
+            headers={**build_hf_headers(), **headers},
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            follow_redirects=True,
+        ) as answer:
+            self._check(answer)
+            for piece in answer.iter_bytes():
+                data += piece
+        if len(data) == before:
+            raise ConnectionError("the hub sent nothing")
 
     def _check(self, answer: Any) -> None:
         total = answer.headers.get("Content-Range", "").rpartition("/")[2]
@@ -113,7 +110,7 @@ class HubShard:
                 f"{self.name} has {total} bytes on the hub, not the {self.size} that its list of files says: "
                 "it is truncated or being replaced; repeat the command when it is whole"
             )
-        if 400 <= answer.status_code < 500 and answer.status_code not in PASSING_STATUS:
+        if 400 <= answer.status_code < 500 and answer.status_code not in TEMPORARY_STATUS:
             raise UserError(
                 f"the hub answers HTTP {answer.status_code} for {self.name}: it is gone, or asks for a login "
                 "(HF_TOKEN)"

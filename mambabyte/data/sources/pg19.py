@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import re
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,11 +14,12 @@ from mambabyte.config.settings import Settings
 from mambabyte.data.sources.documents import SPLITS, Document
 from mambabyte.data.sources.files import FileDocument
 from mambabyte.data.sources.huggingface import HuggingFaceSource
+from mambabyte.data.sources.retries import retrying
 from mambabyte.errors import UserError
 
 # Bytes of text in each split (README of jxiw/MambaByte).
 _BYTES = {"train": 11_677_824_216, "validation": 17_733_002, "test": 41_289_101}
-_TRIES = 6
+_RETRIES = 5
 
 
 @dataclass
@@ -149,20 +148,17 @@ def _counted(
 
 
 def _fetch(url: str) -> bytes:
-    """The body of a URL; tries again, ever more slowly, while a server or the network is at fault."""
-    for number in range(_TRIES):
-        try:
-            with urllib.request.urlopen(url, timeout=60) as response:
-                return response.read()
-        except urllib.error.HTTPError as error:
-            fault: Exception = error
-            if error.code < 500 and error.code != 429:
-                break
-        except (OSError, http.client.HTTPException) as error:
-            fault = error
-        if number < _TRIES - 1:
-            time.sleep(2**number)
-    raise UserError(
-        f"cannot fetch {url}: {getattr(fault, 'reason', None) or fault}; repeat the command later, which "
-        "goes on where it stopped, or give data.texts=<a folder that holds train, validation and test>"
-    ) from fault
+    """The body of a URL."""
+
+    def get() -> bytes:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            return response.read()
+
+    advice = (
+        "repeat the command later, which goes on where it stopped, or give data.texts=<a folder that holds "
+        "train, validation and test>"
+    )
+    try:
+        return retrying(url, _RETRIES, advice)(get)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"cannot fetch {url}: {getattr(error, 'reason', None) or error}; {advice}") from error
