@@ -16,7 +16,6 @@ from mambabyte.data import (
     HeldOutSource,
     HuggingFaceSource,
     StandardLibrarySource,
-    source_from_config,
 )
 from mambabyte.errors import UserError
 
