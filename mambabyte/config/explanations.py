@@ -16,45 +16,34 @@ if TYPE_CHECKING:
 
 def explain(fault: BaseException) -> UserError | None:
     """What Hydra, OmegaConf or YAML complain of, as one sentence; None for any other exception."""
-    from hydra.errors import (
-        HydraException,
-        InstantiationException,
-        MissingConfigException,
-        OverrideParseException,
-    )
-    from omegaconf.errors import (
-        ConfigAttributeError,
-        ConfigKeyError,
-        MissingMandatoryValue,
-        OmegaConfBaseException,
-    )
+    from hydra import errors as hydra
+    from omegaconf import errors as omegaconf
     from yaml import YAMLError
 
     cause = fault.__cause__
     if isinstance(fault, UserError):
         return fault
-    if isinstance(fault, InstantiationException):
+    if isinstance(fault, hydra.InstantiationException):
         return explain(cause) if cause else None
-    if isinstance(fault, OverrideParseException):
+    if isinstance(fault, hydra.OverrideParseException):
         return _misread_override(fault.override)
-    if isinstance(fault, MissingConfigException):
+    if isinstance(fault, hydra.MissingConfigException):
         return _missing_file(fault.missing_cfg_file or "", fault.options or (), str(fault))
-    if isinstance(fault, MissingMandatoryValue) and fault.full_key:
+    if isinstance(fault, omegaconf.MissingMandatoryValue) and fault.full_key:
         return UserError(f"{fault.full_key} is not set; add {fault.full_key}=VALUE")
-    if isinstance(fault, HydraException):
+    if isinstance(fault, hydra.HydraException):
         return _refused_override(str(fault), cause)
-    if isinstance(fault, (ConfigAttributeError, ConfigKeyError)) and fault.full_key:
+    if isinstance(fault, (omegaconf.ConfigAttributeError, omegaconf.ConfigKeyError)) and fault.full_key:
         return _unknown_key(fault)
-    if isinstance(fault, OmegaConfBaseException):
+    if isinstance(fault, omegaconf.OmegaConfBaseException):
         unset = re.search(r"Environment variable '(\w+)' not found", str(fault))
         if unset and fault.full_key:
             return UserError(
                 f"{fault.full_key} comes from the environment variable {unset[1]}, which is not set here; "
                 f"set it, or give {fault.full_key}=VALUE"
             )
-        where = (
-            f" (at {fault.full_key})" if fault.full_key and not fault.full_key.startswith("hydra.") else ""
-        )
+        key = fault.full_key or ""
+        where = f" (at {key})" if key and not key.startswith("hydra.") else ""
         return UserError(_first_line(fault.msg or str(fault)) + where)
     if isinstance(fault, ValueError) and _raised_inside(fault, "hydra"):
         return UserError(_first_line(str(fault)))
@@ -72,17 +61,14 @@ def _misread_override(override: str) -> UserError:
     if "=" not in override:
         return UserError(f"cannot read '{override}'; write key=value")
     key, _, value = override.partition("=")
-    return UserError(
-        f"cannot read '{override}'; quote the value, and for the shell the whole: \"{key}='{value}'\""
-    )
+    whole = f"\"{key}='{value}'\""
+    return UserError(f"cannot read '{override}'; quote the value, and for the shell the whole: {whole}")
 
 
 def _missing_file(path: str, options: Iterable[str], message: str) -> UserError:
     group, _, choice = path.rpartition("/")
     if group == "hydra/launcher" and choice.startswith("submitit"):
-        return UserError(
-            f"launcher={choice} needs packages that are not here: pip install 'mambabyte[slurm]'"
-        )
+        return UserError(f"launcher={choice} needs packages that are missing: pip install 'mambabyte[slurm]'")
     if group:
         return UserError(f"there is no {group} '{choice}'" + suggestion(choice, options))
     return UserError(_first_line(message))

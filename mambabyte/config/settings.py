@@ -31,9 +31,8 @@ def setting(
 ) -> Any:
     """A field whose numbers must lie in a range. Null and text, where the type allows them, always pass."""
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-    return dataclasses.field(
-        default=default, metadata={name: bound for name, bound in bounds.items() if bound is not None}
-    )
+    given = {name: bound for name, bound in bounds.items() if bound is not None}
+    return dataclasses.field(default=default, metadata=given)
 
 
 class Settings:
@@ -56,13 +55,10 @@ class Settings:
         if name.startswith("_"):
             object.__setattr__(self, name, value)
             return
-        field = self.__dataclass_fields__.get(name)  # type: ignore[attr-defined]
-        if field is None:
-            raise UserError(
-                f"there is no setting {_join(self.section, name)}"
-                + suggestion(name, self.__dataclass_fields__)  # type: ignore[attr-defined]
-            )
-        object.__setattr__(self, name, _checked(value, type(self), field, self.section))
+        known = {field.name: field for field in fields(self)}  # type: ignore[arg-type]
+        if name not in known:
+            raise UserError(f"there is no setting {_join(self.section, name)}{suggestion(name, known)}")
+        object.__setattr__(self, name, _checked(value, type(self), known[name], self.section))
 
 
 class TargetSettings(Settings):
