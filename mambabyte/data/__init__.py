@@ -1,4 +1,4 @@
-"""Documents, the windows cut from them, and the data module that serves the windows to a trainer."""
+"""Documents, the windows cut from them, and the data module that feeds the windows to a trainer."""
 
 from __future__ import annotations
 

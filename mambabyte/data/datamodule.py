@@ -1,4 +1,4 @@
-"""Serves windows to a Lightning trainer, or to a plain loop, so that the optimizer step says which come next."""
+"""Batches of windows, for a Lightning trainer or a plain loop, in an order that can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 import lightning
-import torch
 
 from mambabyte.config.settings import Settings, setting
 from mambabyte.data.corpus.corpus import ByteCorpus, prepare
@@ -20,8 +19,9 @@ from mambabyte.data.sources.documents import DocumentSource
 from mambabyte.data.windows.batches import Batch, StepLoader, StepSampler, as_tensors
 from mambabyte.data.windows.shuffled import ShuffledWindows
 from mambabyte.data.windows.streaming import Reader, StreamedBatches, StreamingSource, StreamPosition, Unit
-from mambabyte.data.windows.workers import loaded
+from mambabyte.data.windows.workers import load_batches
 from mambabyte.errors import UserError
+from mambabyte.runtime.process_group import gather_objects
 
 _START = StreamPosition()._asdict()
 
@@ -35,22 +35,22 @@ class _Batches(Settings):
 
 
 class ByteDataModule(lightning.LightningDataModule):
-    """Batches of windows for training, and the corpus that validates it.
+    """Batches of windows to train on, and the corpus to validate on.
 
     A batch holds bytes (b, L) uint8, targets (b, L) int16 (-100 where nothing is scored) and document_start
     (b, L) bool: b = micro_batch_size windows of L = context_length bytes.
 
-    Local road: windows [s * G, (s + 1) * G) of the seeded order make up optimizer step s, with
-    G = global_batch_size, whatever the number of ranks, workers and micro-batches. The step is all it takes to
-    resume.
+    Prepared data: optimizer step s takes windows [s * G, (s + 1) * G) of the seeded order, with
+    G = global_batch_size, whatever the number of ranks, workers and micro-batches. To resume, the step is
+    enough.
 
-    Streaming road: nothing is written but the validation split. Every worker of every rank is a reader with
-    its own share of each epoch (streaming.Reader). Each batch carries the position to resume at after it as
-    batch["position"]; call `trained(batch["position"])` for every batch that was trained on, and a checkpoint
-    taken between optimizer steps resumes exactly there, with the same number of ranks and workers.
+    Streaming: only the validation split is written to disk. Every worker of every rank is a reader with a
+    share of each epoch (streaming.Reader). Each batch has its resume position under "position"; pass that to
+    `trained` once the batch has been trained on, and a checkpoint taken between optimizer steps resumes
+    exactly there, with the same number of ranks and workers.
 
     Args:
-        source: where documents come from, instead of what the settings describe.
+        source: where documents come from, if not from the source that the settings describe.
 
     Raises:
         UserError: settings are wrong or do not go together.
@@ -74,7 +74,7 @@ class ByteDataModule(lightning.LightningDataModule):
                 "data.streaming=true needs a source that can be streamed, such as data=hf; "
                 f"{type(self.source).__name__} is read from a local copy (data.streaming=false)"
             )
-        # Streaming: where each worker of this rank resumes after the last trained batch, and whose turn it is.
+        # Streaming: the resume position of each worker of this rank, and which worker is next.
         self._position: dict[str, Any] = {"next_worker": 0, "places": [_START] * max(settings.workers, 1)}
         self._restored: dict[str, Any] | None = None
 
@@ -84,11 +84,11 @@ class ByteDataModule(lightning.LightningDataModule):
             prepare(self.source, "train", self.settings.folder)
 
     def train_corpus(self) -> ByteCorpus:
-        """The prepared training split (local road)."""
+        """The training split, prepared; not for streaming."""
         return self._windows.corpus
 
     def validation_corpus(self) -> ByteCorpus:
-        """The validation split, prepared locally on either road; its first validation_bytes bytes if set."""
+        """The validation split, or its first validation_bytes bytes; prepared for streaming too."""
         return self._validation_corpus
 
     def train_batches(
@@ -96,8 +96,8 @@ class ByteDataModule(lightning.LightningDataModule):
     ) -> Iterator[Batch]:
         """The batches of one rank, from optimizer step ``step`` to ``max_steps`` (None: endless).
 
-        Each step has global_batch_size / (micro_batch_size * world_size) of them. A stream begins at the
-        position of the state that was loaded.
+        Each step takes global_batch_size / (micro_batch_size * world_size) of them. A stream begins after the
+        last batch passed to `trained`, or where a loaded state says.
         """
         accumulation = self._accumulation(world_size)
         self._restore(step, rank, world_size)
@@ -118,27 +118,25 @@ class ByteDataModule(lightning.LightningDataModule):
         )
 
     def trained(self, position: dict[str, Any]) -> None:
-        """Streaming road: the batch with this position has been trained on."""
-        resume_at = dict(position)
-        worker = resume_at.pop("worker")
-        places = [*self._position["places"]]
-        places[worker] = resume_at
+        """Note that the batch with this position has been trained on (streaming)."""
+        worker, places = position["worker"], [*self._position["places"]]
+        places[worker] = {key: position[key] for key in _START}
         self._position = {"next_worker": (worker + 1) % len(places), "places": places}
 
     def origins(self, step: int, batches: Sequence[Batch]) -> list[dict[str, Any]]:
-        """Where the windows of this rank's ``batches`` of optimizer step ``step``, from 0, were cut: for each
-        window the document in which it begins and at which byte; of a stream, its batch's position."""
+        """Where the windows of this rank's ``batches`` of optimizer step ``step`` come from: for each window
+        its document and the byte offset in it, or, when streaming, the position of its batch."""
         if self.settings.streaming:
             return [dict(batch["position"]) for batch in batches for _ in batch["bytes"]]
         sampler = self._sampler(step, step + 1, self._trainer.global_rank, self._trainer.world_size)
         return [self._windows.origin(position) for positions in sampler for position in positions]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to resume. Streaming: a collective call; it gathers the positions."""
+        """What a checkpoint needs to resume. When streaming, a collective call: it gathers the positions."""
         state: dict[str, Any] = {"settings": self._order_settings}
         if self.settings.streaming:
             state["source"] = self.source.identity()
-            state["positions"] = _gather(self._position)
+            state["positions"] = gather_objects(self._position)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -147,7 +145,7 @@ class ByteDataModule(lightning.LightningDataModule):
     @property
     def _trainer(self) -> lightning.Trainer:
         if self.trainer is None:
-            raise RuntimeError("without a trainer, use train_batches()")
+            raise RuntimeError("there is no trainer; iterate over train_batches()")
         return self.trainer
 
     @cached_property
@@ -169,7 +167,7 @@ class ByteDataModule(lightning.LightningDataModule):
 
     @cached_property
     def _order_settings(self) -> dict[str, Any]:
-        """What the order of the windows depends on; a run that is resumed must not change it."""
+        """What the order of the windows depends on, which a resumed run must not change."""
         if self.settings.streaming:
             units = json.dumps([unit.identity for unit in self._units])
             data = hashlib.sha256(units.encode()).hexdigest()
@@ -192,7 +190,7 @@ class ByteDataModule(lightning.LightningDataModule):
         per_pass = micro * world_size
         if windows % per_pass:
             raise UserError(
-                f"a global batch of {windows} windows cannot be shared out as {world_size} x {micro} windows "
+                f"a global batch of {windows} windows cannot be divided into {world_size} x {micro} windows "
                 f"at a time (ranks x trainer.micro_batch_size); make it a multiple of {per_pass}"
             )
         return windows // per_pass
@@ -201,11 +199,8 @@ class ByteDataModule(lightning.LightningDataModule):
         """Check the state that was loaded, if any, and take this rank's position from it."""
         restored = self._restored
         if restored is None:
-            if (
-                self.settings.streaming
-                and step
-                and all(place == _START for place in self._position["places"])
-            ):
+            started = any(place != _START for place in self._position["places"])
+            if self.settings.streaming and step and not started:
                 raise UserError(
                     "this checkpoint holds no place in the stream, so training cannot go on from it"
                 )
@@ -254,7 +249,7 @@ class ByteDataModule(lightning.LightningDataModule):
         )
 
     def _local_batches(self, sampler: StepSampler) -> Iterator[Batch]:
-        yield from loaded(
+        yield from load_batches(
             self._windows, batch_sampler=sampler, collate_fn=as_tensors, num_workers=self.settings.workers
         )
 
@@ -275,7 +270,7 @@ class ByteDataModule(lightning.LightningDataModule):
             [StreamPosition(**place) for place in self._position["places"]],
             self._position["next_worker"],
         )
-        for batch in loaded(
+        for batch in load_batches(
             batches, batch_size=None, num_workers=self.settings.workers, collate_fn=_unchanged
         ):
             if isinstance(batch, UserError):
@@ -285,11 +280,3 @@ class ByteDataModule(lightning.LightningDataModule):
 
 def _unchanged(batch: Any) -> Any:
     return batch
-
-
-def _gather(position: dict[str, Any]) -> list[dict[str, Any]]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [position]
-    positions: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(positions, position)
-    return positions

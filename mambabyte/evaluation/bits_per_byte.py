@@ -12,10 +12,11 @@ import torch
 from mambabyte.checkpoints import weights_fingerprint
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
-from mambabyte.evaluation.load_balancing import documents_per_rank, rank_and_count, sum_over_ranks
+from mambabyte.evaluation.load_balancing import documents_per_rank
 from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Cursor, Protocol, scored_spans
 from mambabyte.evaluation.resume import SavedProgress
 from mambabyte.models import ByteLM
+from mambabyte.runtime.process_group import rank_and_count, sum_over_ranks
 from mambabyte.runtime.progress import ProgressCallback
 from mambabyte.runtime.units import counted
 

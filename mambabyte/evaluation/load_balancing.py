@@ -4,8 +4,6 @@ import heapq
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-import torch.distributed as distributed
 
 
 def documents_per_rank(lengths: Sequence[int], ranks: int) -> list[list[int]]:
@@ -17,17 +15,3 @@ def documents_per_rank(lengths: Sequence[int], ranks: int) -> list[list[int]]:
         shares[rank].append(int(index))
         heapq.heappush(loads, (load + lengths[index], rank))
     return [sorted(share) for share in shares]
-
-
-def rank_and_count() -> tuple[int, int]:
-    """This process's rank and the number of ranks: (0, 1) without a process group."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def sum_over_ranks(values: np.ndarray, device: torch.device) -> np.ndarray:
-    """The elementwise sum of every rank's float64 array, on every rank."""
-    total = torch.from_numpy(values).to(device)
-    distributed.all_reduce(total)
-    return total.cpu().numpy()

@@ -71,7 +71,7 @@ def config_from_dict(description: Mapping[str, Any]) -> ByteLMConfig:
     name = target.removeprefix("mambabyte.models.")
     if name not in __all__ or not name.endswith("Config") or name == "ByteLMConfig":
         raise UserError(
-            f"this checkpoint describes a model {target!r}, which this version of mambabyte does not have; one "
-            "of your own is read by mambabyte.load(path, config=YourConfig(...))"
+            f"this checkpoint describes a model {target!r}, which this version of mambabyte does not have; "
+            "one of your own is read by mambabyte.load(path, config=YourConfig(...))"
         )
     return fill(__getattr__(name), description)

@@ -95,6 +95,31 @@ def test_loader_reads_the_step_when_iterated(make):
     assert [rows(batch) for batch in loader] == whole[2 * GLOBAL // 2 :]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_batches_without_a_trainer(streaming, make):
+    def module():
+        alone = make(streaming=streaming)
+        alone.trainer = None
+        return alone
+
+    with pytest.raises(RuntimeError, match=r"train_batches\(\)"):
+        module().train_dataloader()
+    for rank in (0, 1):
+        theirs = make(streaming=streaming, rank=rank, world_size=2).train_dataloader()
+        ours = module().train_batches(max_steps=5, rank=rank, world_size=2)
+        assert [rows(batch) for batch in ours] == [rows(batch) for batch in theirs]
+    endless = [rows(batch) for batch in islice(module().train_batches(), 100)]
+    assert len(endless) == 100
+    resumed = module()
+    for batch in islice(resumed.train_batches(), 3 * GLOBAL // 2):
+        if streaming:
+            resumed.trained(batch["position"])
+    assert [rows(batch) for batch in resumed.train_batches(3, 5)] == endless[12:20]
+    if streaming:
+        with pytest.raises(UserError, match="no place in the stream"):
+            module().train_batches(step=3)
+
+
 def test_length_is_that_of_the_whole_run_or_none(make):
     assert len(make(step=3).train_dataloader()) == 5 * GLOBAL // 2
     endless = make(max_steps=-1).train_dataloader()

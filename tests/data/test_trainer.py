@@ -40,12 +40,11 @@ class Recorder(lightning.LightningModule):
 
 
 @pytest.fixture
-def fit(tmp_path):
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+def make_module(tmp_path):
     rows = [str(number) * (10 + 7 * number) for number in range(12)]
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "train-00000.parquet")
 
-    def fit(recorder, windows, streaming, workers, resume=None, steps=STEPS):
+    def make_module(windows, streaming, workers):
         settings = DataSettings(
             source={"_target_": "mambabyte.data.HuggingFaceSource", "path": str(tmp_path)},
             windows=windows,
@@ -54,7 +53,17 @@ def fit(tmp_path):
             streaming=streaming,
             validation_bytes=None,
         )
-        module = ByteDataModule(settings, 8, MICRO, MICRO * ACCUMULATION)
+        return ByteDataModule(settings, 8, MICRO, MICRO * ACCUMULATION)
+
+    return make_module
+
+
+@pytest.fixture
+def fit(make_module, tmp_path):
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    def fit(recorder, windows, streaming, workers, resume=None, steps=STEPS):
+        module = make_module(windows, streaming, workers)
         trainer = lightning.Trainer(
             max_steps=steps,
             max_epochs=-1,
@@ -73,17 +82,17 @@ def fit(tmp_path):
     return fit
 
 
+SETTINGS = [
+    ("random_per_document", False, 0),
+    ("packed", False, 1),
+    ("random_per_document", True, 0),
+    ("contiguous", True, 1),
+    ("packed", True, 2),
+]
+
+
 @pytest.mark.filterwarnings("error:.*dataloader is not resumable")
-@pytest.mark.parametrize(
-    ("windows", "streaming", "workers"),
-    [
-        ("random_per_document", False, 0),
-        ("packed", False, 1),
-        ("random_per_document", True, 0),
-        ("contiguous", True, 1),
-        ("packed", True, 2),
-    ],
-)
+@pytest.mark.parametrize(("windows", "streaming", "workers"), SETTINGS)
 def test_stopped_and_resumed_sees_the_same_windows(windows, streaming, workers, fit, tmp_path):
     whole = fit(Recorder(), windows, streaming, workers)
     assert len(whole) == STEPS * ACCUMULATION * MICRO
@@ -93,6 +102,13 @@ def test_stopped_and_resumed_sees_the_same_windows(windows, streaming, workers, 
     parts += fit(Recorder(STOP + 2, checkpoints[1]), windows, streaming, workers, resume=checkpoints[0])
     parts += fit(Recorder(), windows, streaming, workers, resume=checkpoints[1])
     assert parts == whole
+
+
+@pytest.mark.parametrize(("windows", "streaming", "workers"), SETTINGS)
+def test_a_plain_loop_sees_what_a_trainer_sees(windows, streaming, workers, make_module, fit):
+    batches = make_module(windows, streaming, workers).train_batches(max_steps=STEPS)
+    seen = [bytes(row.tolist()) for batch in batches for row in batch["bytes"]]
+    assert seen == fit(Recorder(), windows, streaming, workers)
 
 
 def test_run_can_be_lengthened(fit, tmp_path):

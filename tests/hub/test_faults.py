@@ -7,7 +7,6 @@ from email.utils import formatdate
 
 import pytest
 
-from mambabyte.data.sources import retries
 from mambabyte.data.sources.parquet import HubShard, row_groups
 from mambabyte.errors import UserError
 from tests.hub.server import COMMIT, reset, stall, status
@@ -19,7 +18,7 @@ NAME = "data/train-00001-of-00003.parquet"
 def naps(monkeypatch):
     """The waits between tries, which are not taken."""
     naps: list[float] = []
-    monkeypatch.setattr(retries.time, "sleep", naps.append)
+    monkeypatch.setattr("tenacity.nap.time.sleep", naps.append)
     return naps
 
 

@@ -1,4 +1,4 @@
-"""The ops as the papers write them, one step at a time in fp64: slow, and simple enough to check by reading."""
+"""The ops as the papers write them, one step at a time in fp64: slow, and simple to check by reading."""
 
 import torch
 from torch.nn.functional import silu, softplus

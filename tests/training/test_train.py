@@ -124,9 +124,7 @@ def test_an_optimizer_and_a_callback_of_ones_own(tmp_path, corpus) -> None:
     assert note.read_text() == "12 SGD"
     saved = checkpoints.read(tmp_path / "run").config["optimizer"]
     assert (saved["_target_"], saved["momentum"]) == (f"{HERE}.MomentumConfig", 0.8)
-    with pytest.raises(
-        UserError, match=r"_target_=torch\.optim\.SGD is not a dataclass derived from"
-    ):
+    with pytest.raises(UserError, match=r"_target_=torch\.optim\.SGD is not a dataclass derived from"):
         settings(tmp_path, corpus, "optimizer._target_=torch.optim.SGD")
     mine.callbacks.extra = [{"_target_": "pathlib.Path"}]
     mine.run_dir = tmp_path / "other"

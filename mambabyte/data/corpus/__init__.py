@@ -1,1 +1,1 @@
-"""A split on disk: written once, then memory-mapped."""
+"""Prepared splits on disk: written once, then memory-mapped."""

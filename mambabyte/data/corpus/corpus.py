@@ -1,4 +1,4 @@
-"""A split on disk as one byte file with a document index, memory-mapped; made once, then opened."""
+"""A split on disk as one byte file with a document index, written once and then memory-mapped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HASH_CHUNK = 1 << 24
 
 
 class Names(Sequence[str]):
-    """The documents' names, looked up when asked for: end to end in one array, as the documents are."""
+    """The documents' names, stored end to end in one array like the documents, and decoded on access."""
 
     def __init__(self, text: np.ndarray, offsets: np.ndarray) -> None:
         self._text, self._offsets = text, offsets
@@ -50,9 +50,13 @@ class Names(Sequence[str]):
 class ByteCorpus:
     """Documents end to end in one array.
 
-    bytes: (num_bytes,) uint8; offsets: (num_documents + 1,) int64, document i being
-    bytes[offsets[i]:offsets[i + 1]]; names: one per document; meta: what it was made from. `ByteCorpus.open`
-    maps a prepared folder without reading it; the constructor takes arrays at hand.
+    The constructor takes arrays in memory; `open` maps a prepared folder without reading it.
+
+    Attributes:
+        bytes: (num_bytes,) uint8.
+        offsets: (num_documents + 1,) int64, document i being bytes[offsets[i]:offsets[i + 1]].
+        names: one per document.
+        meta: what the corpus was made from.
     """
 
     def __init__(
@@ -80,12 +84,12 @@ class ByteCorpus:
         return len(self.offsets) - 1
 
     def document(self, index: int) -> np.ndarray:
-        """(length,) uint8 view of one document."""
+        """One document: a (length,) uint8 view."""
         return self.bytes[self.offsets[index] : self.offsets[index + 1]]
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256, in hex, over the bytes and then the offsets as little-endian int64."""
+        """sha256, in hex, of the bytes followed by the offsets as little-endian int64."""
         digest = hashlib.sha256()
         for start in range(0, len(self.bytes), _HASH_CHUNK):
             digest.update(np.ascontiguousarray(self.bytes[start : start + _HASH_CHUNK]).data)
@@ -94,7 +98,11 @@ class ByteCorpus:
 
 
 class MappedCorpus(ByteCorpus):
-    """A prepared folder, whose files are mapped and not read. Raises UserError when they are damaged."""
+    """A prepared folder, whose files are mapped, not read.
+
+    Raises:
+        UserError: the files are damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -105,32 +113,37 @@ class MappedCorpus(ByteCorpus):
             name_offsets = np.memmap(self.folder / "name_offsets.bin", dtype="<i8", mode="r")
             names = np.memmap(self.folder / "names.bin", dtype=np.uint8, mode="r")
             fingerprint = meta["fingerprint"]
-            whole = (
+            consistent = (
                 len(data) == int(offsets[-1]) == meta["num_bytes"]
                 and len(names) == int(name_offsets[-1])
                 and meta["num_documents"] == len(offsets) - 1 == len(name_offsets) - 1
             )
         except (OSError, EOFError, ValueError, KeyError, IndexError) as error:
             raise UserError(f"prepared data in {folder} is damaged ({error}); delete that folder") from error
-        if not whole:
+        if not consistent:
             raise UserError(f"prepared data in {folder} is damaged (sizes disagree); delete that folder")
         super().__init__(data, offsets, Names(names, name_offsets), meta)
         self.fingerprint = fingerprint
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A data-loading worker maps the folder again instead of receiving a copy of the bytes.
+        # Pickled by path: a data-loading worker maps the folder itself.
         return MappedCorpus, (self.folder,)
 
 
 def prepare(source: DocumentSource, split: str, folder: Path, max_bytes: int | None = None) -> MappedCorpus:
-    """Write one split of a source to <folder>/<key>/ and open it; open it at once if it is there already.
+    """Write one split of a source to <folder>/<key>/ unless it is there already, and open it.
 
-    The key is a hash of the source's identity, the split and max_bytes. Documents are streamed: memory holds
-    a piece of one of them. Empty documents are left out. max_bytes cuts the split after so many bytes, in the
-    source's order (the last document may be cut short).
-    Other processes that want the same folder wait. What is interrupted is never taken for a corpus; the same
-    call goes on behind the last document that its journal has, and ends with the same bytes.
-    Raises UserError when the split is empty or the folder cannot be written.
+    The key is a hash of the source's identity, the split and max_bytes. Memory holds only a chunk of a
+    document at a time. Empty documents are left out. Other processes that need the same folder wait.
+
+    An interrupted preparation is never mistaken for a corpus. The same call resumes it after the last
+    document in its journal, and ends with the same bytes.
+
+    Args:
+        max_bytes: keep only so many first bytes, in the source's order; the last document may be truncated.
+
+    Raises:
+        UserError: the split is empty, or the folder cannot be written.
     """
     if max_bytes is not None and max_bytes < 1:
         raise UserError(f"the number of bytes to prepare must be at least 1, not {max_bytes}")
@@ -153,7 +166,7 @@ def prepare(source: DocumentSource, split: str, folder: Path, max_bytes: int | N
             with explaining_write_errors(folder):
                 os.replace(partial, final)
         except BaseException:
-            writer.abandon()
+            writer.interrupt()
             raise
         finally:
             writer.close()
@@ -165,7 +178,7 @@ def _write(writer: CorpusWriter, source: DocumentSource, split: str, max_bytes: 
     total = min((size for size in (expected, max_bytes) if size is not None), default=None)
     progress = Progress(f"preparing {split} data", total, writer.num_bytes)
     try:
-        for document in _documents(source, split, writer.taken):
+        for document in _documents_after(source, split, writer.num_read):
             if writer.num_bytes == max_bytes:
                 break
             writer.add(document, max_bytes)
@@ -179,16 +192,16 @@ def _write(writer: CorpusWriter, source: DocumentSource, split: str, max_bytes: 
         )
 
 
-def _documents(source: DocumentSource, split: str, taken: int) -> Iterator[Document]:
-    """The documents behind the first `taken` ones."""
-    if taken and hasattr(source, "documents_after"):
-        return source.documents_after(split, taken)
-    return islice(source.documents(split), taken, None)
+def _documents_after(source: DocumentSource, split: str, count: int) -> Iterator[Document]:
+    """The documents without the first ``count``."""
+    if count and hasattr(source, "documents_after"):
+        return source.documents_after(split, count)
+    return islice(source.documents(split), count, None)
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One process prepares at a time in a folder; the system releases the lock of a process that died."""
+    """Let one process at a time prepare in a folder. The system releases the lock when a process dies."""
     with explaining_write_errors(folder):
         lock = (folder / ".lock").open("w")
     with lock:

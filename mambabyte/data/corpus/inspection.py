@@ -1,4 +1,4 @@
-"""What a corpus is made of: lengths, byte values, how much of it is UTF-8, how far it compresses."""
+"""What a corpus is made of: document lengths, byte values, its share of UTF-8, how well it compresses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy as np
 from mambabyte.data.corpus.corpus import ByteCorpus
 
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-_PIECE = 1 << 20
 ZSTD_LEVEL = 3
 
 
@@ -21,10 +20,12 @@ ZSTD_LEVEL = 3
 class Inspection:
     """Counts over a whole corpus.
 
-    bytes_per_document: "min", "mean", "max" and the quantiles as "1%", "50%", ...
-    histogram: how often each of the 256 byte values occurs.
-    valid_documents: documents that are UTF-8 from end to end; valid_bytes: bytes in valid sequences.
-    zstd_bytes: size of the documents end to end as one zstd frame of level ZSTD_LEVEL.
+    Attributes:
+        bytes_per_document: "min", "mean", "max" and the quantiles "1%", "50%", ...
+        histogram: how often each of the 256 byte values occurs.
+        valid_documents: documents that are entirely UTF-8.
+        valid_bytes: bytes in valid UTF-8 sequences.
+        zstd_bytes: size of all documents as one zstd frame of level ZSTD_LEVEL.
     """
 
     bytes: int
@@ -45,7 +46,7 @@ class Inspection:
 
     @property
     def entropy(self) -> float:
-        """Bits per byte of a model that knows how often each byte occurs, and nothing else."""
+        """Bits per byte of a model that knows only how often each byte occurs."""
         shares = [count / self.bytes for count in self.histogram if count]
         return -sum(share * math.log2(share) for share in shares)
 
@@ -60,29 +61,31 @@ class Inspection:
         }
 
 
-def inspect_corpus(corpus: ByteCorpus, progress: Callable[[int, int], None] | None = None) -> Inspection:
-    """Read a corpus once, a piece at a time; memory holds one piece and 16 bytes for each document.
+def inspect_corpus(
+    corpus: ByteCorpus, progress: Callable[[int, int], None] | None = None, chunk_bytes: int = 1 << 20
+) -> Inspection:
+    """Read a corpus once, in chunks; memory holds one chunk and 16 bytes for each document.
 
-    progress: called with (bytes, documents) so far.
+    Args:
+        progress: called with (bytes, documents) so far.
     """
     import zstandard
 
     compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compressobj()
     histogram = np.zeros(256, dtype=np.int64)
     zstd_bytes = valid_documents = valid_bytes = 0
-    for first, last in _groups(corpus.offsets):
-        invalid = 0  # bytes of the group's documents
-        whole_documents = last - first
+    for first, last in _groups(corpus.offsets, chunk_bytes):
+        invalid, valid = 0, last - first  # bytes, and documents
         begin, end = int(corpus.offsets[first]), int(corpus.offsets[last])
-        for start in range(begin, end, _PIECE):
-            piece = corpus.bytes[start : min(start + _PIECE, end)]
-            histogram += np.bincount(piece, minlength=256)
-            zstd_bytes += len(compressor.compress(piece.tobytes()))
-        if not _all_valid(corpus, first, last):
-            found = [_invalid_bytes(corpus.document(number)) for number in range(first, last)]
-            invalid, whole_documents = sum(found), found.count(0)
+        for start in range(begin, end, chunk_bytes):
+            chunk = corpus.bytes[start : min(start + chunk_bytes, end)]
+            histogram += np.bincount(chunk, minlength=256)
+            zstd_bytes += len(compressor.compress(chunk.tobytes()))
+        if end - begin > chunk_bytes or not _all_valid(corpus, first, last):
+            found = [_invalid_bytes(corpus.document(number), chunk_bytes) for number in range(first, last)]
+            invalid, valid = sum(found), found.count(0)
         valid_bytes += end - begin - invalid
-        valid_documents += whole_documents
+        valid_documents += valid
         if progress is not None:
             progress(end, last)
     zstd_bytes += len(compressor.flush())
@@ -104,57 +107,54 @@ def inspect_corpus(corpus: ByteCorpus, progress: Callable[[int, int], None] | No
     )
 
 
-def _groups(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of documents of about a piece together; a longer document stands alone."""
+def _groups(offsets: np.ndarray, chunk_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of documents that make up at most a chunk, or of one longer document."""
     first, count = 0, len(offsets) - 1
     while first < count:
-        last = int(np.searchsorted(offsets, offsets[first] + _PIECE, side="right")) - 1
+        last = int(np.searchsorted(offsets, offsets[first] + chunk_bytes, side="right")) - 1
         last = max(last, first + 1)
         yield first, last
         first = last
 
 
 def _all_valid(corpus: ByteCorpus, first: int, last: int) -> bool:
-    """Whether documents [first, last) are UTF-8, each by itself, at the price of looking at them as one.
+    """Whether each of the documents [first, last) is UTF-8, found by decoding them as one.
 
-    Documents that only fit together begin with a continuation byte. May say no of one long document.
+    That differs only where a document begins with a continuation byte.
     """
     begins = corpus.bytes[corpus.offsets[first:last]]
     if ((begins & 0xC0) == 0x80).any():
         return False
-    begin, end = corpus.offsets[first], corpus.offsets[last]
-    if end - begin > _PIECE:
-        return False
     try:
-        corpus.bytes[begin:end].tobytes().decode()
+        corpus.bytes[corpus.offsets[first] : corpus.offsets[last]].tobytes().decode()
     except UnicodeDecodeError:
         return False
     return True
 
 
-def _invalid_bytes(document: np.ndarray) -> int:
-    """How many bytes of a document stand in no valid UTF-8 sequence."""
+def _invalid_bytes(document: np.ndarray, chunk_bytes: int) -> int:
+    """How many bytes of a document are in no valid UTF-8 sequence."""
     invalid, rest = 0, b""
-    for start in range(0, len(document), _PIECE):
-        piece = rest + document[start : start + _PIECE].tobytes()
-        final = start + _PIECE >= len(document)
+    for start in range(0, len(document), chunk_bytes):
+        chunk = rest + document[start : start + chunk_bytes].tobytes()
+        final = start + chunk_bytes >= len(document)
         rest = b""
         if not final:
-            # A sequence of up to four bytes may go on in the next piece.
-            cut = next((n for n in (1, 2, 3) if len(piece) > n and piece[-n] >= 0xC0), 0)
-            piece, rest = piece[: len(piece) - cut], piece[len(piece) - cut :]
+            # A sequence of up to four bytes may continue in the next chunk.
+            cut = next((n for n in (1, 2, 3) if len(chunk) > n and chunk[-n] >= 0xC0), 0)
+            chunk, rest = chunk[: len(chunk) - cut], chunk[len(chunk) - cut :]
         try:
-            piece.decode()
+            chunk.decode()
         except UnicodeDecodeError:
             codes = np.frombuffer(
-                piece.decode("utf-8", "surrogateescape").encode("utf-32-le", "surrogatepass"), dtype="<u4"
+                chunk.decode("utf-8", "surrogateescape").encode("utf-32-le", "surrogatepass"), dtype="<u4"
             )
             invalid += int(((codes >= 0xDC80) & (codes <= 0xDCFF)).sum())
     return invalid
 
 
 def plot_inspection(inspection: Inspection, lengths: np.ndarray, title: str, path: Path) -> None:
-    """Draw the byte histogram above the documents' lengths; lengths: (documents,) bytes."""
+    """Plot the byte histogram and the lengths of the documents, (documents,) in bytes, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

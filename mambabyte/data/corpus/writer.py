@@ -1,4 +1,4 @@
-"""Writes documents to the files of a prepared corpus so that an interrupted preparation can go on."""
+"""Writes the files of a prepared corpus so that an interrupted preparation can resume."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from mambabyte.runtime.atomic_write import atomic_write
 
 FILES = ("bytes.bin", "offsets.bin", "names.bin", "name_offsets.bin")
 _BUFFER = 1 << 20
-_JOURNAL_SECONDS = 10.0
+JOURNAL_SECONDS = 10.0  # between two entries of the journal
 
 
 class CorpusWriter:
-    """The files of a corpus in the making, and a journal of the documents that are whole in them.
+    """The files of an unfinished corpus, and a journal of the documents that are complete in them.
 
-    A folder with a valid journal is taken up where the journal stands: files are cut to the recorded size
-    and must have the recorded sha256. Any other content of the folder is thrown away.
+    A folder with a valid journal is resumed from it: files are truncated to the recorded size and must have
+    the recorded sha256. Anything else in the folder is deleted.
 
-    taken: documents of the source that were dealt with, the empty ones included.
+    Attributes:
+        num_read: documents read from the source, empty ones included.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.taken = 0
+        self.num_read = 0
         self.num_documents = 0
-        self._journal_due = time.monotonic() + _JOURNAL_SECONDS
+        self._journal_due = time.monotonic() + JOURNAL_SECONDS
         self._journaled = False
-        self._at_a_border = True  # no document is half written
+        self._between_documents = True  # no document is partly written
         with explaining_write_errors(folder.parent):
-            if not self._take_up():
+            if not self._resume():
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
                 self._files = {name: _HashedFile(folder / name) for name in FILES}
@@ -50,8 +51,8 @@ class CorpusWriter:
         return self._files["bytes.bin"].size
 
     def add(self, document: Document, max_bytes: int | None = None) -> None:
-        """Append a document, or as much of it as max_bytes of the corpus allow; leave out an empty one."""
-        self._at_a_border = False
+        """Append a document, unless it is empty, until the corpus has max_bytes."""
+        self._between_documents = False
         data, names = self._files["bytes.bin"], self._files["names.bin"]
         before = data.size
         for chunk in document.chunks():
@@ -60,22 +61,22 @@ class CorpusWriter:
             if not chunk:
                 break
             data.append(chunk)
-        self.taken += 1
+        self.num_read += 1
         if data.size > before:
             self.num_documents += 1
             self._files["offsets.bin"].append(_int64(data.size))
             names.append(document.name.encode("utf-8", "surrogateescape"))
             self._files["name_offsets.bin"].append(_int64(names.size))
-        self._at_a_border = True
+        self._between_documents = True
         if time.monotonic() > self._journal_due:
             self.journal()
 
     def journal(self) -> None:
-        """Put everything on disk and record how far it goes."""
+        """Flush everything to disk and record how far it goes."""
         for file in self._files.values():
             file.sync()
         record = {
-            "taken": self.taken,
+            "taken": self.num_read,
             "num_documents": self.num_documents,
             "files": {name: [file.size, file.sha256] for name, file in self._files.items()},
         }
@@ -83,10 +84,10 @@ class CorpusWriter:
         with explaining_write_errors(self.folder.parent), atomic_write(journal) as stream:
             stream.write(json.dumps(record).encode())
         self._journaled = True
-        self._journal_due = time.monotonic() + _JOURNAL_SECONDS
+        self._journal_due = time.monotonic() + JOURNAL_SECONDS
 
     def finish(self, description: dict[str, Any]) -> None:
-        """Write meta.json, which makes the folder a corpus."""
+        """Write meta.json, which completes the corpus."""
         for file in self._files.values():
             file.sync()
         meta = {
@@ -101,11 +102,11 @@ class CorpusWriter:
                 stream.write((json.dumps(meta, indent=1) + "\n").encode())
             (self.folder / "journal.json").unlink(missing_ok=True)
 
-    def abandon(self) -> None:
-        """Keep what a later preparation can go on from, and leave nothing if there is no such thing."""
-        whole = self._at_a_border and all(file.whole for file in self._files.values())
-        if self.num_documents and whole:
-            with suppress(UserError):  # on a full disk: then the last journal stands, if there is one
+    def interrupt(self) -> None:
+        """Keep what a later preparation can resume from; delete the folder if there is nothing."""
+        consistent = self._between_documents and all(file.flushed for file in self._files.values())
+        if self.num_documents and consistent:
+            with suppress(UserError):  # the disk may be full; then the previous journal counts, if any
                 self.journal()
         if not self._journaled:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -117,15 +118,15 @@ class CorpusWriter:
     def _fingerprint(self) -> str:
         digest = self._files["bytes.bin"].digest.copy()
         with (self.folder / "offsets.bin").open("rb") as file:
-            for chunk in _pieces(file):
+            for chunk in _chunks(file):
                 digest.update(chunk)
         return digest.hexdigest()
 
-    def _take_up(self) -> bool:
+    def _resume(self) -> bool:
         try:
             record = json.loads((self.folder / "journal.json").read_text("utf-8"))
             files = {name: _HashedFile(self.folder / name, *record["files"][name]) for name in FILES}
-            self.taken, self.num_documents = record["taken"], record["num_documents"]
+            self.num_read, self.num_documents = record["taken"], record["num_documents"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
         self._files = files
@@ -134,24 +135,27 @@ class CorpusWriter:
 
 
 class _HashedFile:
-    """A file that is appended to, with the sha256 of its whole content. Raises ValueError where `size` bytes
-    are to be taken up and do not have the given sha256."""
+    """A file to append to, with the sha256 of its content.
+
+    Raises:
+        ValueError: its first ``size`` bytes, to be resumed from, do not have the given sha256.
+    """
 
     def __init__(self, path: Path, size: int = 0, sha256: str | None = None) -> None:
         self.digest = hashlib.sha256()
         self.size = size
-        self.whole = True  # nothing was lost between append and the file
+        self.flushed = True  # False if a write failed
         self._folder = path.parent.parent
-        self._waiting: list[bytes] = []
-        self._num_waiting = 0
+        self._buffer: list[bytes] = []
+        self._num_buffered = 0
         self._file = path.open("r+b" if size else "wb", buffering=0)
         try:
             if size:
                 self._file.truncate(min(size, os.fstat(self._file.fileno()).st_size))
-                for chunk in _pieces(self._file):
+                for chunk in _chunks(self._file):
                     self.digest.update(chunk)
                 if self.digest.hexdigest() != sha256:
-                    raise ValueError(f"{path} is not what its journal says")
+                    raise ValueError(f"{path} does not match its journal")
         except BaseException:
             self._file.close()
             raise
@@ -161,10 +165,10 @@ class _HashedFile:
         return self.digest.hexdigest()
 
     def append(self, data: bytes) -> None:
-        self._waiting.append(data)
-        self._num_waiting += len(data)
+        self._buffer.append(data)
+        self._num_buffered += len(data)
         self.size += len(data)
-        if self._num_waiting >= _BUFFER:
+        if self._num_buffered >= _BUFFER:
             self._write()
 
     def sync(self) -> None:
@@ -177,15 +181,15 @@ class _HashedFile:
             self._file.close()
 
     def _write(self) -> None:
-        data = b"".join(self._waiting) if len(self._waiting) != 1 else self._waiting[0]
-        self.whole = False
-        self._waiting, self._num_waiting = [], 0
+        data = b"".join(self._buffer) if len(self._buffer) != 1 else self._buffer[0]
+        self.flushed = False
+        self._buffer, self._num_buffered = [], 0
         self.digest.update(data)
         rest = memoryview(data)
         with explaining_write_errors(self._folder):
             while rest:
                 rest = rest[self._file.write(rest) :]
-        self.whole = True
+        self.flushed = True
 
 
 @contextmanager
@@ -195,12 +199,12 @@ def explaining_write_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"cannot write prepared data in {folder}: {reason}; mend that and repeat the command, which goes "
-            "on where it stopped, or set data.folder to another place"
+            f"cannot write prepared data in {folder}: {reason}; fix that and repeat the command, which "
+            "resumes where it stopped, or set data.folder to another place"
         ) from error
 
 
-def _pieces(file: Any) -> Iterator[bytes]:
+def _chunks(file: Any) -> Iterator[bytes]:
     return iter(lambda: file.read(_BUFFER), b"")
 
 

@@ -1,4 +1,4 @@
-"""What a source of text is: named documents of raw bytes, in train, validation and test splits."""
+"""Documents, named and of raw bytes, and the sources that yield them in splits."""
 
 from __future__ import annotations
 
@@ -14,44 +14,48 @@ SPLITS = ("train", "validation", "test")
 class Document:
     """One text, book, file or row.
 
-    name: stable identity inside its corpus: a relative posix path, or "<file>:<row>".
-    data: the document's bytes, never decoded.
+    Attributes:
+        name: unique and stable within its corpus: a relative POSIX path, or "<file>:<row>".
+        data: its bytes, never decoded.
     """
 
     name: str
     data: bytes
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes in pieces, none of them empty; a document that is never whole in memory has many."""
+        """The bytes in chunks, none of them empty: several where the document is not kept in memory."""
         if self.data:
             yield self.data
 
 
 class DocumentSource(Protocol):
-    """Where documents come from. A class of your own works too: name it in `data.source._target_`."""
+    """Yields documents. For a class of your own, name it in ``data.source._target_``."""
 
     def documents(self, split: str) -> Iterator[Document]:
-        """Yield the documents of "train", "validation" or "test", always in the same order.
+        """The documents of "train", "validation" or "test", always in the same order.
 
-        Raises UserError when the source does not offer the split or cannot be read.
+        Raises:
+            UserError: there is no such split, or it cannot be read.
         """
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Plain JSON that names the bytes: two sources with equal identities yield equal documents."""
+        """Plain JSON that determines the bytes: sources of equal identities yield equal documents."""
         ...
 
-    # A source may also have, and `prepare` uses where it does:
-    #   splits: the splits it offers, of SPLITS.
-    #   documents_after(split, count): documents(split) without the first `count`, which it need not read.
-    #   expected_bytes(split) -> int | None: about how many bytes the split holds, for the time left.
+    # Optional, for `prepare`:
+    #   splits: which of SPLITS there are.
+    #   documents_after(split, count): documents(split) without the first `count`, without reading them.
+    #   expected_bytes(split) -> int | None: roughly the size of the split, to estimate the time left.
 
 
 def held_out(key: str | bytes, fraction: float) -> bool:
-    """Whether a document belongs to the validation split: the hash of its name, or of its bytes, falls below
-    the fraction.
+    """Whether a document belongs to the validation split: the hash of its key is below the fraction.
 
-    Adding or removing other documents never moves a document from one split to the other.
+    So a document stays in its split whatever other documents are added or removed.
+
+    Args:
+        key: the document's name or bytes.
     """
     content = key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key
     digest = hashlib.sha256(content).digest()

@@ -1,4 +1,4 @@
-"""Documents from the files at hand: a file, a folder or a glob, of text or of anything else."""
+"""Documents from local files: a file, a folder or a glob, of text or of anything else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHUNK = 1 << 20
 
 
 class FileDocument(Document):
-    """Bytes [start, stop) of a file, decompressed; read when asked for, in pieces by `chunks`."""
+    """Bytes [start, stop) of a file, decompressed; read on demand."""
 
     def __init__(self, name: str, path: Path, start: int = 0, stop: int | None = None) -> None:
         for field, value in (("name", name), ("path", path), ("start", start), ("stop", stop)):
@@ -38,31 +38,35 @@ class FileDocument(Document):
 
     def chunks(self) -> Iterator[bytes]:
         with _explaining_read_errors(self.path), _open(self.path) as file:
-            place = file.seek(self.start) if self.start else 0
-            while self.stop is None or place < self.stop:
-                size = _CHUNK if self.stop is None else min(_CHUNK, self.stop - place)
+            position = file.seek(self.start) if self.start else 0
+            while self.stop is None or position < self.stop:
+                size = _CHUNK if self.stop is None else min(_CHUNK, self.stop - position)
                 chunk = file.read(size)
                 if not chunk:
                     break
-                place += len(chunk)
+                position += len(chunk)
                 yield chunk
 
 
 @dataclass
 class FilesSource(Settings):
-    """Every file is one document, its bytes unchanged, but for:
+    """One document for each file, its bytes unchanged, in splits "train" and "validation", sorted by path.
 
-    - name.gz and name.zst, which are decompressed first;
-    - name.jsonl (also .gz, .zst), one document per line, and name.parquet, one per row: column text_column.
+    Files named .gz and .zst are decompressed. Each line of a .jsonl (also compressed) and each row of a
+    .parquet is a document of its own.
 
-    path: file, folder (with all below it, hidden files left out) or glob, or a list of those. Documents come
-    sorted by path. Offers "train" and "validation". A document is held out when the hash of its name falls
-    below validation_fraction; if that leaves one of the two splits empty, as in a corpus of one document, the
-    last validation_fraction of every document's bytes is held out instead. 0 holds out nothing, 1 everything.
+    A document is held out for validation when the hash of its name is below validation_fraction. If that
+    leaves one of the splits empty, as in a corpus of one document, the last validation_fraction of every
+    document's bytes is held out instead. 0 holds out nothing, 1 everything.
+
+    Attributes:
+        path: a file, a folder (all below it except hidden files), a glob, or a list of those.
+        text_column: the key or column of the text in .jsonl and .parquet files.
     """
 
     section: ClassVar[str] = "data"
     path: str | Path | list[str | Path] | None
+    # An int stays one: identity() names it, and 0 and 0.0 are different JSON.
     validation_fraction: float | int = setting(default=0.05, at_least=0, at_most=1)
     text_column: str = "text"
 
@@ -102,7 +106,7 @@ class FilesSource(Settings):
         return ("train", "validation")
 
     def expected_bytes(self, split: str) -> int | None:
-        """About how many bytes the split holds; None if files are compressed."""
+        """Roughly the size of the split; None if files are compressed."""
         total = 0
         for name, path in self._files():
             if name.lower().endswith((".gz", ".zst")):
@@ -125,7 +129,7 @@ class FilesSource(Settings):
         }
 
     def _both_splits_by_name(self) -> bool:
-        """Whether holding out by name gives both splits a document; a few documents usually tell."""
+        """Whether holding out by name leaves both splits a document. A few documents usually decide."""
         if self.validation_fraction in (0, 1):
             return True
         seen = set()
@@ -180,15 +184,15 @@ class FilesSource(Settings):
                     row += 1
 
     def _files(self) -> list[tuple[str, Path]]:
-        """(name, path) of every file that is not empty, sorted by name; names are relative to the folder that
-        holds them all."""
+        """(name, path) of every file that is not empty, sorted by name; names are relative to the folder of
+        them all."""
         roots: set[str] = set()
         found: set[Path] = set()
         for pattern in self.paths:
             expanded = os.path.abspath(os.path.expanduser(pattern))
             matches = [expanded] if os.path.exists(expanded) else glob.glob(expanded, recursive=True)
             if not matches:
-                raise UserError(f"no file matches data.path {pattern!r}; name one that is there")
+                raise UserError(f"no file matches data.path {pattern!r}; name one that exists")
             for match in map(Path, matches):
                 roots.add(str(match if match.is_dir() else match.parent))
                 found.update(_walk(match))
@@ -226,13 +230,13 @@ def _parquet_bytes(path: Path, column: str) -> int:
 
 
 def missing_column(column: str, columns: list[str], where: str) -> UserError:
-    """The error for a row without the text column; names the columns that are there."""
+    """The error about a missing text column, which lists the existing ones."""
     known = ", ".join(map(str, columns)) or "none"
     return UserError(f"{where} has no column {column!r}; set data.text_column to one of: {known}")
 
 
 def text_bytes(value: Any, column: str, where: str) -> bytes:
-    """A cell as bytes: text in UTF-8, bytes as they are, a missing value as no bytes."""
+    """A cell as bytes: text in UTF-8, bytes unchanged, a missing value as no bytes."""
     if value is None:
         return b""
     if isinstance(value, bytes):

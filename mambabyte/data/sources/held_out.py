@@ -1,4 +1,4 @@
-"""A validation split for data sets of the hub that come without one."""
+"""A validation split for data sets of the hub that have none."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mambabyte.errors import UserError
 
 @dataclass
 class HeldOutSource(HuggingFaceSource):
-    """A data set with nothing but a train split, of which a share is held out.
+    """A data set that has only a train split, some of which is held out.
 
-    A document belongs to "validation" when the hash of its bytes falls below validation_fraction. So copies
-    of one text never stand on both sides, and no list is needed to stream one side without the other.
+    A document belongs to "validation" when the hash of its bytes is below validation_fraction. So copies of a
+    text are in the same split, and either split can be streamed without a list.
     """
 
     validation_fraction: float | int = setting(default=0.01, at_least=0, at_most=1)
@@ -37,7 +37,7 @@ class HeldOutSource(HuggingFaceSource):
                 yield document
 
     def documents_after(self, split: str, count: int) -> Iterator[Document]:
-        # How many of a row group's documents are held out is known only when they have been read.
+        # How many of a row group's documents are held out is not known before they are read.
         return islice(self.documents(split), count, None)
 
     def expected_bytes(self, split: str) -> int | None:
@@ -59,7 +59,7 @@ class HeldOutSource(HuggingFaceSource):
 
 @dataclass(frozen=True, eq=False)
 class HeldOutUnit:
-    """A unit of streaming (streaming.Unit) without the documents of the other split."""
+    """A streaming.Unit without the documents of the other split."""
 
     unit: Unit
     fraction: float

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from mambabyte.config.settings import Settings, setting
 from mambabyte.data.sources.documents import SPLITS, Document
 from mambabyte.data.sources.files import missing_column, text_bytes
 from mambabyte.data.sources.parquet import HubShard, LocalShard, RowGroup, Shard, all_row_groups, row_groups
-from mambabyte.data.sources.retries import retried
+from mambabyte.data.sources.retries import retrying
 from mambabyte.errors import UserError
 
 
@@ -26,11 +26,11 @@ class HuggingFaceSource(Settings):
 
     Attributes:
         name: a data set of the hub, with its configuration and revision.
-        path: used instead of the hub: a folder that holds <split>*.parquet, itself or in its data/, or a glob of
+        path: used instead of the hub: a folder with <split>*.parquet, there or in its data/, or a glob of
             parquet files whose names begin with the split.
         split_names: what train, validation and test are called there.
-        download: let the datasets library download to its cache, instead of reading rows as they are needed.
-        retries: further attempts after a request to the hub has failed.
+        download: have the datasets library download all of it to its cache first.
+        retries: attempts after the first, when a request to the hub fails.
     """
 
     section: ClassVar[str] = "data"
@@ -61,7 +61,7 @@ class HuggingFaceSource(Settings):
         return self.documents_after(split, 0)
 
     def documents_after(self, split: str, count: int) -> Iterator[Document]:
-        """The split without its first documents; row groups that hold none but those are not read."""
+        """The split without its first documents, whose row groups are not read."""
         with self._explaining():
             shards = None if self.download else self._shards(split)
             if shards is None:
@@ -81,14 +81,14 @@ class HuggingFaceSource(Settings):
                         row += 1
 
     def expected_bytes(self, split: str) -> int | None:
-        """About how many bytes a split of local files holds; the hub is not asked."""
+        """Roughly the size of a split of local files; None for the hub."""
         if self.download or not self.path:
             return None
         groups = all_row_groups(self._shards(split) or (), self.text_column)
         return sum(group.num_bytes for group in groups)
 
     def units(self, split: str) -> list[RowGroup]:
-        """The row groups of the split's parquet files (streaming.StreamingSource); reads their footers."""
+        """The row groups of the split's parquet files, for streaming; reads their footers."""
         with self._explaining():
             shards = self._shards(split)
             if shards is None:
@@ -126,7 +126,7 @@ class HuggingFaceSource(Settings):
         return text_bytes(record[self.text_column], self.text_column, where)
 
     def _shards(self, split: str) -> Sequence[Shard] | None:
-        """The parquet files of a split; None if the hub has it as something else."""
+        """The parquet files of a split; None if the hub has it in another format."""
         if split not in self.split_names:
             raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}")
         if self.path:
@@ -136,12 +136,12 @@ class HuggingFaceSource(Settings):
             return None
         from huggingface_hub import HfFileSystem
 
-        hub = HfFileSystem()  # knows the sizes from the listing
+        hub = HfFileSystem()  # has cached the sizes with the listing
         return [
             HubShard(
                 url.partition("@")[2].partition("/")[2],
                 str(hub.url(url)),
-                retried(partial(hub.info, url), url, self.retries)["size"],
+                retrying(url, self.retries)(hub.info, url)["size"],
                 self.retries,
             )
             for url in urls
@@ -149,28 +149,25 @@ class HuggingFaceSource(Settings):
 
     @cached_property
     def _data_files(self) -> dict[str, list[str]]:
-        """The hf:// urls of each split's files at our commit, as the data set's own card lays them out."""
+        """The hf:// URLs of each split's files at our commit, as the data set's card assigns them."""
         from datasets import load_dataset_builder
 
         def find() -> dict[str, list[str]]:
-            # A request of our own comes first: the library's say less while they are tried again.
+            # A request of our own comes first, since the library's explain failures less well.
             self._dataset_info(self._commit)
             builder = load_dataset_builder(str(self.name), self.configuration, revision=self._commit)
             return {name: list(map(str, files)) for name, files in (builder.config.data_files or {}).items()}
 
-        return retried(find, f"the list of files of {self.name}", self.retries)
+        return retrying(f"the list of files of {self.name}", self.retries)(find)
 
     def _dataset_info(self, revision: str | None) -> Any:
         from huggingface_hub import HfApi
 
-        return retried(
-            partial(HfApi().dataset_info, str(self.name), revision=revision),
-            f"the hub's entry of {self.name}",
-            self.retries,
-        )
+        attempts = retrying(f"the hub's entry of {self.name}", self.retries)
+        return attempts(HfApi().dataset_info, str(self.name), revision=revision)
 
     def _load(self, split: str) -> Any:
-        """The rows of a split, by the datasets library: whatever it can read."""
+        """The rows of a split, read by the datasets library in any format that it knows."""
         from datasets import load_dataset
 
         if split not in self.split_names:
@@ -204,7 +201,7 @@ class HuggingFaceSource(Settings):
 
     @cached_property
     def _commit(self) -> str:
-        """The commit that the revision stands for today: names and branches move, commits do not."""
+        """The commit that the revision names today. Branches and tags can move, commits cannot."""
         if self.revision and re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
         with self._explaining():
@@ -223,9 +220,9 @@ class HuggingFaceSource(Settings):
             raise UserError(explanation) from error
 
     def _explanation(self, error: Exception) -> str | None:
-        """What the user can do about an error of the datasets library; None if it is not one we know."""
+        """What the user can do about an error of the datasets library; None for an unknown error."""
         where = self.path or self.name
-        # By name: the HTTP client, and with it the class of network errors, changes with the hub's releases.
+        # By name: the HTTP client, and with it the class of its errors, changes with the hub's releases.
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError"}:
             revision = self.revision or "main"

@@ -1,5 +1,4 @@
-"""Parquet files read by row group, from the disk or from the hub: never more of a file than one column of one
-row group."""
+"""Parquet files, local or of the hub, read one column of one row group at a time."""
 
 from __future__ import annotations
 
@@ -15,17 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from mambabyte.data.sources.files import missing_column
-from mambabyte.data.sources.retries import PASSING_STATUS, Backoff
+from mambabyte.data.sources.retries import TEMPORARY_STATUS, retrying
 from mambabyte.errors import UserError
 
 _FOOTER_GUESS = 1 << 16  # bytes; most footers are smaller, so one request finds them
-_BATCH_BYTES = 1 << 22  # of text that is decoded at a time
+_BATCH_BYTES = 1 << 22  # of text decoded at a time
 _BATCH_ROWS = 1024
 _CONNECTIONS = 16
 
 
 class Shard(Protocol):
-    """A file of `size` bytes that can be read from any place."""
+    """A file of ``size`` bytes with random access."""
 
     @property
     def name(self) -> str: ...
@@ -34,7 +33,11 @@ class Shard(Protocol):
     def size(self) -> int: ...
 
     def read(self, start: int, end: int) -> bytes | bytearray:
-        """Bytes [start, end), all of them. Raises UserError when they cannot be had."""
+        """Bytes [start, end).
+
+        Raises:
+            UserError: they cannot be read.
+        """
         ...
 
 
@@ -56,13 +59,20 @@ class LocalShard:
             file.seek(start)
             data = file.read(end - start)
         if len(data) < end - start:
-            raise UserError(f"{self.path} became shorter while it was read; train on files at rest")
+            raise UserError(
+                f"{self.path} became shorter while it was read; use files that are not being changed"
+            )
         return data
 
 
 @dataclass(frozen=True)
 class HubShard:
-    """url: of the file at one commit. retries: tries after the first that may fail in a row."""
+    """A file of a data set on the hub.
+
+    Attributes:
+        url: of the file at one commit.
+        retries: attempts after the first, when a request fails.
+    """
 
     name: str
     url: str
@@ -70,41 +80,38 @@ class HubShard:
     retries: int
 
     def read(self, start: int, end: int) -> bytearray:
-        """As promised by Shard. What has arrived when a connection breaks is not asked for again."""
-        from huggingface_hub import constants, get_session
-        from huggingface_hub.utils import build_hf_headers
-
+        """See Shard. What has arrived when a connection breaks is not requested again."""
         data = bytearray()
-        backoff = Backoff(self.name, self.retries)
         while len(data) < end - start:
-            before = len(data)
-            headers = {
-                **build_hf_headers(),
-                "Range": f"bytes={start + before}-{end - 1}",
-                "Accept-Encoding": "identity",
-            }
-            try:
-                with get_session().stream(
-                    "GET",
-                    self.url,
-                    headers=headers,
-                    timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-                    follow_redirects=True,
-                ) as answer:
-                    self._check(answer)
-                    for piece in answer.iter_bytes():
-                        data += piece
-                if len(data) == before:
-                    raise ConnectionError("the hub sent nothing")
-            except UserError:
-                raise
-            except Exception as error:
+            for attempt in retrying(self.name, self.retries):
+                before = len(data)
+                with attempt:
+                    self._receive(data, start + before, end)
                 if len(data) > before:
-                    backoff.succeeded()
-                backoff.failed(error)
+                    attempt.retry_state.attempt_number = 1  # only failures in a row count
         if len(data) > end - start:
             raise UserError(f"the hub sent more of {self.name} than was asked for; try another network")
         return data
+
+    def _receive(self, data: bytearray, start: int, end: int) -> None:
+        """Request bytes [start, end) and append them to data as they arrive."""
+        from huggingface_hub import constants, get_session
+        from huggingface_hub.utils import build_hf_headers
+
+        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        before = len(data)
+        with get_session().stream(
+            "GET",
+            self.url,
+            headers={**build_hf_headers(), **headers},
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            follow_redirects=True,
+        ) as answer:
+            self._check(answer)
+            for piece in answer.iter_bytes():
+                data += piece
+        if len(data) == before:
+            raise ConnectionError("the hub sent nothing")
 
     def _check(self, answer: Any) -> None:
         total = answer.headers.get("Content-Range", "").rpartition("/")[2]
@@ -113,7 +120,7 @@ class HubShard:
                 f"{self.name} has {total} bytes on the hub, not the {self.size} that its list of files says: "
                 "it is truncated or being replaced; repeat the command when it is whole"
             )
-        if 400 <= answer.status_code < 500 and answer.status_code not in PASSING_STATUS:
+        if 400 <= answer.status_code < 500 and answer.status_code not in TEMPORARY_STATUS:
             raise UserError(
                 f"the hub answers HTTP {answer.status_code} for {self.name}: it is gone, or asks for a login "
                 "(HF_TOKEN)"
@@ -128,12 +135,12 @@ class HubShard:
 
 @dataclass(frozen=True, eq=False)
 class RowGroup:
-    """A unit of streaming: the text column of one row group of a shard. Its documents are its rows."""
+    """The text column of one row group of a shard, a streaming.Unit. Each row is a document."""
 
     shard: Shard
     number: int
     column: str
-    footer: str  # sha256 of the shard's footer, which holds all its sizes, places and statistics
+    footer: str  # sha256 of the shard's footer, which holds all its sizes, offsets and statistics
     metadata: Any  # pyarrow.parquet.FileMetaData
 
     @property
@@ -147,19 +154,19 @@ class RowGroup:
 
     @property
     def num_bytes(self) -> int:
-        """Of text, about: what the column takes decompressed."""
+        """Roughly, of text: the uncompressed size of the column."""
         return self._chunk().total_uncompressed_size
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (data, offsets): document i of the batch is data[offsets[i]:offsets[i + 1]], uint8. The bytes
-        as they are stored, valid UTF-8 or not; a missing value has none."""
+        """Yield (data, offsets): document i of the batch is data[offsets[i]:offsets[i + 1]], uint8, unchanged
+        whether valid UTF-8 or not. A missing value is an empty document."""
         import pyarrow
         from pyarrow.parquet import ParquetFile
 
-        start, end = self._place()
-        chunk = _Part(self.shard.read(start, end), start, self.shard.size)
+        start, end = self.byte_range()
+        chunk = _PartialFile(self.shard.read(start, end), start, self.shard.size)
         with _explaining(self.shard.name):
-            # Buffered, so that reading takes pieces of the chunk and not a copy of it.
+            # Buffered, or pyarrow would copy the whole chunk.
             file = ParquetFile(chunk, metadata=self.metadata, buffer_size=1 << 20)
             batches = file.iter_batches(self._rows_at_once(), [self.number], [self.column], use_threads=False)
         while True:
@@ -169,8 +176,8 @@ class RowGroup:
                     return
                 text = batch.column(0).cast(pyarrow.large_binary())
                 text = text.fill_null(b"") if text.null_count else text
-            _, places, data = text.buffers()
-            offsets = np.frombuffer(places, np.int64)[text.offset : text.offset + len(text) + 1]
+            _, positions, data = text.buffers()
+            offsets = np.frombuffer(positions, np.int64)[text.offset : text.offset + len(text) + 1]
             yield np.frombuffer(data if data is not None else b"", np.uint8), offsets
 
     def documents(self) -> Iterator[np.ndarray]:
@@ -184,7 +191,8 @@ class RowGroup:
         columns = map(group.column, range(group.num_columns))
         return next(column for column in columns if column.path_in_schema == self.column)
 
-    def _place(self) -> tuple[int, int]:
+    def byte_range(self) -> tuple[int, int]:
+        """Where the column of this row group lies in the shard: bytes [start, end)."""
         chunk = self._chunk()
         start = chunk.data_page_offset
         if chunk.has_dictionary_page and chunk.dictionary_page_offset:
@@ -198,9 +206,10 @@ class RowGroup:
 
 
 def row_groups(shard: Shard, column: str) -> list[RowGroup]:
-    """The row groups of a shard, in its order; only its footer is read.
+    """The row groups of a shard, in order; only its footer is read.
 
-    Raises UserError when it is no parquet file or the column is not there or holds no text.
+    Raises:
+        UserError: it is not a whole parquet file, or has no such column of text.
     """
     import pyarrow
     from pyarrow.parquet import read_metadata
@@ -223,14 +232,14 @@ def row_groups(shard: Shard, column: str) -> list[RowGroup]:
 
 
 def all_row_groups(shards: Iterable[Shard], column: str) -> list[RowGroup]:
-    """The row groups of all shards, in order; their footers are read side by side."""
+    """The row groups of all shards, in order; their footers are read in parallel."""
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         found = list(pool.map(lambda shard: row_groups(shard, column), shards))
     return [group for groups in found for group in groups]
 
 
 def _footer(shard: Shard) -> bytes:
-    """The end of a parquet file: its metadata, their length in 4 bytes, and PAR1."""
+    """The end of a parquet file: its metadata, the length of these in 4 bytes, and PAR1."""
     size = shard.size
     tail = bytes(shard.read(max(size - _FOOTER_GUESS, 0), size))
     length = int.from_bytes(tail[-8:-4], "little") + 8
@@ -241,8 +250,8 @@ def _footer(shard: Shard) -> bytes:
     return tail[-length:]
 
 
-class _Part(io.RawIOBase):
-    """A file of which only the bytes from `start` on are at hand, as many as `data` holds."""
+class _PartialFile(io.RawIOBase):
+    """A file of ``size`` bytes of which only ``data``, from ``start`` on, has been read."""
 
     def __init__(self, data: bytes | bytearray, start: int, size: int) -> None:
         self._data, self._start, self._size = memoryview(data), start, size

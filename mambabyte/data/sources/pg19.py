@@ -1,11 +1,9 @@
-"""PG19 (Rae et al. 2020, arXiv 1911.05507), from the hub's parquet files or from the original text files."""
+"""PG19 (Rae et al. 2020, arXiv 1911.05507), from the hub's parquet files or the original text files."""
 
 from __future__ import annotations
 
 import http.client
 import re
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,19 +14,22 @@ from mambabyte.config.settings import Settings
 from mambabyte.data.sources.documents import SPLITS, Document
 from mambabyte.data.sources.files import FileDocument
 from mambabyte.data.sources.huggingface import HuggingFaceSource
+from mambabyte.data.sources.retries import retrying
 from mambabyte.errors import UserError
 
 # Bytes of text in each split (README of jxiw/MambaByte).
 _BYTES = {"train": 11_677_824_216, "validation": 17_733_002, "test": 41_289_101}
-_TRIES = 6
+_RETRIES = 5
 
 
 @dataclass
 class PG19Source(HuggingFaceSource):
-    """The hub's copy or a local folder of its parquet files, one document per book.
+    """One document per book, from the hub's parquet files or a local folder of them.
 
-    books: how many books each split of the hub must hold once it is read to its end; None for a copy that is
-    only a part of PG19. A local folder may hold any part.
+    Attributes:
+        books: how many books each split on the hub must hold when all of it is read; None: any number. A
+        local
+            folder may hold any number.
     """
 
     books: dict[str, int] | None = None
@@ -46,10 +47,12 @@ class PG19Source(HuggingFaceSource):
 
 @dataclass
 class PG19TextsSource(Settings):
-    """The original files: <split>/<number>.txt, one document per book, below a local folder or a URL.
+    """One document per book, from the original files <split>/<number>.txt. Downloads are not kept.
 
-    texts: the folder, or the URL; lists: where a URL's <split>_files.txt stand, one path a line, as published
-    with the data set; books: as for PG19Source. What was fetched is kept nowhere but in the prepared folder.
+    Attributes:
+        texts: a folder or a URL.
+        lists: if texts is a URL, that of <split>_files.txt, which list the files, one path per line.
+        books: as for PG19Source, but also for a folder.
     """
 
     section: ClassVar[str] = "data"
@@ -59,7 +62,7 @@ class PG19TextsSource(Settings):
 
     def __post_init__(self) -> None:
         if self.remote and not self.lists:
-            raise UserError("data.texts is a URL and needs data.lists=<where the <split>_files.txt stand>")
+            raise UserError("data.texts is a URL and needs data.lists=<URL of the <split>_files.txt>")
         self.texts, self.lists = self.texts.rstrip("/"), (self.lists or "").rstrip("/")
         self.books = _checked(self.books)
         self._listed: dict[str, list[str]] = {}
@@ -107,7 +110,7 @@ class PG19TextsSource(Settings):
         return Path(self.texts).expanduser().absolute()
 
     def _names(self, split: str) -> list[str]:
-        """The split's files as paths below texts, by the books' numbers."""
+        """The split's files as paths relative to texts, sorted by the numbers of the books."""
         if split not in SPLITS:
             raise UserError(f"PG19 has splits {', '.join(SPLITS)}, not {split!r}")
         if split not in self._listed:
@@ -137,7 +140,11 @@ def _checked(books: dict[str, int] | None) -> dict[str, int]:
 def _counted(
     documents: Iterable[Document], expected: int | None, split: str, count: int = 0
 ) -> Iterator[Document]:
-    """The documents behind the first `count`; UserError at their end if there are not `expected` in all."""
+    """The documents, which come after ``count`` others.
+
+    Raises:
+        UserError: at the end, if there are not ``expected`` in all.
+    """
     for document in documents:
         count += 1
         yield document
@@ -149,20 +156,17 @@ def _counted(
 
 
 def _fetch(url: str) -> bytes:
-    """The body of a URL; tries again, ever more slowly, while a server or the network is at fault."""
-    for number in range(_TRIES):
-        try:
-            with urllib.request.urlopen(url, timeout=60) as response:
-                return response.read()
-        except urllib.error.HTTPError as error:
-            fault: Exception = error
-            if error.code < 500 and error.code != 429:
-                break
-        except (OSError, http.client.HTTPException) as error:
-            fault = error
-        if number < _TRIES - 1:
-            time.sleep(2**number)
-    raise UserError(
-        f"cannot fetch {url}: {getattr(fault, 'reason', None) or fault}; repeat the command later, which "
-        "goes on where it stopped, or give data.texts=<a folder that holds train, validation and test>"
-    ) from fault
+    """The body of a URL."""
+
+    def get() -> bytes:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            return response.read()
+
+    advice = (
+        "repeat the command later, which goes on where it stopped, or give data.texts=<a folder that holds "
+        "train, validation and test>"
+    )
+    try:
+        return retrying(url, _RETRIES, advice)(get)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"cannot fetch {url}: {getattr(error, 'reason', None) or error}; {advice}") from error

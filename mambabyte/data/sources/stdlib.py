@@ -1,4 +1,4 @@
-"""The corpus every Python carries: the source code of its own standard library."""
+"""A corpus that comes with every Python: the source code of its standard library."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mambabyte.config.settings import Settings, setting
 from mambabyte.data.sources.documents import Document, held_out
 from mambabyte.errors import UserError
 
-# Tests are left out: repetitive, and some distributions ship without them.
-# pydoc_data is one generated file of prose, which would be two thirds of the held-out bytes.
+# Tests are repetitive, and some distributions omit them. pydoc_data is one generated file of prose, which
+# would be two thirds of the held-out bytes.
 _SKIPPED_FOLDERS = {
     *("test", "tests", "idle_test", "pydoc_data"),
     *("site-packages", "dist-packages", "__pycache__"),
@@ -26,9 +26,8 @@ _SKIPPED_FOLDERS = {
 class StandardLibrarySource(Settings):
     """The *.py files of the running Python's standard library, one document each, sorted by path.
 
-    Offers "train" and "validation"; a file is held out when the hash of its relative path falls below
-    validation_fraction, so the same file is held out on every machine.
-    """
+    A file is held out for validation when the hash of its relative path is below validation_fraction, so it
+    is the same files on every machine."""
 
     section: ClassVar[str] = "data"
     validation_fraction: float | int = setting(default=0.05, at_least=0, at_most=1)
@@ -64,7 +63,7 @@ class StandardLibrarySource(Settings):
             subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]
             for name in names:
                 path = Path(folder, name)
-                # _sysconfigdata* records how this very Python was compiled, with the paths of that machine.
+                # _sysconfigdata* holds paths of the machine that compiled this Python.
                 generated = name.startswith(("_sysconfigdata", "sitecustomize", "usercustomize"))
                 if name.endswith(".py") and not generated and path.is_file():
                     files.append((path.relative_to(root).as_posix(), path))

@@ -1,1 +1,1 @@
-"""Windows of context_length bytes, cut from documents by a named policy."""
+"""Windows cut from documents, their order, and batches of them."""

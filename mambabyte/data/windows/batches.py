@@ -1,4 +1,4 @@
-"""Which positions make up a batch, and what a trainer iterates."""
+"""Which positions make up a batch, and what Lightning iterates."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def as_tensors(batch: Any) -> Batch:
 
 
 class StepSampler:
-    """A batch sampler: the positions of each micro-batch of one rank, from optimizer step ``step`` to
-    ``max_steps``, or without end where that is None."""
+    """A batch sampler: the positions of one rank's micro-batches, from optimizer step ``step`` to
+    ``max_steps`` (None: endless)."""
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class StepLoader:
 
     def __len__(self) -> int:
         if self._num_batches is None:
-            raise TypeError("training has no max_steps, so its batches have no end")
+            raise TypeError("training has no max_steps, so its batches are endless")
         return self._num_batches
 
-    # Lightning warns about loaders that cannot resume unless they have these two; ours has nothing to keep.
+    # Without these two, Lightning warns that the loader cannot resume. There is nothing to keep.
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -1,4 +1,4 @@
-"""Seeded choices as pure functions: nothing to store, and any position can be asked for at once."""
+"""Seeded random choices as pure functions: nothing to store, and random access to any position."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROUNDS = 4
 
 
 def hash64(*numbers: int) -> int:
-    """An integer in [0, 2**64) that depends on every one of the numbers, each below 2**127 in size."""
+    """A hash in [0, 2**64) of integers, each below 2**127 in size."""
     content = b"".join(number.to_bytes(16, "little", signed=True) for number in numbers)
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
@@ -25,11 +25,10 @@ def hash64_each(*numbers: int, last: np.ndarray) -> np.ndarray:
 
 
 def permuted(index: int, size: int, key: int) -> int:
-    """Where a keyed permutation of range(size) sends index.
+    """What a keyed permutation of range(size) maps ``index`` to.
 
-    A Feistel network over the smallest even number of bits that holds the range, repeated until the result
-    falls in the range again (cycle walking; Black and Rogaway 2002), so it is a bijection for every key.
-    """
+    A Feistel network over the smallest even number of bits that covers the range, repeated until the result
+    is in the range (cycle walking; Black and Rogaway 2002), so it is a bijection for every key."""
     if not 0 <= index < size:
         raise IndexError(f"{index} is outside range({size})")
     half = ((size - 1).bit_length() + 1) // 2
@@ -45,7 +44,7 @@ def permuted(index: int, size: int, key: int) -> int:
 
 def permuted_array(indices: np.ndarray, size: int, key: int) -> np.ndarray:
     """`permuted` of every index of an array, as int64; indices must lie in range(size)."""
-    if len(indices) < 32:  # below that, Python's integers are faster than starting numpy's loops
+    if len(indices) < 32:  # Python's integers are faster for a few
         return np.array([permuted(int(index), size, key) for index in indices], dtype=np.int64)
     if indices.min() < 0 or indices.max() >= size:
         raise IndexError(f"an index is outside range({size})")
@@ -64,7 +63,7 @@ def permuted_array(indices: np.ndarray, size: int, key: int) -> np.ndarray:
     return result
 
 
-# splitmix64's finaliser (Steele et al. 2014) over the half, the key and the round; uint64 wraps by itself.
+# splitmix64's finaliser (Steele et al. 2014) over the half, the key and the round. uint64 overflow wraps.
 
 
 def _mix(value: int, key: int, round_number: int) -> int:

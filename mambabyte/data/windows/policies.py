@@ -1,12 +1,13 @@
 """Windows of context_length bytes and their targets, cut from documents that lie end to end in memory.
 
-A window's inputs are bytes [s, s + L) and its targets bytes [s + 1, s + L + 1). A target never lies in another
+A window's inputs are bytes [s, s + L) and its targets bytes [s + 1, s + L + 1). A target is never in another
 document than its input.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import TypedDict
 
 import numpy as np
@@ -36,9 +37,9 @@ class WindowPolicy(ABC):
     Args:
         offsets: (num_documents + 1,) int64, document i being bytes [offsets[i], offsets[i + 1]).
         context_length: L, in bytes.
-        seed: of random places.
-        identities: (num_documents,) integers that the random place in each document depends on; the documents'
-            numbers by default.
+        seed: of random offsets.
+        identities: (num_documents,) integers that the random offset in each document depends on; by default
+            the documents' indices.
     """
 
     def __init__(
@@ -46,10 +47,6 @@ class WindowPolicy(ABC):
     ) -> None:
         self.offsets, self.context_length, self.seed = offsets, context_length, seed
         self.identities = identities
-        self._index()
-
-    def _index(self) -> None:
-        """Prepare what `spans` looks up."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -57,24 +54,34 @@ class WindowPolicy(ABC):
 
     @abstractmethod
     def spans(self, epoch: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(starts, stops), (n,) int64: where the windows of these (n,) numbers begin, and where the bytes they
-        may read end, however far away that is."""
+        """Where the windows of these (n,) numbers lie.
+
+        Returns:
+            (starts, stops), (n,) int64: where each begins, and where the bytes that it may read end, which
+            can be far beyond the window.
+        """
 
     def document_begins(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, begins): document starts at begins[i] in the window of starts[rows[i]], or right after it
-        (begins[i] = L). Here, where windows lie in one document, the start of the window alone can be one."""
+        """The documents that begin in the windows at ``starts``, or right after them.
+
+        Returns:
+            (rows, begins): a document begins at byte begins[i], at most L, of the window at starts[rows[i]].
+        """
+        # A window of one document: only its first byte can begin one.
         rows = np.flatnonzero(self.offsets[self.offsets.searchsorted(starts)] == starts)
         return rows, np.zeros_like(rows)
 
 
 class RandomPerDocument(WindowPolicy):
-    """One window at a random place in every document of at least 2 bytes, full if the document is long enough.
+    """One window, at a random offset, of every document of at least 2 bytes; full if the document is long
+    enough.
 
-    MambaByte's training windows (arXiv 2401.13660, section 4): a long book weighs as much as a short one.
+    MambaByte's training windows (arXiv 2401.13660, section 4): a long book counts as much as a short one.
     """
 
-    def _index(self) -> None:
-        self._documents = np.flatnonzero(np.diff(self.offsets) >= 2)
+    @cached_property
+    def _documents(self) -> np.ndarray:
+        return np.flatnonzero(np.diff(self.offsets) >= 2)
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -82,18 +89,19 @@ class RandomPerDocument(WindowPolicy):
     def spans(self, epoch: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         documents = self._documents[numbers]
         begins, ends = self.offsets[documents], self.offsets[documents + 1]
-        places = np.maximum(ends - begins - self.context_length, 1).astype(np.uint64)
-        hashed = documents if self.identities is None else self.identities[documents]
-        return begins + (hash64_each(self.seed, epoch, last=hashed) % places).astype(np.int64), ends
+        choices = np.maximum(ends - begins - self.context_length, 1).astype(np.uint64)
+        identities = documents if self.identities is None else self.identities[documents]
+        return begins + (hash64_each(self.seed, epoch, last=identities) % choices).astype(np.int64), ends
 
 
 class Contiguous(WindowPolicy):
-    """Documents cut in consecutive windows, the last one of each padded: every byte of a document but its
-    first is predicted once."""
+    """Consecutive windows of each document, the last one padded: every byte except a document's first is
+    predicted once."""
 
-    def _index(self) -> None:
-        # windows up to and including each document
-        self._ends = np.cumsum(num_windows(np.diff(self.offsets), self.context_length))
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """(num_documents,) windows up to and including each document."""
+        return np.cumsum(num_windows(np.diff(self.offsets), self.context_length))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -106,8 +114,8 @@ class Contiguous(WindowPolicy):
 
 
 class Packed(WindowPolicy):
-    """All documents end to end, cut in windows without padding, except for the last: every byte is read once.
-    document_start marks where a document begins inside a window, for the model to reset its state there."""
+    """Consecutive windows of all documents end to end, of which only the last is padded: every byte is read
+    once. document_start marks where a document begins inside a window, so that the model resets its state."""
 
     def __len__(self) -> int:
         return int(num_windows(self.offsets[-1], self.context_length))
@@ -116,7 +124,6 @@ class Packed(WindowPolicy):
         return numbers * self.context_length, np.full_like(numbers, self.offsets[-1])
 
     def document_begins(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # offsets[first:last] of each window: the documents that begin in it or right after it
         first = self.offsets.searchsorted(starts)
         counts = self.offsets.searchsorted(starts + (self.context_length + 1)) - first
         rows = np.repeat(np.arange(len(starts)), counts)
@@ -132,17 +139,17 @@ POLICIES: dict[str, type[WindowPolicy]] = {
 
 
 def num_windows(num_bytes: np.ndarray | int, context_length: int) -> np.ndarray:
-    """Consecutive windows it takes to predict all bytes but the first."""
+    """Consecutive windows that it takes to predict all bytes except the first."""
     return -(-np.maximum(num_bytes - 1, 0) // context_length)
 
 
 def assemble(rows: np.ndarray, available: np.ndarray, begins: tuple[np.ndarray, np.ndarray]) -> Window:
-    """A batch of windows: pads them, and takes back the targets that lie in another document than their input.
+    """A batch of windows, padded, without targets in another document than their input.
 
     Args:
-        rows: (b, L + 1) uint8, the bytes from the start of each window.
-        available: (b,) how many of them the window may read, if less than L + 1; the others are ignored.
-        begins: as from `WindowPolicy.document_begins`.
+        rows: (b, L + 1) uint8, the bytes from the start of each window on.
+        available: (b,) how many bytes the window may read; the rest of its row is ignored.
+        begins: what `WindowPolicy.document_begins` returns.
     """
     length = rows.shape[1] - 1
     batch = Window(
@@ -155,9 +162,9 @@ def assemble(rows: np.ndarray, available: np.ndarray, begins: tuple[np.ndarray, 
     for row, end in zip(short.tolist(), available[short].tolist(), strict=True):
         batch["bytes"][row, end:] = 0
         batch["targets"][row, end - 1 :] = NOT_SCORED
-    windows, places = begins
-    inside = places < np.minimum(length, available[windows])
-    batch["document_start"][windows[inside], places[inside]] = True
-    later = places > 0
-    batch["targets"][windows[later], places[later] - 1] = NOT_SCORED
+    windows, columns = begins
+    inside = columns < np.minimum(length, available[windows])
+    batch["document_start"][windows[inside], columns[inside]] = True
+    later = columns > 0
+    batch["targets"][windows[later], columns[later] - 1] = NOT_SCORED
     return batch

@@ -1,5 +1,5 @@
-"""The local road: the windows of a prepared corpus, shuffled by a pure function of seed and epoch, so that a
-position in training is one integer."""
+"""The windows of a prepared corpus, shuffled by a pure function of seed and epoch, so that a position in
+training is one integer."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _CHUNK = 1024  # positions whose spans are computed together
 
 
 class ShuffledWindows:
-    """Windows of a corpus, in another order in every epoch; a map-style data set of a data loader.
+    """The windows of a corpus, in a new order every epoch; a map-style data set for a data loader.
 
     Position p of the endless sequence of epochs is window p % len of epoch p // len.
 
     Args:
-        policy: the name of the policy that cuts them, as in ``data.windows``.
+        policy: which policy cuts them, a name in POLICIES.
 
     Raises:
-        UserError: there is no such policy, or it finds no window in the corpus.
+        UserError: there is no such policy, or the corpus is too small for a window.
     """
 
     def __init__(self, policy: str, corpus: ByteCorpus, context_length: int, seed: int) -> None:
@@ -43,19 +43,20 @@ class ShuffledWindows:
             )
         self.corpus = corpus
         self._policy = POLICIES[policy](corpus.offsets, context_length, seed)
+        self._length = len(self._policy)  # makes its index, which forked workers then share
         self._arguments = policy, corpus, context_length, seed
         self._chunks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A worker makes the index anew; pickled, the view of all rows would be L + 1 copies of the corpus.
+        # Rebuilt in a worker: the view of all rows, if pickled, would be L + 1 copies of the corpus.
         return ShuffledWindows, self._arguments
 
     def __len__(self) -> int:
         """Windows in an epoch."""
-        return len(self._policy)
+        return self._length
 
     def window(self, epoch: int, index: int) -> Window:
-        """The index-th window of an epoch, in that epoch's order."""
+        """Window ``index`` in the order of an epoch."""
         if not 0 <= index < len(self):
             raise IndexError(f"an epoch has {len(self)} windows, and no number {index}")
         batch = self.batch(np.array([epoch * len(self) + index]))
@@ -72,13 +73,13 @@ class ShuffledWindows:
         return self.batch(np.array(positions))
 
     def origin(self, position: int) -> dict[str, Any]:
-        """The document in which the window at a position begins, and at which of its bytes."""
+        """The document in which the window at a position begins, and the byte offset in it."""
         start = int(self._spans(np.array([position]))[0][0])
         number = int(self.corpus.offsets.searchsorted(start, side="right")) - 1
         return {"document": self.corpus.names[number], "offset": start - int(self.corpus.offsets[number])}
 
     def _spans(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # Batches follow one another, so the next one nearly always lies in the last one's chunk.
+        # Consecutive batches nearly always share a chunk.
         numbers = positions // _CHUNK
         if (numbers == numbers[0]).all() and (number := int(numbers[0])) in self._chunks:
             starts, stops = self._chunks[number]

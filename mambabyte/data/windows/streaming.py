@@ -1,5 +1,5 @@
-"""The streaming road: windows cut from documents as they are read, in an order that is a pure function of seed
-and position, so that a position is enough to resume."""
+"""Streaming: windows cut from documents as they are read, in an order that is a pure function of the seed and
+a position, so that the position is enough to resume."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class StreamingSource(Protocol):
 
 
 class StreamPosition(NamedTuple):
-    """Where a reader resumes, after the window it was served with. The names are those in checkpoints.
+    """Where a reader resumes. The names are keys of checkpoints.
 
     Attributes:
-        epoch: of the reader.
-        unit: the index, among the reader's units of the epoch, of the one its block begins in.
-        window: the number, within that unit, of the block's first window.
-        taken: how many of the block's windows were served.
+        epoch: the reader's; others may be in another one.
+        unit: in which of the reader's units of the epoch its block begins.
+        window: with which of that unit's windows the block begins.
+        taken: how many of the block's windows have been served.
     """
 
     epoch: int = 0
@@ -58,7 +58,7 @@ class StreamPosition(NamedTuple):
 
 
 class CutWindow(NamedTuple):
-    """A window that is not padded yet: up to L + 1 bytes, and where documents begin in them."""
+    """A window before padding: up to L + 1 bytes, and where documents begin in them."""
 
     text: np.ndarray
     begins: np.ndarray
@@ -66,12 +66,12 @@ class CutWindow(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Number ``number`` of ``readers`` readers (the workers of all ranks), which share every epoch's windows.
+    """One of the ``readers`` readers, the workers of all ranks, that share the windows of every epoch.
 
     Each epoch permutes the units and distributes them round-robin. With fewer units than readers, several
-    readers share a unit and distribute its documents by row number. Windows are cut from a unit's documents in
-    order by the policy, and shuffled in blocks of block_windows. Memory holds one block,
-    block_windows * (context_length + 1) bytes, beside what the unit decodes at a time.
+    readers share a unit and distribute its documents by row number. The policy cuts windows from a unit's
+    documents in order; they are shuffled in blocks of block_windows. Memory holds one block, that is
+    block_windows * (context_length + 1) bytes, and what the unit decodes at a time.
     """
 
     units: Sequence[Unit]
@@ -83,10 +83,10 @@ class Reader:
     readers: int
 
     def windows(self, position: StreamPosition) -> Iterator[tuple[CutWindow, StreamPosition]]:
-        """Endless windows from a position on, each with the position to resume at after it.
+        """Endless windows from a position on, each with its resume position.
 
         Raises:
-            UserError: many epochs in a row hold no window.
+            UserError: there are no windows.
         """
         served = position.taken
         for start, block in self._blocks(position._replace(taken=0)):
@@ -97,17 +97,18 @@ class Reader:
             del block  # before the next one is read
 
     def share(self, epoch: int) -> list[tuple[int, int, int]]:
-        """What this reader reads in an epoch: (unit, part, parts), rows part, part + parts, ... of the unit."""
+        """What this reader reads in an epoch: (unit, part, parts), of which it takes each parts-th row from
+        row ``part`` on."""
         count, key = len(self.units), hash64(self.seed, epoch)
         if count >= self.readers:
             return [(permuted(index, count, key), 0, 1) for index in range(self.number, count, self.readers)]
         turn, index = divmod(self.number, count)
         parts = len(range(index, self.readers, count))
-        # Rotated by the epoch, so that no reader stays without documents where there are few of them.
+        # Rotated with the epoch, so that no reader is always without documents.
         return [(permuted(index, count, key), (turn + epoch) % parts, parts)]
 
     def _blocks(self, start: StreamPosition) -> Iterator[tuple[StreamPosition, list[CutWindow]]]:
-        empty_epochs = -1 if start.unit or start.window else 0  # the rest of an epoch may well be empty
+        empty_epochs = -1 if start.unit or start.window else 0  # the rest of an epoch may be empty
         while empty_epochs < max(_EMPTY_EPOCHS, self.readers):
             block: list[CutWindow] = []
             empty_epochs += 1
@@ -127,7 +128,7 @@ class Reader:
         )
 
     def _rest_of_epoch(self, start: StreamPosition) -> Iterator[tuple[CutWindow, StreamPosition]]:
-        """The windows in order, each with the position of a block that begins after it."""
+        """The windows in order, each with the position of a block that would begin after it."""
         share = self.share(start.epoch)
         first = start.window
         for index in range(start.unit, len(share)):
@@ -149,7 +150,7 @@ class Reader:
     def _packed(
         self, epoch: int, batches: Iterator[tuple[np.ndarray, np.ndarray, range]]
     ) -> Iterator[CutWindow]:
-        """The documents of all batches end to end: what does not fill a window waits for the next batch."""
+        """Windows of the documents end to end; bytes that do not fill one are kept for the next batch."""
         length = self.context_length
         text, begins = np.empty(0, np.uint8), np.empty(0, np.int64)
 
@@ -178,7 +179,7 @@ def stack(windows: Sequence[CutWindow], context_length: int) -> Batch:
 
 
 def _cut(data: np.ndarray, policy: WindowPolicy, epoch: int, count: int) -> Iterator[CutWindow]:
-    """The first ``count`` windows of a policy over documents in ``data``, in order."""
+    """The first ``count`` windows of a policy over the documents in ``data``, in order."""
     if count == 0:
         return
     starts, stops = policy.spans(epoch, np.arange(count))
@@ -192,7 +193,7 @@ def _cut(data: np.ndarray, policy: WindowPolicy, epoch: int, count: int) -> Iter
 def _every_nth_row(
     batches: Iterator[tuple[np.ndarray, np.ndarray]], part: int, parts: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, range]]:
-    """(data, offsets, row numbers in the unit) of the rows part, part + parts, ... of a unit."""
+    """(data, offsets, row numbers in the unit) of each parts-th row of a unit from row ``part`` on."""
     first = 0
     for data, offsets in batches:
         number = len(offsets) - 1
@@ -211,13 +212,12 @@ def _every_nth_row(
 class StreamedBatches(IterableDataset):
     """Endless batches of one rank for a DataLoader with ``workers`` workers (0: in the process itself).
 
-    Each batch carries under "position" where its worker resumes after it, as plain JSON with the worker's
-    number.
+    Each batch has its resume position under "position", as plain JSON with the number of the worker.
 
     Attributes:
-        reader: the reader that a rank with one worker has; its number is the rank.
+        reader: what a rank with one worker would have: its number is the rank, of as many readers as ranks.
         positions: where each worker begins.
-        first_worker: whose batch comes first.
+        first_worker: which worker the first batch comes from.
     """
 
     reader: Reader
@@ -229,7 +229,7 @@ class StreamedBatches(IterableDataset):
     def __iter__(self) -> Iterator[Batch | UserError]:
         process = get_worker_info()
         workers = max(self.workers, 1)
-        # The loader takes from its processes in turn, beginning with process 0.
+        # The loader takes batches from its processes round-robin, beginning with process 0.
         worker = (self.first_worker + (process.id if process else 0)) % workers
         rank, ranks = self.reader.number, self.reader.readers
         reader = replace(self.reader, number=rank * workers + worker, readers=ranks * workers)
@@ -242,4 +242,4 @@ class StreamedBatches(IterableDataset):
                     yield {**batch, "position": {"worker": worker, **position._asdict()}}
                     windows = []
         except UserError as error:
-            yield error  # raised in a worker, it would come with a traceback in its sentence
+            yield error  # raised in a worker, its message would become a traceback

@@ -6,32 +6,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from lightning.fabric.utilities.throughput import _CUDA_FLOPS
 
-# Dense FLOP/s: bf16 on the tensor cores with fp32 accumulation, and fp32 outside them, as PyTorch multiplies
-# by default. Cards are listed by the driver's exact name, so that MIG slices, laptop GPUs and unlisted cards
-# are measured; Lightning's own lookup takes a MIG slice for the whole card, and an L40 or L40S for an L4.
-# Cards that Lightning's table has right, under its names:
-_LIGHTNING = {
-    "NVIDIA H100 80GB HBM3": "h100 sxm",
-    "NVIDIA H100 PCIe": "h100 pcie",
-    "NVIDIA A100-SXM4-40GB": "a100",
-    "NVIDIA A100-SXM4-80GB": "a100",
-    "NVIDIA A100-PCIE-40GB": "a100",
-    "NVIDIA A100 80GB PCIe": "a100",
-    "NVIDIA L4": "l4",
-    "NVIDIA L40": "l40",
-}
-# (bf16, fp32) of cards that it lacks (A10, L40S) or has wrong (the H200's with sparsity, two H100 NVL as one,
-# the bf16 of the others outside the tensor cores). From NVIDIA's data sheets (H200, H100 NVL, A10, L40S) and
-# its white papers on the GA102 (A40, A6000, 3090) and Ada (4090) architectures.
+# Dense (bf16, fp32) FLOP/s: bf16 on the tensor cores with fp32 accumulation, fp32 outside them, as PyTorch
+# multiplies by default. From NVIDIA's data sheets (H100, H200, A100, A10, L4, L40, L40S) and its white papers
+# on the GA102 (A40, A6000, 3090) and Ada (4090) architectures. Listed by the driver's exact name: MIG slices,
+# laptop GPUs and unlisted cards are measured. Lightning's table lacks two of these cards, has six of them
+# wrong, and its lookup takes a MIG slice for the whole card.
 _DATA_SHEETS = {
     "NVIDIA H200": (989.4e12, 66.9e12),
     "NVIDIA H200 NVL": (835.5e12, 60.0e12),
+    "NVIDIA H100 80GB HBM3": (989.4e12, 66.9e12),
     "NVIDIA H100 NVL": (835.5e12, 60.0e12),
+    "NVIDIA H100 PCIe": (756.0e12, 51.2e12),
+    "NVIDIA A100-SXM4-40GB": (312e12, 19.5e12),
+    "NVIDIA A100-SXM4-80GB": (312e12, 19.5e12),
+    "NVIDIA A100-PCIE-40GB": (312e12, 19.5e12),
+    "NVIDIA A100 80GB PCIe": (312e12, 19.5e12),
     "NVIDIA A10": (125e12, 31.2e12),
     "NVIDIA A40": (149.7e12, 37.4e12),
     "NVIDIA RTX A6000": (154.8e12, 38.7e12),
+    "NVIDIA L4": (121e12, 30.3e12),
+    "NVIDIA L40": (181e12, 90.5e12),
     "NVIDIA L40S": (362e12, 91.6e12),
     "NVIDIA GeForce RTX 3090": (71.0e12, 35.6e12),
     "NVIDIA GeForce RTX 4090": (165.2e12, 82.6e12),
@@ -55,11 +50,9 @@ def peak_flops(device: torch.device, precision: Literal["fp32", "bf16"]) -> Peak
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        if name in _LIGHTNING:
-            return PeakFlops(_CUDA_FLOPS[_LIGHTNING[name]][dtype], "data sheet")
-        if name in _DATA_SHEETS:
-            return PeakFlops(_DATA_SHEETS[name][precision == "fp32"], "data sheet")
+        listed = _DATA_SHEETS.get(torch.cuda.get_device_name(device))
+        if listed is not None:
+            return PeakFlops(listed[precision == "fp32"], "data sheet")
     return PeakFlops(measured_flops(device, dtype), "measured matrix product")
 
 

@@ -169,7 +169,7 @@ def test_killed_preparation_goes_on(tmp_path):
     code = f"""
 import os, signal, mambabyte.data.corpus.writer as writing
 from mambabyte.data import Document, prepare
-writing._JOURNAL_SECONDS = 0
+writing.JOURNAL_SECONDS = 0
 
 class Source:
     def identity(self): return {{"source": "test"}}

@@ -7,8 +7,7 @@ import pytest
 import zstandard
 
 from mambabyte.data import ByteCorpus
-from mambabyte.data.corpus import inspection as inspection_module
-from mambabyte.data.corpus.inspection import inspect_corpus
+from mambabyte.data.corpus.inspection import ZSTD_LEVEL, inspect_corpus
 
 
 def corpus_of(documents):
@@ -32,8 +31,8 @@ def test_counts_of_a_small_corpus():
     assert found.to_dict()["zstd_bits_per_byte"] == 8 * found.zstd_bytes / 16
 
 
-@pytest.mark.parametrize("piece", [5, 7, 64, 1 << 20])
-def test_any_size_of_piece_finds_the_same(piece, monkeypatch, make_documents):
+@pytest.mark.parametrize("chunk_bytes", [5, 7, 64, 1 << 20])
+def test_chunks_of_any_size_find_the_same(chunk_bytes, make_documents):
     words = ["naïve ", "日本語 ", "plain ", "🙂", "ß"]
     documents = ["".join(words[i % 5] for i in range(n, 3 * n)).encode() for n in range(1, 40)]
     documents += make_documents([200, 3, 50], seed=1)  # hardly any of it is UTF-8
@@ -43,9 +42,8 @@ def test_any_size_of_piece_finds_the_same(piece, monkeypatch, make_documents):
         sum(0xDC80 <= ord(char) <= 0xDCFF for char in document.decode("utf-8", "surrogateescape"))
         for document in documents
     ]
-    monkeypatch.setattr(inspection_module, "_PIECE", piece)
     seen = []
-    found = inspect_corpus(corpus_of(documents), lambda *done: seen.append(done))
+    found = inspect_corpus(corpus_of(documents), lambda *done: seen.append(done), chunk_bytes)
     assert found.valid_documents == invalid.count(0)
     assert found.valid_bytes == found.bytes - sum(invalid)
     text = b"".join(documents)
@@ -57,5 +55,5 @@ def test_compressed_size_is_zstds():
     text = b"the quick brown fox jumps over the lazy dog. " * 5000
     found = inspect_corpus(corpus_of([text, text[:77]]))
     # a frame of unknown size is a few bytes longer than one of known size
-    expected = len(zstandard.ZstdCompressor(level=inspection_module.ZSTD_LEVEL).compress(text + text[:77]))
+    expected = len(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(text + text[:77]))
     assert abs(found.zstd_bytes - expected) < 20

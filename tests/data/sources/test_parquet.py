@@ -95,7 +95,7 @@ def test_footers_of_all_shards_in_their_order(tmp_path):
 
 def test_a_footer_longer_than_the_first_guess(tmp_path):
     shard = write(tmp_path / "a.parquet", [str(row) for row in range(1500)], row_group_size=1)
-    assert shard.size - row_groups(shard, "text")[-1]._place()[1] > 1 << 16
+    assert shard.size - row_groups(shard, "text")[-1].byte_range()[1] > 1 << 16
     assert contents(row_groups(shard, "text")[-2:]) == [b"1498", b"1499"]
 
 
@@ -124,7 +124,7 @@ def test_what_is_no_whole_parquet_file_is_one_sentence(tmp_path):
 def test_damaged_pages_are_one_sentence(tmp_path):
     shard = write(tmp_path / "a.parquet", ["text " * 100] * 10, compression="snappy")
     groups = row_groups(shard, "text")
-    start, end = groups[1]._place()
+    start, end = groups[1].byte_range()
     content = bytearray((tmp_path / "a.parquet").read_bytes())
     content[start:end] = bytes(end - start)
     (tmp_path / "a.parquet").write_bytes(content)

@@ -12,7 +12,6 @@ import pyarrow.parquet
 import pytest
 
 from mambabyte.data import PG19Source, PG19TextsSource, prepare
-from mambabyte.data.sources import pg19 as pg19_module
 from mambabyte.errors import UserError
 
 BOOKS = {"train": 3, "validation": 1, "test": 2}
@@ -50,7 +49,7 @@ def server(texts, monkeypatch):
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(texts)))
     thread = threading.Thread(target=httpd.serve_forever, daemon=True)
     thread.start()
-    monkeypatch.setattr(pg19_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
     httpd.url, httpd.faults, httpd.asked = f"http://127.0.0.1:{httpd.server_port}", faults, asked
     yield httpd
     httpd.shutdown()
