@@ -30,7 +30,7 @@ import pyarrow.parquet
 import torch
 from measuring import measure, parser, report
 
-from mambabyte.data import ByteDataModule, Document, HuggingFaceSource
+from mambabyte.data import ByteDataModule, DataSettings, Document, HuggingFaceSource
 from mambabyte.data.windows.policies import POLICIES
 
 CONTEXTS = (8192, 1024, 256)
@@ -96,10 +96,18 @@ def main() -> None:
     )  # fmt: skip
 
 
-def data_module(source: Any, context_length: int, batch_bytes: int, folder: Path, **options: Any) -> Any:
+def data_module(
+    source: Any,
+    context_length: int,
+    batch_bytes: int,
+    folder: Path,
+    windows: str = "random_per_document",
+    streaming: bool = False,
+) -> Any:
     """Our data module, with a stand-in for the trainer, which holds the step."""
-    windows = batch_bytes // context_length
-    module = ByteDataModule(source, context_length, windows, windows, folder=folder, **options)
+    count = batch_bytes // context_length
+    settings = DataSettings({}, windows, streaming, folder, workers=0, validation_bytes=None)
+    module = ByteDataModule(settings, context_length, count, count, source=source)
     module.trainer = SimpleNamespace(global_step=0, world_size=1, global_rank=0, max_steps=10**6)
     return module
 
