@@ -1,4 +1,4 @@
-"""A command's flags as the overrides that they stand for, and overrides as people type them."""
+"""Flags translated to overrides, and overrides quoted as Hydra needs them."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def as_meant(override: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """``text`` as a value in Hydra's override grammar, so that every character stands for itself."""
+    """``text`` as a value in Hydra's override grammar, so that every character is taken literally."""
     # A backslash counts only before a quote or the end, and before OmegaConf's ${.
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
@@ -123,7 +123,7 @@ def _help(flag: Flag, composed: bool) -> str:
 
 
 def _given(command: Command, options: argparse.Namespace, quote: Callable[[str], str]) -> dict[str, Any]:
-    """The settings that the given flags stand for, text as ``quote`` writes it."""
+    """The settings that the given flags set, text as ``quote`` writes it."""
     values: dict[str, Any] = {}
     for flag in command.flags:
         found = getattr(options, _argument(flag)["dest"])

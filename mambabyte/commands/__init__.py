@@ -14,7 +14,7 @@ NAMES = (
 
 
 class Flag(NamedTuple):
-    """A flag that stands for a setting.
+    """A flag that sets a setting.
 
     value: what it sets the setting ``key`` to; the items of lists are collected from all flags given.
     metavar: the name of its argument, if it takes one, which the setting ``argument`` gets, or else ``key``.

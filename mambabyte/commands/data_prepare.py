@@ -36,7 +36,7 @@ def run(settings: DataPrepareSettings) -> None:
     splits = getattr(source, "splits", SPLITS) if settings.split == "all" else (settings.split,)
     found: dict[str, MappedCorpus] = {}
     for split in splits:
-        # as training does: a run validates on so many bytes
+        # as training does
         limit = settings.data.validation_bytes if split == "validation" else None
         found[split] = corpus = prepare(source, split, settings.data.folder, limit)
         if not settings.json:
