@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import mambabyte
-from mambabyte.data.corpus.corpus import ByteCorpus, prepare
+from mambabyte.data.corpus.corpus import ByteCorpus, MappedCorpus, prepare
 from mambabyte.data.sources.documents import Document
 from mambabyte.errors import UserError
 
@@ -191,7 +191,7 @@ print("whole")
         lines += done.stdout.split("\n")[:-1]
     assert lines == ["from 0", "from 15", "from 30", "whole"], done.stderr
     (folder,) = (path for path in tmp_path.iterdir() if path.name[0] != ".")
-    corpus = ByteCorpus.open(folder)
+    corpus = MappedCorpus(folder)
     assert corpus.bytes.tobytes() == b"".join(bytes([number]) * 1000 for number in range(40))
     assert hashlib.sha256(corpus.bytes.tobytes()).hexdigest() == corpus.meta["sha256"]["bytes.bin"]
 

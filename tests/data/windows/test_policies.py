@@ -8,10 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mambabyte.data.windows.permutation import hash64, permuted
+from mambabyte.data.windows.permutation import hash64
 from mambabyte.data.windows.policies import POLICIES, Window
 from mambabyte.data.windows.shuffled import ShuffledWindows
 from mambabyte.errors import UserError
+from tests.data.windows.definitions import permuted
 
 CONTEXT = 8
 LENGTHS = [1, 2, 30, 8, 9, 10, 1, 1, 17, 16, 100]
