@@ -1,14 +1,15 @@
-"""Windows a second from the local road, beside `datasets` and mosaicml-streaming on the same bytes.
+"""Throughput of windows from prepared data, compared with `datasets` and mosaicml-streaming on the same
+bytes.
 
     python benchmarks/data.py [--megabytes 200 --document-bytes 400000 --batch-bytes 393216]
 
-Every call delivers the same number of batches, in shuffled order, in this one process and on one core:
-bytes and targets as tensors. Streaming includes opening the files. The peers hold the text as their users
-cut it: rows of context_length + 1 bytes. Beside that: parquet streamed through ByteDataModule, the wait for
-data in a training step of model=small, and memory as the data grows. mosaicml-streaming asks for other
-versions of what we pin: `pip install --no-deps mosaicml-streaming`, and what its import then misses. An
-absent peer is skipped by name.
-"""
+Every call delivers the same number of batches, in shuffled order, in one process and on one core: bytes and
+targets as tensors. Streaming includes opening the files. The peers hold the text as their users cut it: rows
+of context_length + 1 bytes. Also measured: parquet streamed through ByteDataModule, the wait for data in a
+training
+step of model=small, and memory as the data grows. mosaicml-streaming requires other versions than we pin:
+install it with `pip install --no-deps mosaicml-streaming`, and what its import then misses. A missing peer is
+reported and skipped."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ import pyarrow.parquet
 import torch
 from measuring import measure, parser, report
 
-from mambabyte.data import ByteDataModule, Document, HuggingFaceSource
+from mambabyte.data import ByteDataModule, DataSettings, Document, HuggingFaceSource
 from mambabyte.data.windows.policies import POLICIES
 
 CONTEXTS = (8192, 1024, 256)
@@ -38,7 +39,7 @@ ROW_GROUP_ROWS = 100
 
 
 class RandomText:
-    """Documents of random letters, their lengths spread around a mean: one source, whatever is measured."""
+    """Documents of random letters, of exponentially distributed lengths."""
 
     def __init__(self, num_bytes: int, document_bytes: int) -> None:
         self.num_bytes, self.document_bytes = num_bytes, document_bytes
@@ -72,7 +73,7 @@ def main() -> None:
         calls = local_calls(source, options.batch_bytes, batches, Path(folder))
         calls["parquet streamed, context 8192"] = streamed(source, options.batch_bytes, batches, Path(folder))
         timings = measure(calls, options.repeats)
-        # The peers come after, not in turns with ours: mosaicml-streaming's threads go on in between.
+        # The peers come last, not interleaved with ours: mosaicml-streaming's threads keep running.
         timings |= measure(peer_calls(source, options.batch_bytes, batches, Path(folder)), options.repeats)
     rates = {name: batches * options.batch_bytes / timing.median for name, timing in timings.items()}
     peers = [rate for name, rate in rates.items() if name.startswith(("datasets", "mosaicml"))]
@@ -96,12 +97,19 @@ def main() -> None:
     )  # fmt: skip
 
 
-def data_module(source: Any, context_length: int, batch_bytes: int, folder: Path, **options: Any) -> Any:
-    """Our public road, with a stand-in for the trainer that says which step it is."""
-    windows = batch_bytes // context_length
-    module = ByteDataModule(source, context_length, windows, windows, folder=folder, **options)
-    module.trainer = SimpleNamespace(global_step=0, world_size=1, global_rank=0, max_steps=10**6)
-    return module
+def data_module(
+    source: Any,
+    context_length: int,
+    batch_bytes: int,
+    folder: Path,
+    windows: str = "random_per_document",
+    streaming: bool = False,
+) -> ByteDataModule:
+    settings = DataSettings(
+        source={}, windows=windows, streaming=streaming, folder=folder, workers=0, validation_bytes=None
+    )
+    size = batch_bytes // context_length
+    return ByteDataModule(settings, context_length, size, size, source=source)
 
 
 def local_calls(source: RandomText, batch_bytes: int, batches: int, folder: Path) -> dict[str, Callable]:
@@ -110,7 +118,7 @@ def local_calls(source: RandomText, batch_bytes: int, batches: int, folder: Path
         for policy in POLICIES:
             module = data_module(source, context_length, batch_bytes, folder, windows=policy)
             module.prepare_data()
-            calls[f"{policy}, context {context_length}"] = taking(module.train_dataloader(), batches)
+            calls[f"{policy}, context {context_length}"] = taking(Restarting(module.train_batches), batches)
     return calls
 
 
@@ -130,7 +138,7 @@ def peer_calls(source: RandomText, batch_bytes: int, batches: int, folder: Path)
 
 
 def taking(loader: Any, batches: int) -> Callable[[], None]:
-    """A call that takes so many batches; each call begins an iteration anew where the loader ends."""
+    """A call that takes so many batches, and iterates again where the loader ends."""
 
     def take() -> None:
         taken = 0
@@ -142,7 +150,7 @@ def taking(loader: Any, batches: int) -> Callable[[], None]:
 
 
 def datasets_peer(text: np.ndarray, context_length: int, batch: int, folder: Path) -> Any:
-    """The library's own iteration over a shuffled map-style set of rows, as numpy arrays."""
+    """The library's iteration over a shuffled map-style data set of rows, as numpy arrays."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
@@ -161,7 +169,7 @@ def datasets_peer(text: np.ndarray, context_length: int, batch: int, folder: Pat
 
 
 def mosaicml_peer(text: np.ndarray, context_length: int, batch: int, folder: Path) -> Any:
-    """MDS shards of raw rows, shuffled by the library, through torch's DataLoader as its users do."""
+    """MDS shards of raw rows, shuffled by the library, through torch's DataLoader, as its users do it."""
     stand_in_for_torchvision()
     from streaming import MDSWriter, StreamingDataset
     from torch.utils.data import DataLoader
@@ -180,7 +188,7 @@ def mosaicml_peer(text: np.ndarray, context_length: int, batch: int, folder: Pat
 
 
 def stand_in_for_torchvision() -> None:
-    """mosaicml-streaming imports torchvision for its images; a build of it rarely fits the torch at hand."""
+    """Fake the parts of torchvision that mosaicml-streaming imports: a build rarely fits the torch."""
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
         return
     for name in (
@@ -208,7 +216,7 @@ class Restarting:
 
 
 def streamed(source: RandomText, batch_bytes: int, batches: int, folder: Path) -> Callable[[], object]:
-    """As many contiguous windows from local parquet files through the streaming road."""
+    """As many contiguous windows, streamed from local parquet files."""
     texts = [document.data.decode() for document in source.documents("train")]
     parquet = folder / "parquet"
     parquet.mkdir()
@@ -221,13 +229,13 @@ def streamed(source: RandomText, batch_bytes: int, batches: int, folder: Path) -
     def stream() -> None:
         origin = HuggingFaceSource(path=str(parquet))
         module = data_module(origin, 8192, batch_bytes, folder, windows="contiguous", streaming=True)
-        taking(module.train_dataloader(), batches)()
+        taking(module.train_batches(), batches)()
 
     return stream
 
 
 def share_of_waiting(steps: int = 12) -> float:
-    """Seconds in the data loader as a share of all seconds of training steps of model=small on this CPU."""
+    """The share of the time of training steps of model=small, on this CPU, that is spent waiting for data."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -243,7 +251,7 @@ def share_of_waiting(steps: int = 12) -> float:
         source = RandomText(5_000_000, 20_000)
         batch_bytes = cfg.trainer.micro_batch_size * cfg.context_length
         module = data_module(source, cfg.context_length, batch_bytes, Path(folder))
-        batches = iter(module.train_dataloader())
+        batches = module.train_batches()
         for step in range(steps):
             begin = time.perf_counter()
             batch = next(batches)
@@ -255,7 +263,7 @@ def share_of_waiting(steps: int = 12) -> float:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            if step >= 2:  # the first ones compile the kernel and fill caches
+            if step >= 2:  # the first ones compile the kernel and fill the caches
                 waited += ready - begin
                 worked += time.perf_counter() - ready
     return waited / (waited + worked)
@@ -268,14 +276,14 @@ def peak_in_a_process(megabytes: int, options: Any) -> float:
 
 
 def peak_of_a_loader(num_bytes: int, options: Any) -> float:
-    """Peak anonymous memory in MB of a process that prepared the data and took half an epoch of windows; the
-    mapped pages of the byte file are the system's to drop and are not counted."""
+    """Peak anonymous memory, in MB, of a process that prepares the data and takes half an epoch of windows.
+    The mapped pages of the byte file, which the system may drop, are not counted."""
     with TemporaryDirectory() as folder:
         source = RandomText(num_bytes, options.document_bytes)
         module = data_module(source, 8192, options.batch_bytes, Path(folder), windows="contiguous")
         module.prepare_data()
         peak = 0.0
-        for number, _ in enumerate(islice(module.train_dataloader(), num_bytes // options.batch_bytes // 2)):
+        for number, _ in enumerate(islice(module.train_batches(), num_bytes // options.batch_bytes // 2)):
             if number % 16 == 0:
                 peak = max(peak, anonymous_megabytes())
         return peak
