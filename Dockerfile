@@ -1,17 +1,17 @@
 #   docker build -t mambabyte .
 #   docker run --gpus all mambabyte train +experiment=pg19
-# Runs, prepared data and caches land in the volume /srv; for a folder of your own in its place, add
+# Runs, prepared data and caches land in the volume /srv; to use a folder of your own instead, add
 # --user "$(id -u)" -v "$PWD:/srv". Build arguments:
 #   TORCH                 cuda, or cpu together with TORCH_INDEX
-#   TORCH_INDEX           a further index, one that holds torch's CPU builds
-#   PIP_INDEX_URL         your own index in place of pip's; one that wants a password goes into a pip.conf, given as
-#                         --secret id=pip,src=pip.conf, which leaves no trace in the image
-# With --target compiled, mamba-ssm's and causal-conv1d's CUDA kernels are compiled in; without, Triton's alone serve.
-#   TORCH_CUDA_ARCH_LIST  the compute capabilities that they are compiled for
-#   MAX_JOBS              how many files are compiled at once, 4 GB of memory each
+#   TORCH_INDEX           an additional index, with torch's CPU builds
+#   PIP_INDEX_URL         your own index instead of pip's default; if it needs a password, put it into a pip.conf and
+#                         pass --secret id=pip,src=pip.conf, which leaves no trace in the image
+# --target compiled adds the CUDA kernels of mamba-ssm and causal-conv1d; without it, only Triton's are used.
+#   TORCH_CUDA_ARCH_LIST  the compute capabilities to compile them for
+#   MAX_JOBS              how many files to compile at once; each needs 4 GB of memory
 ARG BASE=python:3.12.14-slim-bookworm
 
-# Every package by version and hash; pip and what else builds the image stay in an environment of their own.
+# Install every package by version and hash. pip and the other build tools have an environment of their own.
 FROM ${BASE} AS build
 ARG TORCH=cuda
 ARG TORCH_INDEX
@@ -19,7 +19,7 @@ ARG PIP_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_DEPS=1
 WORKDIR /src
 COPY docker/locks docker/locks
-# setuptools comes first: one package has no wheel, and must not be built by a setuptools that no lock names.
+# setuptools comes first: one package has no wheel, and must be built with the locked setuptools.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv /opt/build \
     && /opt/build/bin/pip install --require-hashes -r docker/locks/build.lock \
@@ -32,12 +32,12 @@ COPY . .
 RUN /opt/build/bin/pip wheel --no-build-isolation --wheel-dir /wheels . \
     && /opt/build/bin/pip --python /opt/mambabyte install --no-index /wheels/*.whl \
     && /opt/build/bin/pip --python /opt/mambabyte check
-# The list of components, CycloneDX.
+# The list of components (SBOM), in CycloneDX format.
 ENV SBOM="/opt/build/bin/cyclonedx-py environment --output-reproducible --output-file /opt/mambabyte/sbom.json"
 RUN $SBOM /opt/mambabyte/bin/python
 
-# mamba-ssm and causal-conv1d, compiled once against this torch by the nvcc of its own CUDA version. Their setup.py
-# lists architectures of its own, which would count before TORCH_CUDA_ARCH_LIST.
+# Compile mamba-ssm and causal-conv1d against this torch, with the nvcc of its CUDA version. Their setup.py files list
+# architectures of their own, which would override TORCH_CUDA_ARCH_LIST; sed removes them.
 FROM build AS compile
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -64,8 +64,8 @@ RUN /opt/build/bin/pip --python /opt/mambabyte install --no-index /wheels/mamba_
     && $SBOM /opt/mambabyte/bin/python
 
 FROM ${BASE} AS runtime
-# g++ compiles the CPU kernels for the processor that the container runs on, at first use; gcc Triton's launchers.
-# The folders are open to any --user. A base's security fixes move Debian's versions, so none is pinned.
+# At first use, g++ compiles the CPU kernels for the host's processor, and gcc compiles Triton's launchers.
+# The folders are open to any --user. Debian's versions change with security fixes, so they are not pinned.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ tini \
@@ -77,9 +77,9 @@ ENV PATH=/opt/mambabyte/bin:$PATH PYTHONUNBUFFERED=1 HOME=/srv USER=mambabyte \
 USER 1000:1000
 WORKDIR /srv
 VOLUME ["/srv"]
-# Training steps keep the device busy: seldom, and with patience.
+# Rarely, and with a long timeout, because training keeps the device busy.
 HEALTHCHECK --interval=10m --timeout=2m --start-period=2m CMD ["mambabyte", "doctor"]
-# tini passes SIGTERM on, so that `docker stop` saves a checkpoint; exec form, or a shell would keep the signal.
+# tini passes SIGTERM on, so that `docker stop` saves a checkpoint. Exec form: a shell would not forward the signal.
 ENTRYPOINT ["tini", "--", "mambabyte"]
 CMD ["--help"]
 

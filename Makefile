@@ -1,9 +1,8 @@
-# The short way in. `make help` lists the targets.
-# Variables, given as `make train PYTHON=python3.12`:
-#   PYTHON       the interpreter that makes .venv, and the one `make gpu-check` runs as it is
-#   TORCH_INDEX  the index that torch is installed from, for instance one that holds PyTorch's CPU builds
-#                (on Linux the plain package is the CUDA build, of several GB)
-#   ARGS         more overrides for `make train`, for instance ARGS="seed=1 name=second"; or for `make lock`
+# `make help` lists the targets. Variables, set as in `make train PYTHON=python3.12`:
+#   PYTHON       the interpreter that creates .venv; `make gpu-check` runs it directly
+#   TORCH_INDEX  the package index for torch, for example one with PyTorch's CPU builds
+#                (on Linux the default package is the CUDA build, several GB)
+#   ARGS         overrides for `make train`, for example ARGS="seed=1 name=second", or options for `make lock`
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
@@ -18,55 +17,55 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-train: .venv/installed ## make .venv, install, and train a small model in five minutes
+train: .venv/installed ## create .venv, install, and train a small model in five minutes
 	$(BIN)/mambabyte train experiment=quickstart $(ARGS)
 
-test: .venv/installed-dev ## install what the tests need, then lint and test
-	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q
+test: lint ## lint, then run the tests, one process per core
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
-lint: .venv/installed-dev ## ruff and mypy
+lint: .venv/installed-dev ## check style, formatting and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 wheel: .venv/installed-dev ## build dist/mambabyte-*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
-lock: .venv/installed-release ## pin what the Docker image holds, by version and hash (docker/lock.sh)
+lock: .venv/installed-release ## pin the Docker image's packages by version and hash (docker/lock.sh)
 	PATH="$(CURDIR)/$(BIN):$$PATH" TORCH_INDEX="$(TORCH_INDEX)" docker/lock.sh $(ARGS)
 
-audit: .venv/installed-release ## known weaknesses and licences of what is pinned there
+audit: .venv/installed-release ## check those packages for known vulnerabilities and for their licences
 	$(BIN)/python docker/audit.py
 
-gpu-check: ## run the GPU tests and the GPU benchmark with $(PYTHON), installing nothing
+gpu-check: ## run the GPU tests and benchmark with $(PYTHON); installs nothing
 	$(PYTHON) -m pytest -q -m gpu tests/ops
 	PYTHONPATH=. $(PYTHON) benchmarks/selective_scan.py --device cuda --dtype bfloat16 \
 	  --batch 8 --length 8192 --channels 2048
 
-clean: ## remove .venv, builds and caches; runs/ and data/ stay
+clean: ## remove .venv, builds and caches; keep runs/ and data/
 	rm -rf .venv dist build .pytest_cache .ruff_cache .mypy_cache
 	find mambabyte tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 .venv/torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || { \
-	  echo 'make: needs Python 3.10 to 3.13, and $(PYTHON) is not; try make PYTHON=python3.12' >&2; exit 1; }
+	  echo 'make: $(PYTHON) is missing or unsupported; mambabyte needs Python 3.10 to 3.13, try make PYTHON=python3.12' >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { \
 	  echo 'make: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv' >&2; exit 1; }
 	@$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch || { \
-	  echo 'make: torch could not be installed; see what pip says above, and TORCH_INDEX in the Makefile' >&2; exit 1; }
+	  echo 'make: torch could not be installed; see the error from pip above, and TORCH_INDEX in the Makefile' >&2; exit 1; }
 	@touch $@
 
 .venv/installed: .venv/torch pyproject.toml
 	@$(PIP) install --quiet -c constraints.txt --editable . || { \
-	  echo 'make: the dependencies could not be installed; see what pip says above' >&2; exit 1; }
+	  echo 'make: the dependencies could not be installed; see the error from pip above' >&2; exit 1; }
 	@touch $@
 
 .venv/installed-dev: .venv/installed
 	@$(PIP) install --quiet -c constraints.txt --editable '.[dev]' || { \
-	  echo 'make: the development tools could not be installed; see what pip says above' >&2; exit 1; }
+	  echo 'make: the development tools could not be installed; see the error from pip above' >&2; exit 1; }
 	@touch $@
 
 .venv/installed-release: .venv/installed
 	@$(PIP) install --quiet -c constraints.txt --editable '.[release]' || { \
-	  echo 'make: the tools of `make lock` and `make audit` could not be installed; see what pip says above' >&2; exit 1; }
+	  echo 'make: the tools for `make lock` and `make audit` could not be installed; see the error from pip above' >&2; exit 1; }
 	@touch $@

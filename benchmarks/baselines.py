@@ -1,10 +1,11 @@
-"""A training step of each baseline beside the public implementation that people pick, at equal size.
+"""A training step of each baseline, compared with a popular public implementation of equal size.
 
     python benchmarks/baselines.py [--d-model 256 --layers 4 --length 1024 --batch 2]
 
-The step is forward, backward and AdamW on random bytes, fp32, ours and theirs in turns. Times are per byte
-trained, since perceiver-ar-pytorch trains the last half of a window and ours all of it. The peers are
-`pip install -e ".[bench]"`; an absent one is skipped by name. They are asked for their fastest attention.
+A step is forward, backward and AdamW on random bytes in fp32; ours and theirs alternate. Times are per byte
+trained on, because perceiver-ar-pytorch trains on the last half of a window and ours on all of it. Install
+the peers with `pip install -e ".[bench]"`; missing ones are reported and skipped. They use their fastest
+attention.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main() -> None:
         arguments.add_argument(f"--{name}", type=int, default=default)
     options = arguments.parse_args()
     torch.manual_seed(0)
-    # 0 is not drawn: two of the peers take it for padding and would train on less
+    # no 0: two of the peers treat it as padding and would train on fewer bytes
     bytes = torch.randint(1, 256, (options.batch, options.length + 1))
     calls: dict[str, Callable[[], object]] = {}
     trained: dict[str, int] = {}
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def pairs(options: argparse.Namespace) -> list[tuple]:
-    """(our name, our config, the peer's name, its package, its builder), all of one width and depth."""
+    """(our name, our config, the peer's name, its package, its builder), all of the same width and depth."""
     d, layers, heads = options.d_model, options.layers, options.d_model // 64
     half = max(1, layers // 2)
     return [
@@ -119,7 +120,7 @@ def megabyte_pytorch(options: argparse.Namespace) -> tuple[nn.Module, Loss, int]
         max_seq_len=(options.length // PATCH, PATCH), heads=options.d_model // 64, flash_attn=True,
         pos_emb=True,
     )  # fmt: skip
-    # it predicts a window's first byte too, so it is given as many bytes as ours
+    # it also predicts a window's first byte, so drop one byte to train on as many as ours
     return model, lambda x: model(x[:, 1:], return_loss=True), options.batch * options.length
 
 

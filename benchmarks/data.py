@@ -1,15 +1,14 @@
-"""Throughput of windows from prepared data, compared with `datasets` and mosaicml-streaming on the same
-bytes.
+"""Throughput of memory-mapped windows, compared with `datasets` and mosaicml-streaming on the same bytes.
 
     python benchmarks/data.py [--megabytes 200 --document-bytes 400000 --batch-bytes 393216]
 
-Every call delivers the same number of batches, in shuffled order, in one process and on one core: bytes and
-targets as tensors. Streaming includes opening the files. The peers hold the text as their users cut it: rows
-of context_length + 1 bytes. Also measured: parquet streamed through ByteDataModule, the wait for data in a
-training
-step of model=small, and memory as the data grows. mosaicml-streaming requires other versions than we pin:
-install it with `pip install --no-deps mosaicml-streaming`, and what its import then misses. A missing peer is
-reported and skipped."""
+Every call delivers the same number of shuffled batches (bytes and targets as tensors), in one process on one
+core. Streaming includes opening the files. The peers store the text the way their users do, in rows of
+context_length + 1 bytes. Also measured: parquet streamed through ByteDataModule, the share of a training step
+of model=small spent waiting for data, and peak memory as the data grows. mosaicml-streaming conflicts with
+our pins: `pip install --no-deps mosaicml-streaming`, then install what its import reports missing. Missing
+peers are reported and skipped.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ ROW_GROUP_ROWS = 100
 
 
 class RandomText:
-    """Documents of random letters, of exponentially distributed lengths."""
+    """Documents of random letters, with exponentially distributed lengths."""
 
     def __init__(self, num_bytes: int, document_bytes: int) -> None:
         self.num_bytes, self.document_bytes = num_bytes, document_bytes
@@ -58,9 +57,9 @@ class RandomText:
 
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0], repeats=5)
-    arguments.add_argument("--megabytes", type=int, default=200, help="of text")
+    arguments.add_argument("--megabytes", type=int, default=200, help="size of the text")
     arguments.add_argument("--document-bytes", type=int, default=400_000, help="mean length of a document")
-    arguments.add_argument("--batch-bytes", type=int, default=48 * 8192, help="of inputs in a batch")
+    arguments.add_argument("--batch-bytes", type=int, default=48 * 8192, help="input bytes per batch")
     arguments.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.memory_of is not None:
@@ -73,7 +72,7 @@ def main() -> None:
         calls = local_calls(source, options.batch_bytes, batches, Path(folder))
         calls["parquet streamed, context 8192"] = streamed(source, options.batch_bytes, batches, Path(folder))
         timings = measure(calls, options.repeats)
-        # The peers come last, not interleaved with ours: mosaicml-streaming's threads keep running.
+        # Peers run afterwards, not interleaved: mosaicml-streaming's threads keep running between calls.
         timings |= measure(peer_calls(source, options.batch_bytes, batches, Path(folder)), options.repeats)
     rates = {name: batches * options.batch_bytes / timing.median for name, timing in timings.items()}
     peers = [rate for name, rate in rates.items() if name.startswith(("datasets", "mosaicml"))]
@@ -138,7 +137,7 @@ def peer_calls(source: RandomText, batch_bytes: int, batches: int, folder: Path)
 
 
 def taking(loader: Any, batches: int) -> Callable[[], None]:
-    """A call that takes so many batches, and iterates again where the loader ends."""
+    """A call that takes `batches` batches, restarting the loader when it ends."""
 
     def take() -> None:
         taken = 0
@@ -150,7 +149,7 @@ def taking(loader: Any, batches: int) -> Callable[[], None]:
 
 
 def datasets_peer(text: np.ndarray, context_length: int, batch: int, folder: Path) -> Any:
-    """The library's iteration over a shuffled map-style data set of rows, as numpy arrays."""
+    """The library's own iteration over a shuffled map-style dataset of rows, as numpy arrays."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
@@ -169,7 +168,7 @@ def datasets_peer(text: np.ndarray, context_length: int, batch: int, folder: Pat
 
 
 def mosaicml_peer(text: np.ndarray, context_length: int, batch: int, folder: Path) -> Any:
-    """MDS shards of raw rows, shuffled by the library, through torch's DataLoader, as its users do it."""
+    """MDS shards of raw rows, shuffled by the library and read through torch's DataLoader."""
     stand_in_for_torchvision()
     from streaming import MDSWriter, StreamingDataset
     from torch.utils.data import DataLoader
@@ -188,7 +187,7 @@ def mosaicml_peer(text: np.ndarray, context_length: int, batch: int, folder: Pat
 
 
 def stand_in_for_torchvision() -> None:
-    """Fake the parts of torchvision that mosaicml-streaming imports: a build rarely fits the torch."""
+    """mosaicml-streaming imports torchvision for images, and few of its builds match the installed torch."""
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
         return
     for name in (
@@ -216,7 +215,7 @@ class Restarting:
 
 
 def streamed(source: RandomText, batch_bytes: int, batches: int, folder: Path) -> Callable[[], object]:
-    """As many contiguous windows, streamed from local parquet files."""
+    """The same number of contiguous windows, streamed from local parquet files."""
     texts = [document.data.decode() for document in source.documents("train")]
     parquet = folder / "parquet"
     parquet.mkdir()
@@ -235,22 +234,17 @@ def streamed(source: RandomText, batch_bytes: int, batches: int, folder: Path) -
 
 
 def share_of_waiting(steps: int = 12) -> float:
-    """The share of the time of training steps of model=small, on this CPU, that is spent waiting for data."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+    """The fraction of training time of model=small on this CPU that is spent in the data loader."""
+    from mambabyte.commands.train import TrainSettings
 
-    from mambabyte.config.composition import config_dir
-    from mambabyte.models import config_from_dict
-
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("train", ["model=small"])
-    model = config_from_dict(OmegaConf.to_container(cfg.model, resolve=True)).build()
+    settings = TrainSettings.compose("model=small")
+    model = settings.model.build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     waited = worked = 0.0
     with TemporaryDirectory() as folder:
         source = RandomText(5_000_000, 20_000)
-        batch_bytes = cfg.trainer.micro_batch_size * cfg.context_length
-        module = data_module(source, cfg.context_length, batch_bytes, Path(folder))
+        batch_bytes = settings.trainer.micro_batch_size * settings.context_length
+        module = data_module(source, settings.context_length, batch_bytes, Path(folder))
         batches = module.train_batches()
         for step in range(steps):
             begin = time.perf_counter()
@@ -263,7 +257,7 @@ def share_of_waiting(steps: int = 12) -> float:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            if step >= 2:  # the first ones compile the kernel and fill the caches
+            if step >= 2:  # the first steps compile the kernel and fill caches
                 waited += ready - begin
                 worked += time.perf_counter() - ready
     return waited / (waited + worked)
@@ -276,8 +270,10 @@ def peak_in_a_process(megabytes: int, options: Any) -> float:
 
 
 def peak_of_a_loader(num_bytes: int, options: Any) -> float:
-    """Peak anonymous memory, in MB, of a process that prepares the data and takes half an epoch of windows.
-    The mapped pages of the byte file, which the system may drop, are not counted."""
+    """Peak anonymous memory in MB while preparing the data and reading half an epoch of windows.
+
+    The mapped pages of the byte file are not counted, since the system can drop them.
+    """
     with TemporaryDirectory() as folder:
         source = RandomText(num_bytes, options.document_bytes)
         module = data_module(source, 8192, options.batch_bytes, Path(folder), windows="contiguous")

@@ -1,9 +1,9 @@
-"""Evaluation and compression beside what they are made of: a training step, the forward pass, generation.
+"""Evaluation and compression, compared with a training step, the forward pass and generation.
 
     python benchmarks/evaluation.py [--context 1024 --batch 8 --megabytes 10 --code-bytes 65536 --lanes 64]
 
-The model is `conf/model/small.yaml`, untrained, on random bytes: time does not depend on what they say. Each
-ratio is between parts of this run. Peak memory is that of a process of its own for each document length.
+The model is `conf/model/small.yaml`, untrained, on random bytes, because time does not depend on the content.
+Each ratio is between timings of the same run. Peak memory is measured in a new process per document length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from mambabyte.coding import decode, encode
 from mambabyte.config.composition import config_dir
 from mambabyte.data import ByteCorpus
-from mambabyte.evaluation import evaluate
+from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.generation import Sampler, generate
 from mambabyte.models import ByteLM, config_from_dict
 
@@ -40,11 +40,11 @@ def main() -> None:
         arguments.add_argument(f"--{name}", type=int, default=default)
     options = arguments.parse_args()
     model, size = small_model(), options.context * options.batch
-    # all the work of a step, and the weights stay those that the file was compressed with
+    # lr=0: all the work of a step, but the weights must stay those that the file was compressed with
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     windows = torch.from_numpy(random_bytes(size + options.batch)).long().view(options.batch, -1)
     text = random_bytes(options.code_bytes)
-    lanes = options.lanes  # as many as `mambabyte compress` takes for 1 MB
+    lanes = options.lanes  # `mambabyte compress` uses 64 for 1 MB
     lengths = [len(part) for part in np.array_split(text, lanes)]
     compressed = io.BytesIO()
     threads = torch.get_num_threads()
@@ -68,12 +68,15 @@ def main() -> None:
     corpus = ByteCorpus(
         random_bytes(size), np.arange(options.batch + 1) * options.context, ["x"] * options.batch
     )
+    disjoint, stateful = (
+        Protocol(name, options.context, batch_size=options.batch) for name in ("disjoint", "stateful")
+    )
     timings = measure(
         {
             "training step": train,
             "forward": forward,
-            "evaluate, disjoint": lambda: evaluate(model, corpus, "disjoint", options.context, options.batch),
-            "evaluate, stateful": lambda: evaluate(model, corpus, "stateful", options.context, options.batch),
+            "evaluate, disjoint": lambda: evaluate(model, corpus, disjoint),
+            "evaluate, stateful": lambda: evaluate(model, corpus, stateful),
             "forward of the coded bytes": forward_of_the_coded_bytes,
             "compress": lambda: encode(model, text, lengths, io.BytesIO(), lanes, threads=threads),
             "decompress": lambda: decode(
@@ -116,18 +119,18 @@ def random_bytes(count: int) -> np.ndarray:
 
 
 def peak_memory(length: int) -> float:
-    """MB that a fresh process needs at most to evaluate one document of this many bytes, stateful."""
+    """Peak memory in MB of a new process that evaluates one document of `length` bytes, stateful."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_evaluate_one_document, (length,))
 
 
 def _evaluate_one_document(length: int) -> float:
-    # a narrow model: what must not grow is the same in every width, and 10 MB take minutes less
+    # a narrow model saves minutes, and memory must not grow with the length at any width
     torch.manual_seed(0)
     description = {"_target_": "mambabyte.models.MambaByteConfig", "d_model": 32, "n_layer": 2, "d_state": 4}
     corpus = ByteCorpus(random_bytes(length), np.array([0, length]), ["one document"])
-    evaluate(config_from_dict(description).build(), corpus, "stateful", 8192)
+    evaluate(config_from_dict(description).build(), corpus, Protocol("stateful", 8192))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -1,12 +1,12 @@
-"""Validation bits per byte after five minutes of training, beside transformers' Mamba in the same time.
+"""Validation bits per byte after five minutes of training, compared with transformers' Mamba.
 
     python benchmarks/five_minutes.py --data PATH [--seconds 300] [--no-peer]
 
-PATH is a folder of parquet files in PG19's schema (train-*, validation-*), or any file or folder; without it
-the standard library is read. Both models have the same shape, start from the same weights and go through the
-same loop: packed windows, AdamW, a schedule over elapsed time, one after the other. The peer is
-`pip install -e '.[bench]'`; it is skipped by name where it is absent. Both are measured by the `disjoint`
-protocol, ours also by `stateful`.
+PATH is a folder of parquet files in PG19's schema (train-*, validation-*), or any file or folder; the default
+is Python's standard library. Both models have the same shape, start from the same weights and train one after
+the other in the same loop: packed windows, AdamW, a schedule over elapsed time. Install the peer with `pip
+install -e '.[bench]'`; if missing, it is reported and skipped. Both are evaluated with the `disjoint`
+protocol, ours also with `stateful`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from train_step import transformers_model
 from mambabyte.data import ByteCorpus, FilesSource, HuggingFaceSource, StandardLibrarySource, prepare
 from mambabyte.data.windows.batches import as_tensors
 from mambabyte.data.windows.shuffled import ShuffledWindows
-from mambabyte.evaluation.bits_per_byte import evaluate
+from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.evaluation.studies.compressors import compressor_bits_per_byte
 from mambabyte.models import ByteLM, MambaByteConfig
 from mambabyte.models.byte_lm import State
 from mambabyte.training.optimizer import AdamWConfig
 
-SCHEDULE = 1000  # steps that the learning rate's schedule divides the time into
+SCHEDULE = 1000  # steps of the learning rate's schedule, spread over the time
 
 
 class Peer(ByteLM):
-    """transformers' model behind our interface, for the evaluator."""
+    """transformers' model as a ByteLM, for the evaluator."""
 
     def __init__(self, config: MambaByteConfig, model: nn.Module) -> None:
         super().__init__(config)
@@ -51,7 +51,9 @@ class Peer(ByteLM):
 
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0], repeats=1)
-    arguments.add_argument("--data", type=Path, help="parquet folder, file or folder; the standard library")
+    arguments.add_argument(
+        "--data", type=Path, help="parquet folder, file or folder (default: Python's standard library)"
+    )
     arguments.add_argument("--seconds", type=float, default=300.0)
     arguments.add_argument("--context-length", type=int, default=256)
     arguments.add_argument("--batch", type=int, default=8, help="windows per step")
@@ -68,18 +70,18 @@ def main() -> None:
     shape = {"d_model": options.d_model, "n_layer": options.layers, "d_state": options.states}
     config = MambaByteConfig(**shape, norm="rms", tie_embeddings=True)
     model = config.build()
-    contestants: dict[str, tuple[ByteLM, str]] = {"mambabyte": (model, "bf16")}
+    implementations: dict[str, tuple[ByteLM, str]] = {"mambabyte": (model, "bf16")}
     if not options.no_peer:
         peer = transformers_model(model)  # takes a copy of the weights
         if peer is not None:
-            contestants["transformers with mambapy"] = (Peer(config, peer), "fp32")
+            implementations["transformers with mambapy"] = (Peer(config, peer), "fp32")
 
     results: dict[str, dict[str, float]] = {}
-    for name, (contestant, precision) in contestants.items():
-        seen = train(contestant, windows, precision, options)
+    for name, (implementation, precision) in implementations.items():
+        seen = train(implementation, windows, precision, options)
         results[name] = {"bytes_seen": seen, "bytes_per_second": seen / options.seconds}
-        for protocol in ("disjoint", "stateful") if contestant is model else ("disjoint",):
-            figure = evaluate(contestant, validation, protocol, options.context_length)
+        for protocol in ("disjoint", "stateful") if implementation is model else ("disjoint",):
+            figure = evaluate(implementation, validation, Protocol(protocol, options.context_length))
             results[name][f"{protocol}_bits_per_byte"] = figure.bits_per_byte
     compressors = compressor_bits_per_byte([validation.bytes])
     if options.json:
@@ -104,7 +106,7 @@ def corpora(path: Path | None) -> tuple[ByteCorpus, ByteCorpus]:
 
 
 def train(model: ByteLM, windows: ShuffledWindows, precision: str, options) -> int:
-    """Train for `options.seconds`; returns the bytes seen."""
+    """Train for `options.seconds` and return the bytes seen."""
     schedule = AdamWConfig(options.learning_rate, warmup_steps=SCHEDULE // 20, final_learning_rate_ratio=0.02)
     optimizer = schedule.build(model)
     model.train()

@@ -1,9 +1,9 @@
-"""Bytes generated per second, one after another, beside transformers' `generate` with the same weights.
+"""Bytes generated per second, compared with transformers' `generate` on the same weights.
 
     python benchmarks/generation.py [--d-model 256 --layers 4 --bytes 256]
 
-Both take the likeliest byte each time from the same prompt, in fp32. transformers is
-`pip install -e '.[bench]'`; it is skipped by name where it is absent.
+Both decode greedily from the same prompt, in fp32. Install transformers with `pip install -e '.[bench]'`; if
+missing, it is reported and skipped.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
                 return peer.generate(prompt, do_sample=False, pad_token_id=0, **length)[0].tolist()
 
         calls["transformers generate"] = theirs
-        assert theirs()[len(PROMPT) :] == ours(), "the peer generates something else"
+        assert theirs()[len(PROMPT) :] == ours(), "the peer generates different bytes"
     timings = measure(calls, options.repeats)
     ratios = {
         f"{name} / ours": timing.median / timings["mambabyte"].median

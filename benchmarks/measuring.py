@@ -1,4 +1,4 @@
-"""How every benchmark here measures: interleaved repeats, medians, spread, ratios within one run."""
+"""Timing shared by the benchmarks: interleaved repeats, medians, spread, ratios within one run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ class Timing:
 
 
 def measure(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
-    """Time each call `repeats` times, in turns: a drifting machine drifts for all. A turn runs the call twice
-    and times the second, which finds the caches and the allocator as its own kind left them."""
+    """Time each call `repeats` times.
+
+    The calls alternate, so that a change in the machine's speed affects all of them. Each turn runs the call
+    twice and times the second, when caches and allocator are warm.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_number in range(repeats):
         print(f"\rround {round_number + 1}/{repeats}", end="", file=sys.stderr, flush=True)
@@ -47,7 +50,7 @@ def _synchronize() -> None:
 
 
 def machine() -> str:
-    """The processor (and GPU) and how many threads PyTorch uses, in one line."""
+    """One line on the processor, the GPU and PyTorch's threads and version."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -64,7 +67,7 @@ def machine() -> str:
 
 def parser(description: str, repeats: int) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=description)
-    result.add_argument("--repeats", type=int, default=repeats, help="timed calls of each")
+    result.add_argument("--repeats", type=int, default=repeats, help="timed runs of each call")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     return result
 
@@ -72,7 +75,7 @@ def parser(description: str, repeats: int) -> argparse.ArgumentParser:
 def report(
     title: str, timings: dict[str, Timing], ratios: dict[str, float], as_json: bool, **setting: object
 ) -> None:
-    """Print a small table, or one JSON object that holds the ratios and the parts they came from."""
+    """Print a table, or one JSON object, of the timings and their ratios."""
     if as_json:
         parts = {name: vars(timing) for name, timing in timings.items()}
         print(

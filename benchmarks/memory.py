@@ -1,11 +1,11 @@
-"""Peak memory of one Mamba layer's forward and backward pass, beside one (B, L, D, N) fp32 tensor.
+"""Peak memory of one Mamba layer's forward and backward pass, in units of one (B, L, D, N) fp32 tensor.
 
     python benchmarks/memory.py [--batch 1 --length 8192 --d-model 512 --states 16 --precision fp32]
 
-That tensor is every state of the scan, which a plain implementation writes several times. What counts is
-the highest resident size during the pass over the size before it, inputs and weights not included; each
-contestant runs in a process of its own. mambapy is `pip install -e '.[bench]'`; where it is absent it is
-skipped by name.
+That tensor holds every state of the scan; a plain implementation writes it several times. The figure is the
+peak resident size during the pass minus the size before it, so inputs and weights do not count. Each
+implementation runs in a process of its own. Install mambapy with `pip install -e '.[bench]'`; if missing, it
+is reported and skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mambabyte.models import MambaByteConfig
 from mambabyte.ops import selective_scan
 from mambabyte.runtime.memory import PeakMemory
 
-CONTESTANTS = {
+IMPLEMENTATIONS = {
     "mambabyte": (),
     "mambabyte, the scan alone": (),
     "mambapy pscan": ("mambapy",),
@@ -36,19 +36,21 @@ def main() -> None:
     for name, default in (("batch", 1), ("length", 8192), ("d-model", 512), ("states", 16)):
         arguments.add_argument(f"--{name}", type=int, default=default)
     arguments.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    arguments.add_argument("--contestant", choices=CONTESTANTS, help="measure this one, in this process")
+    arguments.add_argument(
+        "--implementation", choices=IMPLEMENTATIONS, help="measure this one, in this process"
+    )
     options = arguments.parse_args()
-    if options.contestant:
+    if options.implementation:
         print(peak(options))
         return
     whole = 4 * options.batch * options.length * 2 * options.d_model * options.states
     peaks: dict[str, list[int]] = {}
-    for name, needs in CONTESTANTS.items():
+    for name, needs in IMPLEMENTATIONS.items():
         missing = [package for package in needs if not importlib.util.find_spec(package)]
         if missing:
             print(f"skipped: {name} ({', '.join(missing)} not installed)", file=sys.stderr)
             continue
-        command = [sys.executable, *sys.argv, "--contestant", name]
+        command = [sys.executable, *sys.argv, "--implementation", name]
         runs = [subprocess.run(command, capture_output=True, text=True) for _ in range(options.repeats)]
         if any(run.returncode for run in runs):
             print(f"skipped: {name} failed: {runs[0].stderr.splitlines()[-1:]}", file=sys.stderr)
@@ -56,7 +58,7 @@ def main() -> None:
         peaks[name] = [int(run.stdout) for run in runs]
     ratios = {name: sorted(values)[len(values) // 2] / whole for name, values in peaks.items()}
     if options.json:
-        setting = {key: value for key, value in vars(options).items() if key != "contestant"}
+        setting = {key: value for key, value in vars(options).items() if key != "implementation"}
         record = {
             "machine": machine(),
             **setting,
@@ -73,9 +75,9 @@ def main() -> None:
 
 
 def peak(options) -> int:
-    """Bytes that one forward and backward pass adds to this process at its highest."""
+    """Bytes that one forward and backward pass adds to this process at its peak."""
     torch.manual_seed(0)
-    prepare = contestant(options)
+    prepare = implementation(options)
 
     def run(length: int) -> int:
         forward, out_shape = prepare(length)
@@ -87,13 +89,13 @@ def peak(options) -> int:
         out.backward(grad.to(out.dtype))
         return memory.bytes() - before
 
-    run(64)  # kernels are built, buffers that stay are made, gradients of the weights are there
+    run(64)  # first builds the kernels, the permanent buffers and the weights' gradients
     return run(options.length)
 
 
-def contestant(options) -> Callable[[int], tuple[Callable[[], Tensor], tuple[int, ...]]]:
-    """Makes the inputs of one length; returns the forward pass over them and its output's shape."""
-    name, width, states = options.contestant, options.d_model, options.states
+def implementation(options) -> Callable[[int], tuple[Callable[[], Tensor], tuple[int, ...]]]:
+    """A function of the length that makes inputs and returns the forward pass and its output's shape."""
+    name, width, states = options.implementation, options.d_model, options.states
     if name == "mambabyte, the scan alone":
         return lambda length: scan(options, length)
     if name == "mambabyte":

@@ -1,10 +1,10 @@
-"""The selective scan, forward and backward, beside mambapy's `pscan` and, on a GPU, mamba_ssm's.
+"""The selective scan, forward and backward, compared with mambapy's `pscan` and, on a GPU, mamba_ssm's.
 
     python benchmarks/selective_scan.py [--batch 1 --length 2048 --channels 512 --states 16 --dtype float32]
 
-All sides do the same work: softplus of the step size, scan, skip and gate, from the same tensors. mambapy is
-installed by `pip install -e '.[bench]'`; a peer that is absent is skipped by name. On a CPU ours also runs at
-four times the length and twice the channels: its time per byte and channel should not grow.
+All implementations do the same work on the same tensors: softplus of the step size, scan, skip and gate.
+Install mambapy with `pip install -e '.[bench]'`; missing peers are reported and skipped. On a CPU ours also
+runs at four times the length and twice the channels, where its time per byte and channel should not grow.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     for name, scan in scans.items():
         difference = (scan() - expected).abs().max() / expected.abs().max()
         assert difference < (1e-4 if dtype == torch.float32 else 2e-2), (
-            f"{name} computes something else: {difference}"
+            f"{name} computes a different result: {difference}"
         )
         calls[f"{name} forward"] = torch.no_grad()(scan)
         calls[f"{name} forward+backward"] = lambda scan=scan: torch.autograd.grad(
@@ -79,7 +79,7 @@ def main() -> None:
 def inputs(
     batch: int, length: int, channels: int, states: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The scan's arguments, as leaves, and a gradient of its output."""
+    """The scan's arguments, as leaf tensors, and a gradient of its output."""
     torch.manual_seed(0)
     shape = (batch, length, channels)
     tensors = {
@@ -98,7 +98,7 @@ def inputs(
 
 
 def peers(tensors: dict[str, Tensor], device: str) -> dict[str, Callable[[], Tensor]]:
-    """The other implementations that are installed and serve this device."""
+    """The other installed implementations that support this device."""
     found: dict[str, Callable[[], Tensor]] = {}
     if importlib.util.find_spec("mambapy"):
         from mambapy.mamba import MambaBlock, MambaConfig

@@ -1,9 +1,9 @@
-"""A training step of a small model beside transformers' on the same weights, and its matrix products alone.
+"""A training step of a small model, compared with transformers' and with its matrix products alone.
 
     python benchmarks/train_step.py [--d-model 256 --layers 4 --length 1024 --batch 2]
 
-The step is forward, backward and AdamW on random bytes. The peers are `pip install -e '.[bench]'`; an absent
-one is skipped by name.
+A step is forward, backward and AdamW on random bytes. transformers' model has the same weights. Install the
+peers with `pip install -e '.[bench]'`; missing ones are reported and skipped.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     if peer is not None:
         with torch.no_grad():
             ours, theirs = model(bytes[:, :64]), peer(bytes[:, :64]).logits
-        assert (ours - theirs).abs().max() < 1e-3, "the peer computes something else"
+        assert (ours - theirs).abs().max() < 1e-3, "the peer computes a different result"
         calls["transformers with mambapy fp32"] = training_step(lambda x: peer(x).logits, bytes, "fp32", peer)
 
     timings = measure(calls, options.repeats)
@@ -88,7 +88,7 @@ def training_step(
 
 
 def matrix_products(config: MambaByteConfig, rows: int, precision: str) -> Callable[[], None]:
-    """The three products (forward, two backward) of each linear layer and the head, and nothing else."""
+    """Only the three products (one forward, two backward) of each linear layer and the head."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     d, inner, rank = config.d_model, config.d_inner, config.time_step_rank
     layer = [(d, 2 * inner), (inner, rank + 2 * config.d_state), (rank, inner), (inner, d)]
@@ -105,7 +105,7 @@ def matrix_products(config: MambaByteConfig, rows: int, precision: str) -> Calla
 
 
 def transformers_model(model: MambaByte) -> nn.Module | None:
-    """The peer with this model's weights; None, with a line saying so, where it is not installed."""
+    """The peer with this model's weights, or None, with a message, if it is not installed."""
     missing = [name for name in ("transformers", "mambapy") if not importlib.util.find_spec(name)]
     if missing:
         print(f"skipped: {' and '.join(missing)} not installed", file=sys.stderr)

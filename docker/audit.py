@@ -1,7 +1,7 @@
-"""make audit: known weaknesses of the locked packages, by pip-audit, and their licences, by pip-licenses.
+"""`make audit`: check the locked packages for known vulnerabilities (pip-audit) and licences (pip-licenses).
 
-Exit code 1: a weakness is known, or a licence is not in pyproject.toml's list. What could not be asked,
-because the service does not answer or does not know a package, is said and fails nothing: it is no finding.
+The exit code is 1 if a vulnerability is known or a licence is not in pyproject.toml's list. A package that
+could not be checked, because the service does not answer or does not know it, is reported but is no failure.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ BIN = Path(sys.executable).parent
 
 
 def main() -> int:
-    # The service knows torch without the tag of its CPU build, as torch-cuda.lock has it.
+    # The service knows no "+cpu" versions; torch-cuda.lock has the same torch without that tag.
     locks = [lock for lock in sorted(LOCKS.glob("*.lock")) if lock.name != "torch-cpu.lock"]
-    found = [weaknesses(lock) for lock in locks]
-    return int(any(found) | (not licences_are_allowed()))
+    vulnerable = [has_vulnerabilities(lock) for lock in locks]
+    return int(any(vulnerable) | (not licences_are_allowed()))
 
 
-def weaknesses(lock: Path) -> bool:
-    """Whether one is known of a package in ``lock``; prints what is known, and how much is not."""
+def has_vulnerabilities(lock: Path) -> bool:
+    """Audit the packages in ``lock`` and print the result."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [BIN / "pip-audit", "--disable-pip", "--require-hashes", "--progress-spinner=off"]
@@ -39,32 +39,36 @@ def weaknesses(lock: Path) -> bool:
             reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
             print(f"{lock.name}: nothing was audited: {reason}")
             return False
-        text, is_weak = summary(json.loads(report.read_text()))
+        text, vulnerable = summary(json.loads(report.read_text()))
         print(f"{lock.name}: {text}")
-        return is_weak
+        return vulnerable
 
 
 def summary(report: dict[str, Any]) -> tuple[str, bool]:
-    """What pip-audit's report says in a few lines, and whether it names a weakness."""
+    """A few lines on pip-audit's report, and whether it lists a vulnerability."""
     packages = report["dependencies"]
     audited = [package for package in packages if "vulns" in package]
-    weak = [package for package in audited if package["vulns"]]
-    lines = [f"{len(audited)} of {len(packages)} packages audited, {len(weak)} with a known weakness"]
+    vulnerable = [package for package in audited if package["vulns"]]
+    lines = [
+        f"{len(audited)} of {len(packages)} packages audited, {len(vulnerable)} with a known vulnerability"
+    ]
     if len(audited) < len(packages):
         lines[0] += "; the service has no answer for the others"
-    for package in weak:
+    for package in vulnerable:
         for known in package["vulns"]:
-            mended = ", ".join(known["fix_versions"]) or "no version yet"
-            lines.append(f"  {package['name']} {package['version']}: {known['id']}, mended in {mended}")
-    return "\n".join(lines), bool(weak)
+            fixed = (
+                f"fixed in {', '.join(known['fix_versions'])}" if known["fix_versions"] else "not fixed yet"
+            )
+            lines.append(f"  {package['name']} {package['version']}: {known['id']}, {fixed}")
+    return "\n".join(lines), bool(vulnerable)
 
 
 def licences_are_allowed() -> bool:
-    """Whether every package of project.lock that is installed here is under a licence of the list."""
+    """Whether every installed package of project.lock has an allowed licence."""
     names = re.findall(r"^([a-z0-9-]+)==", (LOCKS / "project.lock").read_text(), re.M)
     command = [BIN / "pip-licenses", "--python", sys.executable, "--packages", *names]
     done = subprocess.run(command, capture_output=True, text=True, cwd=LOCKS.parents[1])
-    print(f"licences: {'all in the list' if done.returncode == 0 else done.stderr.strip()}")
+    print(f"licences: {'all allowed' if done.returncode == 0 else done.stderr.strip()}")
     return done.returncode == 0
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Writes docker/locks/*.lock: every package of the image, at one version, with the hashes of its files.
-#   make lock                   keeps the locked versions, as far as pyproject.toml and constraints.txt let it
-#   make lock ARGS=--upgrade    takes the newest
-#   make lock TORCH_INDEX=URL   writes torch-cpu.lock too, from an index of PyTorch's CPU builds
-# Needs uv on the path. The locks hold for Python 3.11 and later on any platform.
+# Writes docker/locks/*.lock: every package of the image, with its version and the hashes of its files.
+#   make lock                   keeps the locked versions where pyproject.toml and constraints.txt allow it
+#   make lock ARGS=--upgrade    takes the newest versions
+#   make lock TORCH_INDEX=URL   also writes torch-cpu.lock, from an index with PyTorch's CPU builds
+# Needs uv on the path. The locks are valid for Python 3.11 and later on any platform.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 locks=docker/locks
@@ -12,7 +12,7 @@ upgrade=("$@")
 new=$(mktemp -d)
 trap 'rm -rf "$new"' EXIT
 
-# compile NAME ARGUMENTS: into $new/NAME. What stands there already are the versions to keep.
+# compile NAME ARGUMENTS: write $new/NAME. uv keeps the versions that the file already lists.
 compile() {
   local name=$1
   shift
@@ -23,9 +23,9 @@ compile() {
 for lock in "$locks"/*.lock; do
   cp "$lock" "$new/$(basename "$lock" .lock)"
 done
-rm -f "$new/torch-cpu" # made anew or not at all
+rm -f "$new/torch-cpu" # written below, or left as it is
 
-# One resolution for both builds of torch: they differ in torch itself and in what only its CUDA build needs.
+# Both builds of torch share one resolution; they differ only in torch itself and in the CUDA build's dependencies.
 cat "$new"/project "$new"/torch-cuda > "$new/all" 2> /dev/null || true
 compile all "${universal[@]}" pyproject.toml
 rm -f "$new/project" "$new/torch-cuda"
@@ -33,8 +33,8 @@ awk -v folder="$new/" '
   /^[a-z]/ { name = /^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==/ ? "torch-cuda" : "project" }
   { print > (folder name) }' "$new/all"
 
-# What builds the image, what compiles the kernels, and the kernels' sources, which stay without their dependencies:
-# only their compiled modules are used.
+# The build tools, the compiler of the kernels, and the kernels' sources. The sources are locked without dependencies,
+# since only their compiled modules are used.
 compile build "${universal[@]}" -c "$new/all" "$locks/build.in"
 compile compile "${universal[@]}" -c "$new/all" "$locks/compile.in"
 compile kernels --no-deps --no-build-isolation --python-version 3.12 --python-platform linux "$locks/kernels.in"
@@ -44,7 +44,7 @@ if [ -n "${TORCH_INDEX:-}" ]; then
   compile torch-cpu --no-deps --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
     --index-url "$TORCH_INDEX" "$new/torch.in"
 else
-  echo "lock: torch-cpu.lock stays as it is; TORCH_INDEX=<an index of PyTorch's CPU builds> renews it" >&2
+  echo "lock: torch-cpu.lock is unchanged; update it with TORCH_INDEX=<an index with PyTorch's CPU builds>" >&2
 fi
 
 for name in project torch-cuda build compile kernels torch-cpu; do

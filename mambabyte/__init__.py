@@ -6,14 +6,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mambabyte import models, ops
     from mambabyte.checkpoints import load_model as load
+    from mambabyte.training.settings import TrainSettings
+    from mambabyte.training.train import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "models", "ops"]
+__all__ = ["TrainSettings", "__version__", "load", "models", "ops", "train"]
+_HOMES = {
+    "load": ("mambabyte.checkpoints", "load_model"),
+    "train": ("mambabyte.training.train", "train"),
+    "TrainSettings": ("mambabyte.training.settings", "TrainSettings"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        return import_module("mambabyte.checkpoints").load_model
+    if name in _HOMES:
+        module, attribute = _HOMES[name]
+        return getattr(import_module(module), attribute)
     if name in ("models", "ops"):
         return import_module(f"mambabyte.{name}")
     raise AttributeError(f"module 'mambabyte' has no attribute '{name}'")

@@ -1,24 +1,23 @@
-"""Checkpoint files: their names, reading (never unpickling code) and writing (all or nothing)."""
+"""Checkpoint files: paths, reading (without unpickling code) and writing (atomically)."""
 
 from mambabyte.checkpoints.export import write_export
-from mambabyte.checkpoints.paths import checkpoint_folder, latest_checkpoint, resolve
-from mambabyte.checkpoints.reading import load_model, read, read_newest, run_config, weights_fingerprint
-from mambabyte.checkpoints.sharded import PART, remove, write_part
+from mambabyte.checkpoints.paths import checkpoint_folder, resolve
+from mambabyte.checkpoints.reading import Checkpoint, load_model, read, read_newest, weights_fingerprint
+from mambabyte.checkpoints.sharded import SHARD, remove, write_shard
 from mambabyte.checkpoints.writing import FORMAT, write
 
 __all__ = [
     "FORMAT",
-    "PART",
+    "SHARD",
+    "Checkpoint",
     "checkpoint_folder",
-    "latest_checkpoint",
     "load_model",
     "read",
     "read_newest",
     "remove",
     "resolve",
-    "run_config",
     "weights_fingerprint",
     "write",
     "write_export",
-    "write_part",
+    "write_shard",
 ]

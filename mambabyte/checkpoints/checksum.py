@@ -1,7 +1,8 @@
-"""A checkpoint carries its own checksum: the SHA-256 of what PyTorch wrote is the comment of its zip file.
+"""The checksum of a checkpoint: the SHA-256 of what PyTorch wrote, as the comment of its zip file.
 
-One file, one rename: a checkpoint and its checksum cannot get separated, and any program that reads zip files
-still reads it (``unzip -z`` shows the comment).
+The checksum travels inside the file, and any program that reads zip files still reads it (``unzip -z`` shows
+the comment). The CRC-32 that PyTorch writes for each record would not do: it leaves out the headers and the
+padding between records, so some flipped bits go unnoticed, and ``torch.load`` never checks it.
 """
 
 import hashlib
@@ -11,16 +12,16 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-_END = 22  # bytes of a zip file's last record without comment; its last two are the comment's length
-_END_MARK = b"PK\x05\x06"
-_FIRST_MARK = b"PK\x03\x04"
-_SEAL = re.compile(rb"sha256=([0-9a-f]{64})")
-_SEAL_BYTES = 71
+_END_BYTES = 22  # a zip file's last record without a comment; its last two bytes are the comment's length
+_END_SIGNATURE = b"PK\x05\x06"
+_FIRST_SIGNATURE = b"PK\x03\x04"
+_COMMENT = re.compile(rb"sha256=([0-9a-f]{64})")
+_COMMENT_BYTES = 71
 _CHUNK = 1 << 22
 
 
-class SealedWriter:
-    """Takes what ``torch.save`` writes to ``file`` and remembers its checksum; then call :meth:`seal`."""
+class ChecksummedWriter:
+    """Passes what ``torch.save`` writes on to ``file`` and computes its checksum on the way."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -33,31 +34,31 @@ class SealedWriter:
     def flush(self) -> None:
         self._file.flush()
 
-    def seal(self) -> None:
-        """Add the comment to the zip file that was written."""
+    def append_checksum(self) -> None:
+        """Add the checksum to the finished zip file, as its comment."""
         comment = b"sha256=" + self._digest.hexdigest().encode()
         self._file.seek(-2, os.SEEK_END)
         self._file.write(struct.pack("<H", len(comment)) + comment)
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a checkpoint holds what was written. True, too, for one without a seal: an early version's."""
+    """Whether a checkpoint matches its checksum. Early versions wrote none: their files count as intact."""
     size = path.stat().st_size
     with open(path, "rb") as file:
-        first = file.read(len(_FIRST_MARK))
-        file.seek(max(0, size - _END - _SEAL_BYTES))
+        start = file.read(len(_FIRST_SIGNATURE))
+        file.seek(max(0, size - _END_BYTES - _COMMENT_BYTES))
         tail = file.read()
-        sealed = _SEAL.fullmatch(tail[-_SEAL_BYTES:])
-        if not sealed:
-            never_sealed = tail[-_END:].startswith(_END_MARK) and tail.endswith(b"\0\0")
-            return never_sealed or first != _FIRST_MARK  # what is no zip file at all, its reader will refuse
-        if tail[-_SEAL_BYTES - 2 : -_SEAL_BYTES] != struct.pack("<H", _SEAL_BYTES):
+        comment = _COMMENT.fullmatch(tail[-_COMMENT_BYTES:])
+        if not comment:
+            without_comment = tail[-_END_BYTES:].startswith(_END_SIGNATURE) and tail.endswith(b"\0\0")
+            return without_comment or start != _FIRST_SIGNATURE  # torch.load refuses what is no zip file
+        if tail[-_COMMENT_BYTES - 2 : -_COMMENT_BYTES] != struct.pack("<H", _COMMENT_BYTES):
             return False
         digest = hashlib.sha256()
         file.seek(0)
-        left = size - _SEAL_BYTES - 2
-        while left > 0 and (chunk := file.read(min(_CHUNK, left))):
+        remaining = size - _COMMENT_BYTES - 2
+        while remaining > 0 and (chunk := file.read(min(_CHUNK, remaining))):
             digest.update(chunk)
-            left -= len(chunk)
-    digest.update(b"\0\0")  # there was no comment when PyTorch wrote
-    return digest.hexdigest().encode() == sealed[1]
+            remaining -= len(chunk)
+    digest.update(b"\0\0")  # the comment's length when PyTorch had written the file
+    return digest.hexdigest().encode() == comment[1]

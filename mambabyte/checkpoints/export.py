@@ -1,4 +1,4 @@
-"""A model to give away, as a folder: ``model.safetensors`` and ``config.json``. Nothing is unpickled."""
+"""Exports: a model to share, as a folder with ``model.safetensors`` and ``config.json``."""
 
 import json
 import os
@@ -10,40 +10,42 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
-def write_export(model: ByteLM, description: Mapping[str, Any], step: int, folder: str | Path) -> None:
-    """Write ``folder``, which is there whole or not at all.
+def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: str | Path) -> None:
+    """Write ``folder`` completely or not at all.
 
     Args:
-        description: what a checkpoint says of its model and run (its "mambabyte").
+        config: the resolved configuration of the run that trained the model.
+        step: the optimizer steps it took.
 
     Raises:
-        UserError: something is there already, or the disk does not take it.
+        UserError: the folder exists already, or cannot be written.
     """
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"'{folder}' is there already: remove it, or choose another out=")
-    growing = folder.with_name(f"{folder.name}.temporary")
+    temporary = folder.with_name(f"{folder.name}.temporary")
     tensors, seen = {}, set()
     for name, tensor in model.state_dict().items():
-        # a tied weight stands there twice, as its names say
+        # safetensors refuses shared memory: a tied weight is written under both its names
         tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
     try:
-        shutil.rmtree(growing, ignore_errors=True)
-        growing.mkdir(parents=True)
-        save_file(tensors, growing / _WEIGHTS, metadata={"format": "pt"})
-        described = {name: description[name] for name in ("format", "model", "config")}
-        text = json.dumps({**described, "global_step": step}, indent=2, ensure_ascii=False)
-        (growing / _CONFIG).write_text(text + "\n", encoding="utf-8")
-        os.replace(growing, folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
+        description = {"format": FORMAT, "model": model.config.to_dict(), "config": config}
+        text = json.dumps({**description, "global_step": step}, indent=2, ensure_ascii=False)
+        (temporary / _CONFIG).write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(growing, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"cannot write '{folder}' ({reason}): free some space, or choose another out="
@@ -51,16 +53,12 @@ def write_export(model: ByteLM, description: Mapping[str, Any], step: int, folde
 
 
 def is_export(path: Path) -> bool:
-    """Whether ``path`` is a folder that :func:`write_export` has written."""
+    """Whether ``path`` is a folder that :func:`write_export` wrote."""
     return (path / _WEIGHTS).is_file() and (path / _CONFIG).is_file()
 
 
 def read_export(folder: Path, prefix: str) -> dict[str, Any]:
-    """The export as a checkpoint that holds weights only, their names with ``prefix``.
-
-    Raises:
-        ValueError: a file of it is damaged.
-    """
+    """The export as a checkpoint's content, the weights' names with ``prefix``; ValueError if damaged."""
     try:
         description = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         weights = load_file(folder / _WEIGHTS)

@@ -1,4 +1,4 @@
-"""Names: ``<run>/checkpoints/step_00001000.ckpt``, and ``last.ckpt``, a link to the newest."""
+"""Paths: ``<run>/checkpoints/step_00001000.ckpt``, and ``last.ckpt``, a link to the newest."""
 
 import re
 from pathlib import Path
@@ -20,25 +20,19 @@ def step_file(folder: Path, step: int) -> Path:
 
 
 def step_files(folder: Path) -> list[Path]:
-    """The complete checkpoints of ``folder``, oldest first: files, or folders of parts."""
+    """The complete checkpoints in ``folder``, oldest first: files, or folders of shards."""
     if not folder.is_dir():
         return []
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
-def latest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run directory, None if it holds none."""
-    files = step_files(checkpoint_folder(run_dir))
-    return files[-1] if files else None
-
-
 def resolve(path: str | Path) -> Path:
-    """The checkpoint meant by ``path``: the newest of a run or of a folder of checkpoints, or ``path`` itself
-    if it is a checkpoint file, a folder of parts or an export.
+    """``path`` itself if it is a checkpoint file, a folder of shards or an export; of a run directory or a
+    folder of checkpoints, the newest one.
 
     Raises:
-        UserError: nothing is there, or the directory holds no checkpoint.
+        UserError: ``path`` does not exist or holds no checkpoint.
     """
     path = Path(path).expanduser()
     if path.is_file() or (path.is_dir() and (_STEP.fullmatch(path.name) or is_export(path))):
@@ -47,7 +41,7 @@ def resolve(path: str | Path) -> Path:
         raise UserError(
             f"there is no checkpoint at '{path}': ckpt= takes a run directory, a .ckpt file or an export"
         )
-    newest = latest_checkpoint(path) or next(reversed(step_files(path)), None)
-    if newest is None:
+    files = step_files(checkpoint_folder(path)) or step_files(path)
+    if not files:
         raise UserError(f"the directory '{path}' holds no checkpoint (checkpoints/step_*.ckpt)")
-    return newest
+    return files[-1]

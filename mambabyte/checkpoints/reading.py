@@ -1,41 +1,109 @@
-"""Reading checkpoints. Files may come from strangers: only tensors and plain values are ever unpickled."""
+"""Reading checkpoints. Files may come from strangers: only tensors and plain values are unpickled."""
 
 import hashlib
 import pickle
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mambabyte.checkpoints.checksum import is_intact
 from mambabyte.checkpoints.export import is_export, read_export
 from mambabyte.checkpoints.paths import checkpoint_folder, resolve, step_files
-from mambabyte.checkpoints.sharded import join, part_files
+from mambabyte.checkpoints.sharded import join_shards, shard_files
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
-from mambabyte.models import ByteLM, config_from_dict
+from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
 
-_MODEL_PREFIX = "model."  # the attribute of the training module that holds the ByteLM
+_MODEL_PREFIX = "model."  # the training module's attribute that holds the ByteLM
 
 
 class DamagedCheckpoint(UserError):
-    """The file does not hold what was once written to it."""
+    """The file is cut short or its bytes have changed since it was written."""
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """The whole checkpoint as a dict, tensors on the CPU (memory-mapped: what is not used is not read).
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a checkpoint.
+
+    Attributes:
+        path: the file, or the folder of shards or of an export.
+        content: all of it, as Lightning's trainer restores it. Tensors are on the CPU and memory-mapped, so
+            that only those in use are read.
+    """
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The optimizer steps taken."""
+        return self.content["global_step"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration of the run that wrote the checkpoint; UserError if it is missing."""
+        config = self.content["mambabyte"].get("config")
+        if not isinstance(config, dict):
+            raise UserError(f"'{self.path}' does not say with which configuration it was trained")
+        return config
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        """The description that :func:`mambabyte.models.config_from_dict` takes."""
+        return self.content["mambabyte"]["model"]
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The model's weights under the model's own names."""
+        return {
+            name.removeprefix(_MODEL_PREFIX): tensor
+            for name, tensor in self.content["state_dict"].items()
+            if name.startswith(_MODEL_PREFIX)
+        }
+
+    def build_model(self, config: ByteLMConfig | None = None) -> ByteLM:
+        """See :func:`load_model`."""
+        config = config or config_from_dict(self.model_config)
+        with torch.random.fork_rng(devices=[]):  # building draws initial weights that are never used
+            model = config.build()
+        try:
+            model.load_state_dict(self.state_dict)
+        except (RuntimeError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"the weights in '{self.path}' do not fit the model the file describes"
+            ) from error
+        return model.eval()
+
+
+def load_model(path: str | Path, config: ByteLMConfig | None = None) -> ByteLM:
+    """The trained model, in eval mode, on the CPU, in the precision it was saved in.
 
     Args:
-        path: a run directory or a checkpoint file.
+        path: a run directory, a checkpoint or an export.
+        config: the model's own, for a model class of yours: a checkpoint alone only builds ours.
 
     Raises:
-        DamagedCheckpoint: the file is cut short, or a bit of it is not what it was.
+        UserError: see :func:`read`; or the weights do not fit the model that the file describes.
+    """
+    return read(path).build_model(config)
+
+
+def read(path: str | Path) -> Checkpoint:
+    """The checkpoint at ``path``, or the newest one of a run.
+
+    Args:
+        path: a run directory, a checkpoint or an export.
+
+    Raises:
+        DamagedCheckpoint: the file is cut short or its bytes have changed.
         UserError: the file is missing, not ours, or holds more than tensors and plain values.
     """
     path = resolve(path)
     try:
-        checkpoint = _load(path)
+        content = _load(path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"'{path}' is not a mambabyte checkpoint: it holds more than tensors and plain values"
@@ -45,24 +113,22 @@ def read(path: str | Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise DamagedCheckpoint(
             f"'{path}' cannot be read as a checkpoint: it is damaged, cut short or another format; if it is "
-            "the newest of a run, remove it, and the one before it counts"
+            "the newest of a run, remove it to use the one before it"
         ) from error
-    ours = checkpoint.get("mambabyte") if isinstance(checkpoint, dict) else None
+    ours = content.get("mambabyte") if isinstance(content, dict) else None
     if not isinstance(ours, dict) or not all(
-        isinstance(part, dict) for part in (ours.get("model"), checkpoint.get("state_dict"))
+        isinstance(part, dict) for part in (ours.get("model"), content.get("state_dict"))
     ):
         raise UserError(f"'{path}' was not written by mambabyte: it names no model")
     if ours.get("format") != FORMAT:
         raise UserError(
             f"'{path}' has checkpoint format {ours.get('format')!r}; this version reads format {FORMAT}"
         )
-    return checkpoint
+    return Checkpoint(path, content)
 
 
-def read_newest(run_dir: str | Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
-    """The newest checkpoint of a run that is whole: its file, its content, and the damaged ones after it.
-
-    None if the run has no checkpoint at all.
+def read_newest(run_dir: str | Path) -> tuple[Checkpoint, list[Path]] | None:
+    """The newest undamaged checkpoint of a run, and the damaged files that are newer. None without any.
 
     Raises:
         UserError: all of its checkpoints are damaged, or the newest is refused for another reason.
@@ -70,7 +136,7 @@ def read_newest(run_dir: str | Path) -> tuple[Path, dict[str, Any], list[Path]] 
     damaged: list[Path] = []
     for path in reversed(step_files(checkpoint_folder(run_dir))):
         try:
-            return path, read(path), damaged
+            return read(path), damaged
         except DamagedCheckpoint:
             damaged.append(path)
     if damaged:
@@ -84,60 +150,12 @@ def read_newest(run_dir: str | Path) -> tuple[Path, dict[str, Any], list[Path]] 
 
 def _load(path: Path) -> Any:
     if not path.is_dir():
-        _check_intact(path)
+        if not is_intact(path):
+            raise ValueError("the file does not agree with its checksum")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if is_export(path):
         return read_export(path, _MODEL_PREFIX)
-    return join([_load(file) for file in part_files(path)])
-
-
-def run_config(path: str | Path) -> dict[str, Any]:
-    """The resolved configuration of the run that wrote the checkpoint."""
-    config = read(path)["mambabyte"].get("config")
-    if not isinstance(config, dict):
-        raise UserError(f"'{resolve(path)}' does not say with which configuration it was trained")
-    return config
-
-
-def load_model(path: str | Path) -> ByteLM:
-    """The trained model, in eval mode, on the CPU, in the precision it was saved in.
-
-    Args:
-        path: a run directory or a checkpoint file.
-
-    Raises:
-        UserError: the file cannot be read (see :func:`read`) or its weights do not fit the model it names.
-    """
-    checkpoint = read(path)
-    config = config_from_dict(checkpoint["mambabyte"]["model"])
-    weights = {
-        name.removeprefix(_MODEL_PREFIX): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith(_MODEL_PREFIX)
-    }
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the initial weights are overwritten: leave the caller's draws alone
-        model = config.build()
-    try:
-        model.load_state_dict(weights)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"the weights in '{resolve(path)}' do not fit the model the file describes"
-        ) from error
-    return model.eval()
-
-
-def _check_intact(path: Path) -> None:
-    status = path.stat()
-    if not _is_intact(path, status.st_ino, status.st_size, status.st_mtime_ns):
-        raise ValueError("the file does not agree with its checksum")
-
-
-@lru_cache(maxsize=64)
-def _is_intact(path: Path, *version: int) -> bool:
-    # a command reads a checkpoint's settings and its weights: gigabytes need no second look
-    return is_intact(path)
+    return join_shards([_load(file) for file in shard_files(path)])
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints are written to a temporary name, sealed, flushed to the disk, and then given their own name."""
+"""Writing checkpoints: under a temporary name, with a checksum, flushed to disk, then renamed."""
 
 import os
 from pathlib import Path
@@ -6,41 +6,39 @@ from typing import Any
 
 import torch
 
-from mambabyte.checkpoints.checksum import SealedWriter
+from mambabyte.checkpoints.checksum import ChecksummedWriter
 from mambabyte.errors import UserError
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 
 FORMAT = 1
 
 
 def write(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint so that ``path`` is at every moment absent, the old file, or the whole new one.
-
-    The file carries its checksum.
+    """Write a checkpoint, its checksum included, atomically.
 
     Raises:
-        UserError: the disk is full or the folder not writable; the temporary file is removed.
+        UserError: the disk is full or the folder is not writable; the temporary file is removed.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
-            sealed = SealedWriter(file)
-            torch.save(checkpoint, sealed)  # type: ignore[arg-type]
-            sealed.seal()
+        with atomic_write(path) as file:
+            writer = ChecksummedWriter(file)
+            torch.save(checkpoint, writer)  # type: ignore[arg-type]
+            writer.append_checksum()
     except (OSError, RuntimeError) as error:
-        # torch's zip writer hides the disk's OSError inside a RuntimeError of its own
+        # torch's zip writer wraps the OSError in a RuntimeError of its own
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
-        reason = getattr(error, "strerror", None) or "the disk did not take it"
+        reason = getattr(error, "strerror", None) or "the write failed"
         raise UserError(
             f"cannot write the checkpoint '{path}' ({reason}): free some space or choose another run_dir=, "
-            "then repeat the command; earlier checkpoints are whole"
+            "then repeat the command; earlier checkpoints are intact"
         ) from error
 
 
 def point_last_at(path: Path) -> None:
-    """Make ``last.ckpt`` beside ``path`` a link to it; left out where the file system has no links."""
+    """Make ``last.ckpt`` beside ``path`` a symbolic link to it, if the file system has such links."""
     link = path.with_name("last.ckpt")
     temporary = path.with_name("last.ckpt.temporary")
     temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Lossless compression by a model: a file whose size is the model's bits per byte, and the way back."""
+"""Lossless compression with a model: the size of the file is the model's bits per byte."""
 
 from mambabyte.coding.coder import Coded, decode, encode
 from mambabyte.coding.compression import compress_file, decompress_file

@@ -1,6 +1,6 @@
-"""Range coding of bytes with a model's predictions; the coder itself is `constriction` (arXiv 2201.01741).
+"""Range coding of bytes with a model's predictions, by `constriction` (arXiv 2201.01741).
 
-It rounds probabilities to multiples of 2^-24, none of them 0, so that any bytes can be coded.
+It rounds probabilities to multiples of 2^-24 and never to 0, so that any bytes can be coded.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from mambabyte.coding.predictions import MAX_LANES, fixed_arithmetic, prediction
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
 from mambabyte.ops.backends import backend_for
+from mambabyte.runtime.progress import ProgressCallback
 
-Progress = Callable[[int, int], None]
 _HASH_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
 class Coded:
-    """What became of ``bytes`` bytes: ``file_bytes``, of which ``overhead`` are the header and checksums."""
+    """The size of ``bytes`` bytes in compressed form; ``overhead`` is the part for header and checksums."""
 
     bytes: int
     file_bytes: int
@@ -34,7 +34,7 @@ class Coded:
 
     @property
     def bits_per_byte(self) -> float:
-        """Of the whole file; infinite where it stands for no bytes."""
+        """Of the whole file; infinite if it holds no bytes."""
         return 8 * self.file_bytes / self.bytes if self.bytes else float("inf")
 
 
@@ -46,16 +46,16 @@ def encode(
     lanes: int = MAX_LANES,
     window: int | None = None,
     threads: int = 1,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Coded:
-    """Write ``data`` (n,) uint8, cut into segments of these lengths, to ``stream`` in compressed form.
+    """Compress ``data`` (n,) uint8, cut into segments of these lengths, and write it to ``stream``.
 
-    What is held in memory does not grow with the data, which may be a memory map.
+    Memory does not grow with the data, which may be a memory map.
 
     Args:
-        lanes: segments in flight; more are faster and change nothing else.
-        window: the context begins anew after so many bytes; None: never within a segment.
-        threads: of the model, here and again in :func:`decode`.
+        lanes: segments coded at once; more are faster and change nothing else.
+        window: the model's context is reset after this many bytes; None: only between segments.
+        threads: for the model, both here and in :func:`decode`.
 
     Raises:
         UserError: the model gives no probabilities, or a setting is out of range.
@@ -86,13 +86,13 @@ def decode(
     model: ByteLM,
     stream: BinaryIO,
     allocate: Callable[[int], np.ndarray],
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> np.ndarray:
-    """The bytes that :func:`encode` wrote to ``stream``, in the array (n,) uint8 that ``allocate(n)`` gives.
+    """Decompress what :func:`encode` wrote into the array (n,) uint8 that ``allocate(n)`` returns.
 
     Raises:
-        UserError: it was compressed with another model, is damaged or cut short, or this machine, these
-            versions or kernels round the model's probabilities in another way.
+        UserError: the file was compressed with another model, is damaged or cut short, or this machine, its
+            versions or kernels round the model's probabilities differently.
     """
     header = container.read_header(stream)
     if header.model != container.digest(weights_fingerprint(model)):
@@ -117,7 +117,7 @@ def decode(
 
 
 def arithmetic(model: ByteLM) -> str:
-    """The versions and kernels that decide how a model's probabilities are rounded."""
+    """The versions and kernels that determine how a model's probabilities are rounded."""
     device = model.device
     kind = torch.backends.cpu.get_cpu_capability()
     if device.type == "cuda":
@@ -126,35 +126,37 @@ def arithmetic(model: ByteLM) -> str:
 
 
 def content_digest(data: np.ndarray) -> bytes:
-    """What a header says of the bytes (n,) uint8."""
+    """The digest of the bytes (n,) uint8 that a header holds."""
     digest = hashlib.sha256()
     for start in range(0, len(data), _HASH_CHUNK):
         digest.update(np.ascontiguousarray(data[start : start + _HASH_CHUNK]).data)
     return container.digest(digest.digest())
 
 
-def _code(model: ByteLM, header: Header, coder: "_Encoder | _Decoder", progress: Progress | None) -> None:
+def _code(
+    model: ByteLM, header: Header, coder: "_Encoder | _Decoder", progress: ProgressCallback | None
+) -> None:
     total, done = sum(header.lengths), 0
     with fixed_arithmetic(model, header.threads):
         schedule = predictions(model, header.lengths, header.lanes, header.window)
-        asked = next(schedule, None)
-        while asked is not None:
+        request = next(schedule, None)
+        while request is not None:
             coder.begin_frame()
             frame_end = done + container.FRAME_BYTES
-            while asked is not None and done < frame_end:
-                symbols = coder(*asked)
+            while request is not None and done < frame_end:
+                symbols = coder(*request)
                 done += len(symbols)
                 if progress is not None:
                     progress(done, total)
                 try:
-                    asked = schedule.send(symbols)
+                    request = schedule.send(symbols)
                 except StopIteration:
-                    asked = None
+                    request = None
             coder.end_frame()
 
 
 class _Encoder:
-    """Codes the bytes at the positions it is asked about."""
+    """Encodes the bytes at the given positions."""
 
     def __init__(self, data: np.ndarray, stream: BinaryIO) -> None:
         self._data = data
@@ -180,11 +182,11 @@ class _Encoder:
 
 
 class _OtherProbabilities(Exception):
-    """A whole frame gave other bytes than were coded in it."""
+    """A whole frame decoded to other bytes than were encoded."""
 
 
 class _Decoder:
-    """Finds the bytes at the positions it is asked about, and puts them there."""
+    """Decodes the bytes at the given positions, and stores them."""
 
     def __init__(self, data: np.ndarray, stream: BinaryIO) -> None:
         self._data = data

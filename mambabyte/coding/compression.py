@@ -1,4 +1,4 @@
-"""Compressing one file into another, and back: the result is there whole, or not at all."""
+"""Compressing one file into another, and back; the result is written whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -8,14 +8,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mambabyte.coding.coder import Coded, Progress, decode, encode
+from mambabyte.coding.coder import Coded, decode, encode
 from mambabyte.coding.container import DamagedFile
 from mambabyte.coding.predictions import MAX_LANES
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.runtime.progress import ProgressCallback
 
-_BYTES_PER_LANE = 1 << 14  # a lane begins without context: shorter ones would cost more than they save
+_BYTES_PER_LANE = 1 << 14  # a lane begins without context, so shorter ones would compress worse
 
 
 def compress_file(
@@ -25,16 +26,16 @@ def compress_file(
     lanes: int | None = None,
     window: int | None = None,
     threads: int = 1,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Coded:
-    """Compress the file ``source``, cut into ``lanes`` equal segments that are coded side by side.
+    """Compress the file ``source``, cut into ``lanes`` equal segments that are coded in parallel.
 
     Args:
-        lanes: more are faster, and each one's first bytes lack context; None: one for each 16 KiB, up to 64.
+        lanes: more are faster, but each begins without context; None: one per 16 KiB, up to 64.
         window: see :func:`mambabyte.coding.encode`.
 
     Raises:
-        UserError: ``source`` cannot be read, ``target`` is there already or cannot be written.
+        UserError: ``source`` cannot be read, ``target`` exists or cannot be written.
     """
     size = _size(source)
     if lanes is None:
@@ -47,12 +48,14 @@ def compress_file(
         return encode(model, data, np.diff(bounds).tolist(), stream, lanes, window, threads, progress)
 
 
-def decompress_file(model: ByteLM, source: Path, target: Path, progress: Progress | None = None) -> int:
-    """Write to ``target`` the bytes that ``source`` was compressed from; returns how many they are.
+def decompress_file(
+    model: ByteLM, source: Path, target: Path, progress: ProgressCallback | None = None
+) -> int:
+    """Decompress ``source`` to ``target``; returns the number of bytes. A failure leaves no ``target``.
 
     Raises:
-        UserError: as :func:`mambabyte.coding.decode`; ``source`` cannot be read, ``target`` is there already
-            or cannot be written. ``target`` is then not made.
+        UserError: see :func:`mambabyte.coding.decode`; ``source`` cannot be read, ``target`` exists or cannot
+            be written.
     """
     _size(source)
     with _new_file(target) as output, open(source, "rb") as stream:
@@ -60,7 +63,7 @@ def decompress_file(model: ByteLM, source: Path, target: Path, progress: Progres
         def allocate(size: int) -> np.ndarray:
             if not size:
                 return np.zeros(0, np.uint8)
-            os.posix_fallocate(output.fileno(), 0, size)  # a full disk is found now, and not in a memory map
+            os.posix_fallocate(output.fileno(), 0, size)  # find a full disk now: a memory map would crash
             return np.memmap(output, dtype=np.uint8, mode="r+", shape=(size,))
 
         try:
@@ -87,7 +90,7 @@ def _new_file(target: Path) -> Iterator[BinaryIO]:
     if target.exists():
         raise UserError(f"'{target}' is there already; remove it or choose another output=")
     try:
-        with whole_file(target) as file:
+        with atomic_write(target) as file:
             yield file
     except OSError as error:
         raise UserError(f"cannot write '{target}': {error.strerror or error}") from error

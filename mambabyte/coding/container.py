@@ -1,10 +1,10 @@
-"""The compressed file: a header, then frames, each with checksums of what is in it and of what comes out.
+"""The compressed file: a header, then frames with checksums of the compressed and the original bytes.
 
     magic, version, model (16 bytes), content (16 bytes), window, lanes, threads, arithmetic, lengths, CRC-32
-    frame: words, CRC-32 of the words, CRC-32 of the bytes they stand for; the words
+    frame: number of words, CRC-32 of the words, CRC-32 of the original bytes; the words
 
-Numbers are little-endian, lengths as base-128 varints. ``model`` and ``content`` are the beginnings of the
-SHA-256 of the weights and of the bytes.
+Numbers are little-endian, lengths are base-128 varints. ``model`` and ``content`` are the first bytes of the
+SHA-256 of the weights and of the original bytes.
 """
 
 import struct
@@ -18,7 +18,7 @@ from mambabyte.errors import UserError
 
 MAGIC = b"\x8bMBC"
 VERSION = 1
-FRAME_BYTES = 1 << 20  # of plain bytes, at least: what a coder holds in memory
+FRAME_BYTES = 1 << 20  # at least this many original bytes, which the coder holds in memory
 _DIGEST_BYTES = 16
 _FIXED = struct.Struct(f"<{_DIGEST_BYTES}s{_DIGEST_BYTES}sIHHB")  # window, lanes, threads, length of the name
 _FRAME = struct.Struct("<III")
@@ -27,10 +27,10 @@ FRAME_OVERHEAD = _FRAME.size
 
 @dataclass(frozen=True)
 class Header:
-    """All that the decoder must know, and with what it must agree.
+    """Everything that the decoder needs to know or to check.
 
-    window: None, or after how many bytes of a segment the context begins anew. arithmetic: the versions and
-    kernels whose rounding the probabilities carry. lengths: of the segments, in the order of the bytes.
+    window: the context is reset after this many bytes of a segment; None: never. arithmetic: the versions and
+    kernels that determined the rounding of the probabilities. lengths: of the segments, in order.
     """
 
     model: bytes
@@ -50,18 +50,22 @@ class Header:
 
 
 class DamagedFile(UserError):
-    """Not a whole file of ours."""
+    """Not a complete file of this format."""
 
 
 def read_header(stream: BinaryIO) -> Header:
-    """Raises UserError for another kind of file, another version, and a header that is damaged."""
+    """Read the header.
+
+    Raises:
+        UserError: another kind of file, another version, or a damaged header.
+    """
     if stream.read(len(MAGIC)) != MAGIC:
         raise DamagedFile("this is not a file that `mambabyte compress` wrote")
     reader = _Reader(stream)
     version = reader.take(1)[0]
     if version != VERSION:
         raise DamagedFile(
-            f"this file says that it is of format {version}, and this version of mambabyte reads {VERSION}"
+            f"this file is of format {version}, but this version of mambabyte reads format {VERSION}"
         )
     model, content, window, lanes, threads, name_length = _FIXED.unpack(reader.take(_FIXED.size))
     name = reader.take(name_length)
@@ -73,12 +77,12 @@ def read_header(stream: BinaryIO) -> Header:
 
 
 def digest(sha256: str | bytes) -> bytes:
-    """The part of a SHA-256, in hex or raw, that a header holds."""
+    """The part of a SHA-256 (hex or raw) that a header holds."""
     return (bytes.fromhex(sha256) if isinstance(sha256, str) else sha256)[:_DIGEST_BYTES]
 
 
 def write_frame(stream: BinaryIO, words: np.ndarray, plain_checksum: int) -> int:
-    """Write the words (n,) uint32; return the number of bytes that took."""
+    """Write the words (n,) uint32; return the number of bytes written."""
     data = words.astype("<u4").tobytes()
     stream.write(_FRAME.pack(len(words), zlib.crc32(data), plain_checksum))
     stream.write(data)
@@ -86,14 +90,14 @@ def write_frame(stream: BinaryIO, words: np.ndarray, plain_checksum: int) -> int
 
 
 def read_frame(stream: BinaryIO) -> tuple[np.ndarray, int]:
-    """The words (n,) uint32 and the checksum of the bytes they stand for.
+    """Read the words (n,) uint32 and the checksum of the original bytes.
 
     Raises:
         UserError: the frame is cut short or damaged.
     """
     reader = _Reader(stream)
     count, checksum, plain_checksum = _FRAME.unpack(reader.take(_FRAME.size))
-    if count > FRAME_BYTES:  # 32 bits for each byte, which no model reaches: the count itself is damaged
+    if count > FRAME_BYTES:  # a word per byte, which no model needs: the count itself is damaged
         raise DamagedFile("the file is damaged: a frame gives an impossible size")
     data = reader.take(4 * count)
     if zlib.crc32(data) != checksum:

@@ -1,8 +1,8 @@
-"""What the model expects of the next bytes of many segments: the same for the encoder and the decoder.
+"""The model's predictions of the next bytes of many segments, the same for encoder and decoder.
 
-A file is cut into segments, and up to ``lanes`` of them are in flight: one `ByteLM.step` on a batch predicts
-one more byte of each. Which bytes stand in which batch follows from the segments' lengths alone, so that the
-decoder repeats the encoder's computation exactly: the same shapes, the same rows, the same order.
+A file is cut into segments, up to ``lanes`` of which are in flight: one `ByteLM.step` on a batch predicts one
+more byte of each. Which bytes share a batch follows from the segments' lengths alone, so the decoder repeats
+the encoder's computation exactly: the same shapes, the same rows, the same order.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -23,11 +23,11 @@ Predictions = Generator[tuple[np.ndarray, np.ndarray], np.ndarray, None]
 def predictions(model: ByteLM, lengths: Sequence[int], lanes: int, window: int | None) -> Predictions:
     """Yield (positions (n,), probabilities (n, 256) float64) of bytes to code; send back the bytes (n,).
 
-    Positions count from the start of the first segment. A segment's first byte is expected with probability
-    1/256 each; every later one from all those before it in its segment, or, with ``window``, from those since
-    the last multiple of ``window``. So segments that are documents cost what the protocol ``stateful`` finds,
-    or ``disjoint`` with windows. With windows the lanes keep step: new segments begin where windows begin,
-    as the state of a model may be of another size at every place of its window.
+    Positions count from the start of the first segment. A segment's first byte is predicted uniformly; every
+    later one from all bytes before it in its segment or, with ``window``, from those since the last multiple
+    of ``window``. So documents as segments cost what the protocol ``stateful`` measures, or ``disjoint`` with
+    ``window``. With ``window`` new segments only begin where windows begin, because the size of a model's
+    state may depend on the position in the window.
 
     Raises:
         UserError: the model gives no probabilities, or without ``window`` has a state that grows.
@@ -43,7 +43,7 @@ def predictions(model: ByteLM, lengths: Sequence[int], lanes: int, window: int |
     position, end = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     last_byte = np.zeros(0, dtype=np.int64)
     state = model.initial_state(0)
-    place = 0  # in the window
+    place = 0  # within the window
     while len(position) or waiting:
         at_start = window is None or place == 0
         if at_start and waiting and len(position) < lanes:
@@ -82,7 +82,7 @@ def _probabilities(logits: torch.Tensor) -> np.ndarray:
 
 @contextmanager
 def fixed_arithmetic(model: ByteLM, threads: int) -> Iterator[None]:
-    """The model in eval mode on so many threads: how a sum is shared out decides how it is rounded."""
+    """Eval mode and a fixed number of threads: how a sum is divided among threads affects its rounding."""
     before, was_training = torch.get_num_threads(), model.training
     torch.set_num_threads(threads)
     model.eval()

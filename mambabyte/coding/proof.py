@@ -1,4 +1,4 @@
-"""The proof of a figure: the measured bytes compressed to a file of that size, and decompressed again."""
+"""Proof of a figure: the measured bytes, compressed to a file of that size and decompressed again."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from mambabyte.coding.coder import Progress, decode, encode
+from mambabyte.coding.coder import decode, encode
 from mambabyte.coding.predictions import MAX_LANES
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
+from mambabyte.runtime.progress import ProgressCallback
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A file of ``file_bytes`` gave ``bytes`` bytes back; ``overhead`` of it is header and checksums.
+    """A file of ``file_bytes``, with ``overhead`` for header and checksums, decompressed to ``bytes`` bytes.
 
-    relative_difference: of the file's bits per byte from the computed one.
+    relative_difference: between the file's bits per byte and the computed figure.
     """
 
     bytes: int
@@ -47,16 +48,16 @@ def prove(
     documents: Sequence[np.ndarray],
     computed: float,
     window: int | None,
-    progress: Callable[[str], Progress] | None = None,
+    progress: Callable[[str], ProgressCallback] | None = None,
 ) -> Proof:
     """Compress the documents, each a segment, to a temporary file; decompress it; compare every byte.
 
     Args:
-        computed: bits per byte as they were measured, under the protocol ``stateful``, or ``disjoint`` with
-            ``window``.
+        computed: the measured bits per byte, under the protocol ``stateful``, or with ``window`` under
+            ``disjoint``.
 
     Raises:
-        UserError: what comes out is not what went in, or see :func:`mambabyte.coding.encode`.
+        UserError: the decompressed bytes differ, or see :func:`mambabyte.coding.encode`.
     """
     show = progress or (lambda label: lambda done, total: None)
     lengths = [len(document) for document in documents]
@@ -68,5 +69,5 @@ def prove(
         file.seek(0)
         back = decode(model, file, lambda size: np.zeros(size, np.uint8), show("decompressing"))
     if not np.array_equal(back, data):
-        raise UserError("the proof failed: decompression gave other bytes; please report this as a fault")
+        raise UserError("the proof failed: decompression gave other bytes; please report this as a bug")
     return Proof(coded.bytes, coded.file_bytes, coded.overhead, coded.bits_per_byte, computed)

@@ -1,0 +1,62 @@
+"""The commands, a file each: settings, flags, help line and ``run``. Importing one imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple
+
+NAMES = (
+    *("train", "eval", "generate", "compress", "decompress", "export"),
+    *("data prepare", "data inspect", "report", "doctor"),
+)
+
+
+class Flag(NamedTuple):
+    """A flag that stands for a setting.
+
+    value: what it sets the setting ``key`` to; the items of lists are collected from all flags given.
+    metavar: the name of its argument, if it takes one, which the setting ``argument`` gets, or else ``key``.
+    """
+
+    flag: str
+    help: str
+    key: str
+    value: Any = True
+    metavar: str | None = None
+    short: str | None = None
+    argument: str | None = None
+
+
+class Words(NamedTuple):
+    """The setting that words without ``=`` and without a flag fill."""
+
+    key: str
+    metavar: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    settings: the dataclass that ``run`` takes. Hydra composes one with a ``yaml`` from conf/; any other is
+        filled from flags and words alone.
+    run: does the work; returns the exit code, None for 0.
+    """
+
+    help: str
+    settings: type
+    run: Callable[[Any], int | None]
+    flags: tuple[Flag, ...] = ()
+    words: Words | None = None
+
+
+CKPT = Flag("--ckpt", "a run, a checkpoint or an export", "ckpt", metavar="PATH")
+JSON = Flag("--json", "print one JSON object", "json")
+
+
+def find(name: str) -> Command:
+    """The command called ``name``, one of ``NAMES``."""
+    return import_module(f"{__name__}.{name.replace(' ', '_')}").COMMAND

@@ -1,46 +1,58 @@
-"""mambabyte compress and mambabyte decompress: a file by a model's predictions, and the same file back."""
+"""mambabyte compress: a file by a model's predictions."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from omegaconf import DictConfig
+from mambabyte.commands import CKPT, Command, Flag, Words
+from mambabyte.config.composition import CommandSettings
 
-from mambabyte.errors import UserError
+SUFFIX = ".mbc"
+OUTPUT = Flag("--output", "the file to write", "output", metavar="PATH", short="-o")
 
-_SUFFIX = ".mbc"
+
+@dataclass
+class CompressSettings(CommandSettings):
+    """conf/compress.yaml"""
+
+    yaml: ClassVar[str] = "compress"
+    ckpt: str
+    file: str
+    output: str | None
+    lanes: int | None
+    threads: int
+    device: str
 
 
-def run(cfg: DictConfig) -> None:
-    """Write the result beside the file, or to ``output``, and say on stdout what it is.
-
-    ``conf/compress.yaml`` has ``lanes`` and ``conf/decompress.yaml`` has not: that tells the two apart.
+def run(settings: CompressSettings) -> None:
+    """Write the compressed file and say on stdout what it is.
 
     Raises:
         UserError: see :mod:`mambabyte.coding`; an unreadable checkpoint, a device that is not there.
     """
     from mambabyte import checkpoints
-    from mambabyte.coding import compress_file, decompress_file
+    from mambabyte.coding import compress_file
     from mambabyte.runtime.devices import choose_device
-    from mambabyte.runtime.progress_bar import progress_bar
+    from mambabyte.runtime.progress import progress_bar
 
-    compressing = "lanes" in cfg
-    source = Path(cfg.file).expanduser()
-    target = Path(cfg.output).expanduser() if cfg.output is not None else _beside(source, compressing)
-    model = checkpoints.load_model(cfg.ckpt).to(choose_device(cfg.device))
-    if compressing:
-        window = None if model.recurrent else checkpoints.run_config(cfg.ckpt)["context_length"]
-        coded = compress_file(
-            model, source, target, cfg.lanes, window, cfg.threads, progress_bar("compressing")
-        )
-        share = f" ({coded.bits_per_byte:.4f} bits per byte)" if coded.bytes else ""
-        print(f"{target}: {coded.bytes:,} bytes in {coded.file_bytes:,}{share}")
-    else:
-        size = decompress_file(model, source, target, progress_bar("decompressing"))
-        print(f"{target}: {size:,} bytes")
+    source = Path(settings.file).expanduser()
+    beside = source.with_name(source.name + SUFFIX)
+    target = beside if settings.output is None else Path(settings.output).expanduser()
+    checkpoint = checkpoints.read(settings.ckpt)
+    model = checkpoint.build_model().to(choose_device(settings.device))
+    window = None if model.recurrent else checkpoint.config["context_length"]
+    bar = progress_bar("compressing")
+    coded = compress_file(model, source, target, settings.lanes, window, settings.threads, bar)
+    share = f" ({coded.bits_per_byte:.4f} bits per byte)" if coded.bytes else ""
+    print(f"{target}: {coded.bytes:,} bytes in {coded.file_bytes:,}{share}")
 
 
-def _beside(source: Path, compressing: bool) -> Path:
-    if compressing:
-        return source.with_name(source.name + _SUFFIX)
-    if source.suffix != _SUFFIX or source.name == _SUFFIX:
-        raise UserError(f"'{source}' does not end in {_SUFFIX}: name the file to write with output=")
-    return source.with_suffix("")
+COMMAND = Command(
+    "compress a file losslessly by a model: mambabyte compress FILE --ckpt runs/quickstart",
+    CompressSettings,
+    run,
+    flags=(CKPT, OUTPUT),
+    words=Words("file", "FILE", "the file to compress"),
+)

@@ -1,70 +1,96 @@
 """mambabyte data inspect: says what a corpus is made of."""
 
+from __future__ import annotations
+
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-from omegaconf import DictConfig, OmegaConf
-
+from mambabyte.commands import JSON, Command
+from mambabyte.config.composition import CommandSettings
+from mambabyte.config.settings import setting
+from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-def run(cfg: DictConfig) -> None:
+    from mambabyte.data import ByteCorpus
+    from mambabyte.data.corpus.inspection import Inspection
+
+
+@dataclass(kw_only=True)
+class DataInspectSettings(CommandSettings):
+    """conf/data_inspect.yaml"""
+
+    yaml: ClassVar[str] = "data_inspect"
+    split: Literal["train", "validation", "test"]
+    max_bytes: int | None
+    context_length: int = setting(at_least=1)
+    samples: int = setting(at_least=0)
+    seed: int
+    plot: Path | None
+    json: bool
+    data: DataSettings
+
+
+def run(settings: DataInspectSettings) -> None:
     """Print counts, lengths, bytes and a few windows of one split, or one JSON object; write a plot.
 
     Raises:
         UserError: the data cannot be read, or holds no window; the plot cannot be written.
     """
-    from mambabyte.data import DataSettings, prepare
+    import numpy as np
+
+    from mambabyte.data import prepare
     from mambabyte.data.corpus.inspection import inspect_corpus, plot_inspection
     from mambabyte.runtime.progress import Progress
 
-    for name, least in (("context_length", 1), ("samples", 0)):
-        if cfg[name] < least:
-            raise UserError(f"{name} must be {least} or more, not {cfg[name]}")
-    data = DataSettings.from_settings(OmegaConf.to_container(cfg.data, resolve=True), "data")
-    limit = data.validation_bytes if cfg.split == "validation" else None
-    limit = min((size for size in (limit, cfg.max_bytes) if size is not None), default=None)
-    corpus = prepare(data.build_source(), cfg.split, data.folder, limit)
-    progress = Progress(f"inspecting {cfg.split} data", corpus.num_bytes)
+    data, split = settings.data, settings.split
+    limit = data.validation_bytes if split == "validation" else None
+    limit = min((size for size in (limit, settings.max_bytes) if size is not None), default=None)
+    corpus = prepare(data.build_source(), split, data.folder, limit)
+    progress = Progress(f"inspecting {split} data", corpus.num_bytes)
     try:
         inspection = inspect_corpus(corpus, progress.show)
     finally:
         progress.close()
-    plot = corpus.folder / "inspect.png" if cfg.plot is None else Path(cfg.plot)
+    plot = settings.plot or corpus.folder / "inspect.png"
     try:
-        plot_inspection(inspection, np.diff(corpus.offsets), f"{cfg.split} data", plot)
+        plot_inspection(inspection, np.diff(corpus.offsets), f"{split} data", plot)
     except (OSError, ValueError) as error:  # ValueError: a kind of picture that matplotlib does not write
         raise UserError(f"cannot write the plot {plot}: {error}; set plot=<another file.png>") from error
-    samples = list(_windows(cfg, data.windows, corpus))
-    if cfg.json:
-        where = {"split": cfg.split, "folder": str(corpus.folder), "plot": str(plot)}
+    samples = list(_windows(settings, corpus))
+    if settings.json:
+        where = {"split": split, "folder": str(corpus.folder), "plot": str(plot)}
         print(json.dumps({**where, **inspection.to_dict(), "meta": corpus.meta, "windows": samples}))
         return
     for line in _report(inspection):
         print(line)
     for number, sample in enumerate(samples):
-        print(f"\nwindow {number} of {data.windows}, seed {cfg.seed}:\n{sample}")
+        print(f"\nwindow {number} of {data.windows}, seed {settings.seed}:\n{sample}")
     print(f"\nplot: {plot}\ndata: {corpus.folder}")
 
 
-def _windows(cfg: DictConfig, policy_name: str, corpus: Any) -> Any:
-    """The first windows of the seed's order as text: bytes that are none stand as \\xNN."""
+def _windows(settings: DataInspectSettings, corpus: ByteCorpus) -> Iterator[str]:
+    """The first windows of the seed's order as text; invalid UTF-8 is shown as \\xNN."""
+    import numpy as np
+
     from mambabyte.data.windows.shuffled import ShuffledWindows
 
-    if not cfg.samples:
+    if not settings.samples:
         return
-    windows = ShuffledWindows(policy_name, corpus, cfg.context_length, cfg.seed)
-    for index in range(min(cfg.samples, len(windows))):
+    windows = ShuffledWindows(settings.data.windows, corpus, settings.context_length, settings.seed)
+    for index in range(min(settings.samples, len(windows))):
         window = windows.window(0, index)
         scored = np.flatnonzero(window["targets"] >= 0)
         yield window["bytes"][: scored[-1] + 1].tobytes().decode("utf-8", "backslashreplace")
 
 
-def _report(inspection: Any) -> list[str]:
+def _report(inspection: Inspection) -> list[str]:
     from mambabyte.data.corpus.inspection import ZSTD_LEVEL
-    from mambabyte.runtime.progress import counted
+    from mambabyte.runtime.units import counted
 
     lengths = ", ".join(f"{name} {value:,.0f}" for name, value in inspection.bytes_per_document.items())
     top = sorted(range(256), key=lambda byte: -inspection.histogram[byte])[:12]
@@ -87,3 +113,11 @@ def _shown(byte: int) -> str:
     if byte == 32:
         return "space"
     return chr(byte) if 32 < byte < 127 else {9: "\\t", 10: "\\n", 13: "\\r"}.get(byte, f"0x{byte:02X}")
+
+
+COMMAND = Command(
+    "describe a corpus: lengths, byte values, UTF-8: mambabyte data inspect data=stdlib",
+    DataInspectSettings,
+    run,
+    flags=(JSON,),
+)

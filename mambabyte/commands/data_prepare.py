@@ -1,31 +1,54 @@
 """mambabyte data prepare: writes a corpus as training will read it."""
 
+from __future__ import annotations
+
 import json
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from mambabyte.commands import JSON, Command
+from mambabyte.config.composition import CommandSettings
+from mambabyte.data.settings import DataSettings
 
 
-def run(cfg: DictConfig) -> None:
+@dataclass
+class DataPrepareSettings(CommandSettings):
+    """conf/data_prepare.yaml"""
+
+    yaml: ClassVar[str] = "data_prepare"
+    split: Literal["train", "validation", "test", "all"]
+    json: bool
+    data: DataSettings
+
+
+def run(settings: DataPrepareSettings) -> None:
     """Print what each prepared split holds, a line each or one JSON object; progress goes to stderr.
 
     Raises:
         UserError: the data cannot be read, has no such split, or the folder cannot be written.
     """
-    from mambabyte.data import DataSettings, prepare
+    from mambabyte.data import prepare
     from mambabyte.data.corpus.corpus import MappedCorpus
     from mambabyte.data.sources.documents import SPLITS
-    from mambabyte.runtime.progress import counted
+    from mambabyte.runtime.units import counted
 
-    data = DataSettings.from_settings(OmegaConf.to_container(cfg.data, resolve=True), "data")
-    source = data.build_source()
-    splits = getattr(source, "splits", SPLITS) if cfg.split == "all" else (cfg.split,)
+    source = settings.data.build_source()
+    splits = getattr(source, "splits", SPLITS) if settings.split == "all" else (settings.split,)
     found: dict[str, MappedCorpus] = {}
     for split in splits:
         # as training does: a run validates on so many bytes
-        limit = data.validation_bytes if split == "validation" else None
-        found[split] = corpus = prepare(source, split, data.folder, limit)
-        if not cfg.json:
+        limit = settings.data.validation_bytes if split == "validation" else None
+        found[split] = corpus = prepare(source, split, settings.data.folder, limit)
+        if not settings.json:
             documents = counted(corpus.num_documents, "document")
             print(f"{split}: {documents}, {counted(corpus.num_bytes, 'byte')}, in {corpus.folder}")
-    if cfg.json:
+    if settings.json:
         print(json.dumps({split: {"folder": str(c.folder), **c.meta} for split, c in found.items()}))
+
+
+COMMAND = Command(
+    "write a corpus as training reads it: mambabyte data prepare data=pg19",
+    DataPrepareSettings,
+    run,
+    flags=(JSON,),
+)

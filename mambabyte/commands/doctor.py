@@ -1,20 +1,30 @@
-"""``mambabyte doctor``: what this machine has to train with, and a line of advice on each thing it lacks."""
+"""``mambabyte doctor``: what this machine offers for training, and advice on what it lacks."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 
-from mambabyte.doctor import examine
+from mambabyte.commands import JSON, Command, Flag
+from mambabyte.config.settings import Settings
 
-SCHEMA = 1  # of the JSON: rises when a field goes or changes its meaning
+SCHEMA = 1  # of the JSON: rises when a field is removed or changes its meaning
 
 
-def run(as_json: bool = False, offline: bool = False) -> int:
-    """Prints the findings; returns 0 if training can start here, else 1."""
-    findings = list(examine(offline))
+@dataclass
+class DoctorSettings(Settings):
+    json: bool = False
+    offline: bool = False
+
+
+def run(settings: DoctorSettings) -> int:
+    """Print the findings; return 0 if training can start here, else 1."""
+    from mambabyte.doctor import examine
+
+    findings = list(examine(settings.offline))
     ready = not any(finding.blocking for finding in findings)
-    if as_json:
+    if settings.json:
         entries = [dataclasses.asdict(finding) for finding in findings]
         print(json.dumps({"schema": SCHEMA, "ready": ready, "findings": entries}))
         return int(not ready)
@@ -24,5 +34,13 @@ def run(as_json: bool = False, offline: bool = False) -> int:
         print(f"{mark} {finding.name:{width}}  {finding.value}")
         if finding.fix:
             print(f"  {'':{width}}  -> {finding.fix}")
-    print("Training can start." if ready else "Training cannot start: mend what is marked x.")
+    print("Training can start." if ready else "Training cannot start: fix what is marked x.")
     return int(not ready)
+
+
+COMMAND = Command(
+    "check what this machine offers for training, and what to do about what is missing",
+    DoctorSettings,
+    run,
+    flags=(JSON, Flag("--offline", "do not check whether services can be reached", "offline")),
+)

@@ -1,91 +1,168 @@
 """mambabyte eval: measures a checkpoint on the data it was trained on, or on any other."""
 
+from __future__ import annotations
+
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from omegaconf import DictConfig, OmegaConf
-
-from mambabyte.commands.eval_metrics import EVAL_METRICS
+from mambabyte.commands import CKPT, JSON, Command, Flag
+from mambabyte.config.composition import CommandSettings
+from mambabyte.config.settings import setting
+from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 
+if TYPE_CHECKING:
+    from mambabyte.data import ByteCorpus
 
-def run(cfg: DictConfig) -> None:
+Metric = Literal["bpb", "word_perplexity", "compressors", "noise", "lengths", "utf8", "proof", "heatmap"]
+
+
+@dataclass(kw_only=True)
+class EvalSettings(CommandSettings):
+    """conf/eval.yaml"""
+
+    yaml: ClassVar[str] = "eval"
+    ckpt: str
+    split: Literal["train", "validation", "test"]
+    protocol: Literal["disjoint", "sliding", "stateful"]
+    context_length: int | None = setting(at_least=1)
+    stride: int | None
+    batch_size: int
+    precision: Literal["fp32", "bf16"]
+    max_bytes: int | None
+    device: str
+    json: bool
+    metrics: list[str]
+    heatmap_bytes: int = setting(at_least=1)
+    samples: int
+    sample_bytes: int
+    output_dir: Path
+    save_every: float
+    data: DataSettings | None = None
+
+    def __post_init__(self) -> None:
+        known = get_args(Metric)
+        if not self.metrics or not set(self.metrics) <= set(known):
+            raise UserError(f"metrics must be chosen from {', '.join(known)}, not {self.metrics}")
+        if "proof" in self.metrics and self.protocol == "sliding":
+            raise UserError(
+                "--prove needs protocol=disjoint or stateful: a decoder cannot know what a sliding window "
+                "has read ahead"
+            )
+        if "proof" in self.metrics and self.precision != "fp32":
+            raise UserError("--prove needs precision=fp32, in which the coder computes")
+
+
+def run(settings: EvalSettings) -> None:
     """Print the figures on stdout, as sentences or as one JSON object; progress goes to stderr.
 
     Under torchrun all ranks share the work, and the first prints.
 
     Raises:
-        UserError: unknown metric, unreadable checkpoint, data or device that is not there.
+        UserError: unreadable checkpoint, data or device that is not there.
     """
-    unknown = [metric for metric in cfg.metrics if metric not in EVAL_METRICS]
-    if unknown or not cfg.metrics:
-        raise UserError(f"metrics must be chosen from {', '.join(EVAL_METRICS)}, not {list(cfg.metrics)}")
-    if cfg.prove and cfg.protocol == "sliding":
-        raise UserError(
-            "prove=true needs protocol=disjoint or stateful: a decoder cannot know what a sliding window "
-            "has read ahead"
-        )
-    if cfg.prove and cfg.precision != "fp32":
-        raise UserError("prove=true needs precision=fp32, in which the coder computes")
-    if cfg.show < 0:
-        raise UserError(f"show must be 0 or more, not {cfg.show}")
     from mambabyte import checkpoints
-    from mambabyte.evaluation import SavedProgress, evaluate
+    from mambabyte.coding import prove
+    from mambabyte.evaluation import BitsPerByte, Protocol, SavedProgress, evaluate
     from mambabyte.evaluation.bits_per_byte import first_documents
-    from mambabyte.evaluation.studies import presentation as figures
+    from mambabyte.evaluation.studies import Study
+    from mambabyte.evaluation.studies.compressors import compressor_study
+    from mambabyte.evaluation.studies.context_curves import context_curve_study
+    from mambabyte.evaluation.studies.heatmap import heatmap_study
+    from mambabyte.evaluation.studies.noise import noise_study
+    from mambabyte.evaluation.studies.utf8_validity import utf8_study
+    from mambabyte.evaluation.studies.word_perplexity import word_perplexity_study
     from mambabyte.runtime.devices import choose_device
     from mambabyte.runtime.process_group import process_group
-    from mambabyte.runtime.progress_bar import progress_bar
+    from mambabyte.runtime.progress import progress_bar
 
-    with process_group(choose_device(cfg.device)) as (device, rank):
-        trained = checkpoints.run_config(cfg.ckpt)
-        model = checkpoints.load_model(cfg.ckpt)
-        corpus = _corpus(cfg, trained)
-        how: dict[str, Any] = {
-            "protocol": cfg.protocol,
-            "context_length": trained["context_length"] if cfg.context_length is None else cfg.context_length,
-            "batch_size": cfg.batch_size,
-            "device": device,
-            "precision": cfg.precision,
-            "stride": cfg.stride,
-            "all_ranks": True,
-            "saved_progress": SavedProgress(Path(cfg.output_dir), cfg.save_every),
-        }
+    metrics, split, folder = settings.metrics, settings.split, settings.output_dir
+    with process_group(choose_device(settings.device)) as (device, rank):
+        checkpoint = checkpoints.read(settings.ckpt)
+        model, training_length = checkpoint.build_model(), checkpoint.config["context_length"]
+        corpus = _corpus(settings, checkpoint.config)
+        context_length = settings.context_length or training_length
+        protocol = Protocol(
+            settings.protocol, context_length, settings.stride, settings.batch_size, settings.precision
+        )
+        saved = SavedProgress(folder, settings.save_every)
 
-        def measure(corpus: Any, label: str, max_bytes: int | None = None) -> Any:
+        def measure(corpus: ByteCorpus, label: str, max_bytes: int | None = None) -> BitsPerByte:
             progress = progress_bar(label) if rank == 0 else None
-            return evaluate(model, corpus, **how, max_bytes=max_bytes, progress=progress)
+            return evaluate(model, corpus, protocol, device, max_bytes, progress, saved, all_ranks=True)
 
-        result = measure(corpus, cfg.protocol, cfg.max_bytes)
-        where = {"checkpoint": str(checkpoints.resolve(cfg.ckpt)), "split": cfg.split}
-        found = figures.Found({**result.to_dict(), **where}, [f"{cfg.split}: {result}"])
-        if "noise" in cfg.metrics:
-            figures.noise(cfg, corpus, result, measure, found)
-        if rank == 0:
-            documents = first_documents(corpus, cfg.max_bytes)
-            if "word_perplexity" in cfg.metrics:
-                figures.word_perplexity(corpus, result, found)
-            if cfg.prove:
-                figures.proof(model, documents, result, found)
-            if "compressors" in cfg.metrics:
-                figures.compressors(documents, result, found)
-            if "lengths" in cfg.metrics:
-                figures.lengths(cfg, model, documents, trained["context_length"], found)
-            if "utf8" in cfg.metrics:
-                figures.utf8(cfg, model, found)
-            if cfg.show:
-                figures.show(cfg, model, first_documents(corpus, cfg.show), result, found)
-            print(json.dumps(found.values) if cfg.json else "\n".join(found.lines))
+        result = measure(corpus, settings.protocol, settings.max_bytes)
+        found: dict[str, Study] = {}
+        if "noise" in metrics:
+            found["noise"] = noise_study(corpus, result, measure, settings.max_bytes)
+        if rank != 0:
+            return
+        documents = first_documents(corpus, settings.max_bytes)
+        if "word_perplexity" in metrics:
+            found["word_perplexity"] = word_perplexity_study(result.nats / result.bytes, corpus)
+        if "proof" in metrics:
+            window = None if settings.protocol == "stateful" else context_length
+            proof = prove(model, documents, result.bits_per_byte, window, progress_bar)
+            found["proof"] = Study(proof.to_dict(), [f"proof: {proof}"])
+        if "compressors" in metrics:
+            found["compressors"] = compressor_study(documents, result.bits_per_byte)
+        if "lengths" in metrics:
+            plot = folder / "lengths.png"
+            found["lengths"] = context_curve_study(
+                model, documents, training_length, protocol, split, plot, progress_bar
+            )
+        if "utf8" in metrics:
+            found["utf8"] = utf8_study(model, settings.samples, settings.sample_bytes)
+        if "heatmap" in metrics:
+            shown = first_documents(corpus, settings.heatmap_bytes)
+            found["shown"] = heatmap_study(model, shown, protocol, split, folder / "bits.html")
+        if settings.json:
+            where = {"checkpoint": str(checkpoint.path), "split": split}
+            studies = {name: study.values for name, study in found.items()}
+            print(json.dumps({**result.to_dict(), **where, **studies}))
+        else:
+            lines = [line for study in found.values() for line in study.lines]
+            print("\n".join([f"{split}: {result}", *lines]))
 
 
-def _corpus(cfg: DictConfig, trained: dict[str, Any]) -> Any:
-    from mambabyte.data import DataSettings, prepare
+def _corpus(settings: EvalSettings, trained: dict[str, Any]) -> ByteCorpus:
+    from mambabyte.data import prepare
 
-    own = cfg.get("data") is None
-    plain = trained["data"] if own else OmegaConf.to_container(cfg.data, resolve=True)
-    data = DataSettings.from_settings(plain, "data")
-    source = data.build_source(only_ours=own)
+    data = settings.data or DataSettings.from_settings(trained["data"], "data")
+    source = data.build_source(only_ours=settings.data is None)
     # the figure that ends a training run is over this many bytes
-    limit = data.validation_bytes if cfg.split == "validation" else None
-    return prepare(source, cfg.split, data.folder, limit)
+    limit = data.validation_bytes if settings.split == "validation" else None
+    return prepare(source, settings.split, data.folder, limit)
+
+
+def _metric(flag: str, metric: Metric, help: str) -> Flag:
+    return Flag(flag, help, "metrics", [metric])
+
+
+COMMAND = Command(
+    "measure a model: mambabyte eval --bpb --ckpt runs/quickstart",
+    EvalSettings,
+    run,
+    flags=(
+        CKPT,
+        _metric("--bpb", "bpb", "measure bits per byte"),
+        _metric("--word-perplexity", "word_perplexity", "and the perplexity of words that follows from it"),
+        _metric("--compressors", "compressors", "and what gzip, bzip2, xz, zstd and brotli need"),
+        _metric("--noise", "noise", "and what six kinds of noise in the text cost"),
+        _metric(
+            "--lengths",
+            "lengths",
+            "and the figure by position and by length of context",
+        ),
+        _metric("--utf8", "utf8", "and the share of generated samples that are valid UTF-8"),
+        _metric("--prove", "proof", "and compress the data with the model, and decompress it again"),
+        Flag(
+            *("--show", "and colour the first N bytes by their bits", "metrics", ["heatmap"]),
+            metavar="N",
+            argument="heatmap_bytes",
+        ),
+        JSON,
+    ),
+)

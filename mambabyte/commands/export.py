@@ -1,11 +1,25 @@
 """mambabyte export: a trained model as a folder of safetensors and JSON, to give away."""
 
+from __future__ import annotations
+
 import sys
+from dataclasses import dataclass
+from typing import ClassVar
 
-from omegaconf import DictConfig
+from mambabyte.commands import CKPT, Command
+from mambabyte.config.composition import CommandSettings
 
 
-def run(cfg: DictConfig) -> None:
+@dataclass
+class ExportSettings(CommandSettings):
+    """conf/export.yaml"""
+
+    yaml: ClassVar[str] = "export"
+    ckpt: str
+    out: str
+
+
+def run(settings: ExportSettings) -> None:
     """Write ``out``, which ``ckpt=`` of any command takes.
 
     Raises:
@@ -13,11 +27,19 @@ def run(cfg: DictConfig) -> None:
     """
     from mambabyte import checkpoints
 
-    checkpoint = checkpoints.read(cfg.ckpt)
-    model, step = checkpoints.load_model(cfg.ckpt), checkpoint["global_step"]
-    checkpoints.write_export(model, checkpoint["mambabyte"], step, cfg.out)
+    checkpoint = checkpoints.read(settings.ckpt)
+    model, step = checkpoint.build_model(), checkpoint.step
+    checkpoints.write_export(model, checkpoint.config, step, settings.out)
     print(
-        f"mambabyte: '{cfg.out}' holds the {model.num_parameters():,} parameters of step {step:,} "
+        f"mambabyte: '{settings.out}' holds the {model.num_parameters():,} parameters of step {step:,} "
         f"(sha256 {checkpoints.weights_fingerprint(model)})",
         file=sys.stderr,
     )
+
+
+COMMAND = Command(
+    "write a model as safetensors: mambabyte export --ckpt runs/quickstart out=quickstart",
+    ExportSettings,
+    run,
+    flags=(CKPT,),
+)

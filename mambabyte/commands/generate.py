@@ -1,27 +1,53 @@
 """mambabyte generate: continues a prompt, printing text as soon as its bytes are complete."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from itertools import chain
+from typing import ClassVar
 
-from omegaconf import DictConfig
+from mambabyte.commands import CKPT, Command, Flag
+from mambabyte.config.composition import CommandSettings
+from mambabyte.config.settings import setting
 
-from mambabyte.errors import UserError
+
+@dataclass(kw_only=True)
+class GenerateSettings(CommandSettings):
+    """conf/generate.yaml"""
+
+    yaml: ClassVar[str] = "generate"
+    not_kept: ClassVar[tuple[str, ...]] = ("prompt",)
+    ckpt: str
+    prompt: str
+    bytes: int = setting(at_least=1)
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+    device: str
 
 
-def run(cfg: DictConfig) -> None:
+def run(settings: GenerateSettings) -> None:
     """Print the prompt and its continuation on stdout.
 
     Raises:
         UserError: a setting is out of range, or the checkpoint cannot be read.
     """
-    if cfg.bytes < 1:
-        raise UserError(f"bytes must be 1 or more, not {cfg.bytes}")
     from mambabyte import checkpoints
     from mambabyte.generation import Sampler, decode_stream, generate
     from mambabyte.runtime.devices import choose_device
 
-    sampler = Sampler(cfg.temperature, cfg.top_k, cfg.top_p, cfg.seed)
-    model = checkpoints.load_model(cfg.ckpt).to(choose_device(cfg.device))
-    prompt = str(cfg.prompt).encode("utf-8", "surrogateescape")
-    for text in decode_stream(chain(prompt, generate(model, prompt, cfg.bytes, sampler))):
+    sampler = Sampler(settings.temperature, settings.top_k, settings.top_p, settings.seed)
+    model = checkpoints.load_model(settings.ckpt).to(choose_device(settings.device))
+    prompt = settings.prompt.encode("utf-8", "surrogateescape")
+    for text in decode_stream(chain(prompt, generate(model, prompt, settings.bytes, sampler))):
         print(text, end="", flush=True)
     print()
+
+
+COMMAND = Command(
+    "continue a prompt: mambabyte generate --ckpt runs/quickstart --prompt 'def '",
+    GenerateSettings,
+    run,
+    flags=(CKPT, Flag("--prompt", "the text to continue", "prompt", metavar="TEXT")),
+)

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from mambabyte.commands import Command, Flag, Words
+from mambabyte.config.settings import Settings
 from mambabyte.errors import UserError
-from mambabyte.reporting import Comparison, compare, find_runs, read_run, tables
-from mambabyte.reporting.figures import FIGURES, draw
-from mambabyte.reporting.html import to_html
 
-Form = Literal["text", "markdown", "csv", "json"]
+if TYPE_CHECKING:
+    from mambabyte.reporting import Comparison, tables
 
 
-def run(runs: Sequence[str], form: Form, literature: bool, output: str | None) -> int:
-    """Print the report on ``runs`` in ``form``; with ``output``, write all forms and the figures there.
+@dataclass
+class ReportSettings(Settings):
+    runs: list[str]
+    form: Literal["text", "markdown", "csv", "json"] = "text"
+    literature: bool = False
+    output: str | None = None
+
+
+def run(settings: ReportSettings) -> None:
+    """Print the report in the chosen form; with ``output``, write all forms and the figures there.
 
     Raises:
         UserError: a path has no run, or none of the runs can be read, or ``output`` cannot be written.
     """
+    from mambabyte.reporting import compare, tables
+    from mambabyte.runs.run import find_runs, read_run
+
     readable, left_out = [], []
-    for directory in find_runs(runs):
+    for directory in find_runs(settings.runs):
         try:
             readable.append(read_run(directory))
         except UserError as fault:
@@ -31,20 +43,20 @@ def run(runs: Sequence[str], form: Form, literature: bool, output: str | None) -
         raise UserError("\n".join(["none of these runs can be read", *left_out]))
     comparisons, notes = compare(readable)
     notes += left_out
-    shown = tables.run_tables(comparisons) + (tables.literature_tables() if literature else [])
-    records = tables.measured_records(comparisons) + (tables.published_records() if literature else [])
+    shown, records = tables.run_tables(comparisons), tables.measured_records(comparisons)
+    if settings.literature:
+        shown, records = shown + tables.literature_tables(), records + tables.published_records()
     forms = {
         "text": tables.to_text(shown, notes),
         "markdown": tables.to_markdown(shown, notes),
         "csv": tables.to_csv(records),
         "json": tables.to_json(records, notes),
     }
-    print(forms[form].rstrip("\n"))
-    if form == "csv":
+    print(forms[settings.form].rstrip("\n"))
+    if settings.form == "csv":
         print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
-    if output is not None:
-        _write(Path(output).expanduser(), comparisons, forms, shown, notes)
-    return 0
+    if settings.output is not None:
+        _write(Path(settings.output).expanduser(), comparisons, forms, shown, notes)
 
 
 def _write(
@@ -54,6 +66,9 @@ def _write(
     shown: Sequence[tables.Table],
     notes: Sequence[str],
 ) -> None:
+    from mambabyte.reporting.figures import FIGURES, draw
+    from mambabyte.reporting.html import to_html
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for form, ending in (("markdown", "md"), ("csv", "csv"), ("json", "json")):
@@ -66,3 +81,20 @@ def _write(
     except OSError as error:
         raise UserError(f"cannot write to '{folder}': {error.strerror}; choose another --output") from error
     print(f"mambabyte: report.html, report.md, .csv, .json and the figures are in {folder}", file=sys.stderr)
+
+
+COMMAND = Command(
+    "compare runs in tables and figures: mambabyte report runs/compute_matched --output report",
+    ReportSettings,
+    run,
+    flags=(
+        *(Flag(f"--{form}", f"print {form}", "form", form) for form in ("markdown", "csv", "json")),
+        Flag("--literature", "add what the MambaByte paper publishes", "literature"),
+        Flag(
+            *("--output", "write an HTML page, Markdown, CSV, JSON and PNGs there", "output"),
+            metavar="FOLDER",
+            short="-o",
+        ),
+    ),
+    words=Words("runs", "RUN", "a run directory, a folder of runs such as a sweep's, or a glob"),
+)

@@ -1,157 +1,31 @@
 """mambabyte train: one run in its directory. The same command again resumes it, or says it is complete."""
 
+from __future__ import annotations
+
 import json
-import sys
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from mambabyte.config.composition import typed
-from mambabyte.errors import Interrupted
+from mambabyte.commands import JSON, Command, Flag
+from mambabyte.training.settings import TrainSettings
 
 
-def run(cfg: DictConfig) -> None:
-    """Train until ``trainer.max_steps``, then measure and report on stdout; with ``dry_run`` only say what
-    that will take, and leave the run directory as it is.
+def run(settings: TrainSettings) -> None:
+    """Train, then print the report; with ``dry_run`` only print what training will take.
 
     Raises:
-        UserError: the configuration, data or run directory will not do; training diverged; the disk is full.
-        Interrupted: stopped by a signal, with a checkpoint of the last step.
+        UserError, Interrupted: see :func:`mambabyte.training.train.train`.
     """
-    from mambabyte import checkpoints
-    from mambabyte.config.settings import to_plain
-    from mambabyte.data import ByteDataModule, DataSettings
-    from mambabyte.models import config_from_dict
-    from mambabyte.runs.run_directory import check_same_run, hold
-    from mambabyte.training.distributed.launching import is_main_process, placed
-    from mambabyte.training.planning.autotune import with_measurements
-    from mambabyte.training.planning.budget import within_budget
-    from mambabyte.training.planning.memory_estimate import MemoryBudget
-    from mambabyte.training.settings import TrainerConfig
-
-    cfg = within_budget(cfg)
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    config["model"] = config_from_dict(config["model"]).to_dict()
-    data_settings = DataSettings.from_settings(config["data"], "data").with_absolute_paths()
-    config["data"] = to_plain(data_settings)
-    run_dir = Path(cfg.run_dir)
-    main_process = is_main_process()
-    last, step = None, 0
-    if newest := checkpoints.read_newest(run_dir):
-        last, saved, damaged = newest
-        step = saved["global_step"]
-        before = saved["mambabyte"]["config"]
-        data_before = DataSettings.from_settings(before["data"], "data").with_absolute_paths()
-        check_same_run(run_dir, {**before, "data": to_plain(data_before)}, config)
-    cfg = with_measurements(cfg, keep=not cfg.dry_run)
-    config["trainer"] = OmegaConf.to_container(cfg.trainer, resolve=True)
-    settings = placed(typed(cfg.trainer, TrainerConfig))
-    if last is not None and main_process:
-        for path in damaged:
-            print(f"mambabyte: '{path}' is damaged, and the one before it counts", file=sys.stderr)
-        verb = "is complete at" if step >= settings.max_steps else "goes on from"
-        print(f"mambabyte: run '{cfg.name}' {verb} step {step}", file=sys.stderr)
-    data = ByteDataModule(
-        data_settings,
-        cfg.context_length,
-        settings.micro_batch_size,
-        settings.global_batch_size(cfg.context_length),
-        cfg.seed,
-    )
-    if cfg.dry_run:
-        if main_process:
-            _forecast(cfg, settings, data, step)
-        return
-    if step < settings.max_steps:
-        MemoryBudget.of(cfg, settings).check_state()
-        with hold(run_dir, config) if main_process else nullcontext():
-            step = _fit(cfg, config, settings, data, last, main_process)
-    if main_process:
-        _report(cfg, step, data)
-
-
-def _fit(
-    cfg: DictConfig, config: dict[str, Any], settings: Any, data: Any, last: Path | None, main_process: bool
-) -> int:
-    """Train from the checkpoint ``last`` (None: from the start) and return the step that was reached."""
-    from lightning.pytorch import seed_everything
-
-    from mambabyte.models import config_from_dict
-    from mambabyte.training.activation_checkpointing import recompute_blocks
-    from mambabyte.training.distributed.launching import lost_rank
-    from mambabyte.training.loggers import build_logger
-    from mambabyte.training.module import ByteLMModule
-    from mambabyte.training.optimizer import AdamWConfig
-    from mambabyte.training.settings import CallbacksConfig, LoggerConfig
-    from mambabyte.training.spikes import SpikePolicy
-    from mambabyte.training.trainer import build_callbacks, build_trainer
-
-    run_dir = Path(cfg.run_dir)
-    optimizer = typed(cfg.optimizer, AdamWConfig)
-    callbacks, interruption = build_callbacks(
-        typed(cfg.callbacks, CallbacksConfig), settings, cfg.context_length, run_dir, data.validation_corpus()
-    )
-    seed_everything(cfg.seed, workers=True, verbose=False)
-    model = config_from_dict(config["model"]).build()
-    if settings.activation_checkpointing:
-        recompute_blocks(model)
-    policy = SpikePolicy(run_dir / "spikes", settings.on_spike, settings.spike_threshold)
-    module = ByteLMModule(model, optimizer, settings.max_steps, settings.gradient_clip, config, policy)
-    logger_settings = typed(cfg.logger, LoggerConfig)
-    logger = build_logger(logger_settings, run_dir, cfg.name, config) if main_process else None
-    trainer = build_trainer(settings, cfg.context_length, run_dir, callbacks, logger)
-    if main_process:
-        _announce(cfg, model, trainer)
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-    except RuntimeError as error:
-        if lost := lost_rank(error):
-            raise lost from error
-        raise
-    # The exit code is rank 0's to give: a launcher takes the first one that is not 0 for a fault of the run,
-    # and would end rank 0 before it is done.
-    if interruption.stopped and main_process:
-        raise Interrupted(
-            f"stopped at step {trainer.global_step}, saved in {run_dir}; the same command goes on from there"
-        )
-    return trainer.global_step
-
-
-def _forecast(cfg: DictConfig, settings: Any, data: Any, step: int) -> None:
+    from mambabyte.runs.summary import report
     from mambabyte.training.planning.dry_run import describe, forecast
+    from mambabyte.training.train import train
 
-    run = forecast(cfg, settings, data, step)
-    print(json.dumps(run) if cfg.json else describe(run))
-
-
-def _announce(cfg: DictConfig, model: Any, trainer: Any) -> None:
-    from mambabyte.models import MambaByte
-    from mambabyte.ops import backend_for
-
-    device = trainer.strategy.root_device
-    scan = f", {backend_for(device)} scan" if isinstance(model, MambaByte) else ""
-    print(
-        f"mambabyte: run '{cfg.name}' in {cfg.run_dir}: {model.num_parameters():,} parameters, "
-        f"{cfg.trainer.max_steps:,} steps, {trainer.world_size} x {device.type}, {cfg.trainer.precision}"
-        f"{scan}",
-        file=sys.stderr,
-    )
+    result, in_words = (forecast(settings), describe) if settings.dry_run else (train(settings), report)
+    if result is not None:  # of rank 0
+        print(json.dumps(result) if settings.json else in_words(result))
 
 
-def _report(cfg: DictConfig, step: int, data: Any) -> None:
-    from mambabyte.runs.run_directory import explaining_full_disk
-    from mambabyte.runs.summary import read_summary, report, summarize
-    from mambabyte.runtime.devices import choose_device
-    from mambabyte.training.settings import CallbacksConfig
-
-    run_dir = Path(cfg.run_dir)
-    summary = read_summary(run_dir, step)
-    if summary is None:
-        callbacks = typed(cfg.callbacks, CallbacksConfig)
-        device = choose_device("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
-        corpus = data.validation_corpus()
-        with explaining_full_disk(run_dir):
-            summary = summarize(run_dir, cfg.name, step, cfg.context_length, corpus, callbacks, device)
-    print(json.dumps(summary) if cfg.json else report(summary))
+COMMAND = Command(
+    "train a model: mambabyte train experiment=quickstart",
+    TrainSettings,
+    run,
+    flags=(Flag("--dry-run", "only say what the run will take", "dry_run"), JSON),
+)

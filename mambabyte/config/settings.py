@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -64,6 +65,55 @@ class Settings:
         object.__setattr__(self, name, _checked(value, type(self), field, self.section))
 
 
+class TargetSettings(Settings):
+    """Settings whose class the configuration names by ``_target_``: one of ours or one of the user's."""
+
+    @classmethod
+    def from_settings(cls, values: Any, where: str) -> TargetSettings:
+        """The object that ``values`` describes; the hook that nested settings are made by.
+
+        Raises:
+            UserError: ``_target_`` is missing or no subclass of this one; see :func:`fill` for the rest.
+        """
+        if isinstance(values, cls):
+            return values
+        if not isinstance(values, Mapping):
+            raise UserError(f"{where} must be a section of key: value, not {shown(values)}")
+        target = values.get("_target_")
+        if not isinstance(target, str):
+            raise UserError(f"{where} needs a _target_: the class of its settings")
+        found = find_class(target, f"{where}._target_")
+        if not (issubclass(found, cls) and is_dataclass(found)):
+            raise UserError(f"{where}._target_={target} is not a dataclass derived from {cls.__name__}")
+        return fill(found, values, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain YAML values, with the ``_target_`` that names this class."""
+        values = {field.name: to_plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        return {"_target_": self.target(), **values}
+
+    @classmethod
+    def target(cls) -> str:
+        """The name that the configuration gives this class."""
+        return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def find_class(path: str, where: str) -> type:
+    """The class with a dotted path, its module imported.
+
+    Raises:
+        UserError: there is no such class, or its module cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where}={path} cannot be imported: {error}") from error
+    if not isinstance(found, type):
+        raise UserError(f"{where}={path} is not a class")
+    return found
+
+
 def fill(schema: type[T], values: Any, where: str | None = None) -> T:
     """The dataclass ``schema`` made from plain ``values``; absent keys take the field's default.
 
@@ -81,7 +131,7 @@ def fill(schema: type[T], values: Any, where: str | None = None) -> T:
         raise UserError(
             f"{where or 'the configuration'} must be a section of key: value, not {shown(values)}"
         )
-    known = {field.name: field for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(schema)}  # type: ignore[arg-type]
     for key in values:
         if key not in known and key != "_target_":
             raise UserError(f"there is no setting {_join(where, key)}{suggestion(key, known)}")
@@ -98,7 +148,7 @@ def to_plain(value: Any) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if is_dataclass(value):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 import lightning
-import torch
 
 from mambabyte.config.settings import Settings, setting
 from mambabyte.data.corpus.corpus import ByteCorpus, prepare
@@ -22,6 +21,7 @@ from mambabyte.data.windows.shuffled import ShuffledWindows
 from mambabyte.data.windows.streaming import Reader, StreamedBatches, StreamingSource, StreamPosition, Unit
 from mambabyte.data.windows.workers import load_batches
 from mambabyte.errors import UserError
+from mambabyte.runtime.process_group import gather_objects
 
 _START = StreamPosition()._asdict()
 
@@ -141,7 +141,7 @@ class ByteDataModule(lightning.LightningDataModule):
         state: dict[str, Any] = {"settings": self._order_settings}
         if self.settings.streaming:
             state["source"] = self.source.identity()
-            state["positions"] = _gather(self._position)
+            state["positions"] = gather_objects(self._position)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -278,11 +278,3 @@ class ByteDataModule(lightning.LightningDataModule):
 
 def _unchanged(batch: Any) -> Any:
     return batch
-
-
-def _gather(position: dict[str, Any]) -> list[dict[str, Any]]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [position]
-    positions: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(positions, position)
-    return positions

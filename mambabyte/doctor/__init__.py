@@ -1,4 +1,4 @@
-"""What a machine has to train with. Nothing here changes anything, and no credential is ever shown."""
+"""What this machine offers for training. Nothing here changes anything or shows a credential."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ __all__ = ["Finding", "examine"]
 
 
 def examine(offline: bool = False) -> Iterator[Finding]:
-    """Look at everything, in the order in which one thing needs another; ``offline`` asks no service."""
+    """Check everything, prerequisites first; ``offline`` contacts no service."""
     yield Finding("mambabyte", f"{mambabyte.__version__} in {Path(mambabyte.__file__).parent}")
     yield software.python()
     yield from software.packages()

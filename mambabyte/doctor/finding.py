@@ -1,11 +1,11 @@
-"""The answer to one question about this machine."""
+"""The result of one check."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. ``fix`` is None where all is well; ``blocking`` keeps training from starting."""
+    """The result of one check; ``fix`` is None if all is well, ``blocking`` if training cannot start."""
 
     name: str
     value: str

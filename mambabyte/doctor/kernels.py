@@ -1,4 +1,4 @@
-"""The kernels, each of which computes a little, values and gradients, beside the reference."""
+"""The compiled kernels, checked against the reference on small inputs, in values and gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mambabyte.doctor.finding import Finding
 if TYPE_CHECKING:
     import torch
 
-REBUILD = "remove the kernel cache, so that the kernel is built anew; if it stays wrong, please report it"
+REBUILD = "remove the kernel cache, so that the kernel is rebuilt; if it is still wrong, please report it"
 # Two fp32 summation orders of 65 steps differ by about 1e-6 of the largest value; a wrong kernel by 1e-1.
 _TOLERANCE = 1e-4
 
@@ -20,9 +20,7 @@ def compiler() -> Finding:
     from mambabyte.ops.cpu import build
 
     found = build.find_compiler()
-    fix = (
-        "install g++ or clang++, or set CXX: the CPU kernels are tens of times faster than what goes without"
-    )
+    fix = "install g++ or clang++, or set CXX: the CPU kernels are tens of times faster than plain PyTorch"
     return Finding("c++ compiler", found or "none", None if found else fix)
 
 
@@ -45,17 +43,17 @@ def backends() -> Iterator[Finding]:
 
 
 def check(op: str, backend: str) -> tuple[str, str | None]:
-    """Runs a backend and the reference on the same small inputs; returns the end of its line, and the fix."""
+    """Compare a backend with the reference; return the end of the finding's value, and its fix."""
     try:
         pairs = list(zip(_OUTPUTS[op](backend, backend), _OUTPUTS[op]("reference", backend), strict=True))
-    except Exception as fault:  # whatever a broken kernel raises, the doctor reports it
+    except Exception as fault:  # a broken kernel may raise anything
         return f", but fails: {str(fault).splitlines()[0] if str(fault) else type(fault).__name__}", REBUILD
-    error = max(float((got - law).abs().max() / law.abs().max()) for got, law in pairs)
+    error = max(float((got - expected).abs().max() / expected.abs().max()) for got, expected in pairs)
     return f", agrees with the reference to {error:.0e}", None if error < _TOLERANCE else REBUILD
 
 
 def _inputs(backend: str, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
-    """Random tensors to differentiate by, the same each time, on the device that the backend serves."""
+    """Random tensors that require gradients, the same each time, on the device that the backend serves."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

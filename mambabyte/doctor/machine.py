@@ -1,4 +1,4 @@
-"""Disk, memory and the folders that things are cached in."""
+"""Disk, memory and cache folders."""
 
 import os
 import shutil
@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mambabyte.doctor.finding import Finding
-from mambabyte.training.callbacks.progress import byte_count
+from mambabyte.runtime.units import GIB, byte_count
 
-GIB = 2**30
-_LONGEST_COUNT = 0.5  # seconds
+LONGEST_COUNT = 0.5  # seconds spent on measuring one cache
 
 
 def disk() -> Finding:
     here = Path.cwd()
     if not os.access(here, os.W_OK):
         return Finding(
-            "disk", f"{here} is not writable", "runs are written here: change to a folder of yours", True
+            "disk",
+            f"{here} is not writable",
+            "runs are written here: change to a writable folder",
+            True,
         )
     free = shutil.disk_usage(here).free
     value = f"{free / GIB:.1f} GiB free in {here}"
@@ -31,9 +33,9 @@ def memory() -> Finding:
 
     available = available_memory(torch.device("cpu"))
     if available is None:
-        return Finding("memory", "unknown: the system does not tell")
+        return Finding("memory", "unknown on this system")
     fix = "end other programs, or give the container more" if available < GIB else None
-    return Finding("memory", f"{available / GIB:.1f} GiB to be had", fix)
+    return Finding("memory", f"{available / GIB:.1f} GiB available", fix)
 
 
 def caches() -> Iterator[Finding]:
@@ -45,23 +47,23 @@ def caches() -> Iterator[Finding]:
 
 
 def cache(name: str, folder: Path, variable: str) -> Finding:
-    """Whether a folder can be written or made, and how much is in it; ``variable`` names another."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    fix = None if os.access(there, os.W_OK) else f"make {there} writable, or set {variable}"
+    """Whether a folder can be written or created, and its size; ``variable`` is what sets another folder."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    fix = None if os.access(existing, os.W_OK) else f"make {existing} writable, or set {variable}"
     return Finding(name, f"{folder}, {_size(folder)}", fix)
 
 
 def _size(folder: Path) -> str:
-    """How much is in a folder; a large one is counted for half a second only."""
+    """The size of a folder; a lower bound if counting takes too long."""
     if not folder.is_dir():
-        return "not made yet"
-    total, until = 0, time.monotonic() + _LONGEST_COUNT
+        return "not created yet"
+    total, until = 0, time.monotonic() + LONGEST_COUNT
     for parent, _, files in os.walk(folder):
         for file in files:
             try:
                 total += os.lstat(os.path.join(parent, file)).st_size
             except OSError:
-                continue  # gone meanwhile
+                continue  # deleted meanwhile
         if time.monotonic() > until:
             return f"more than {byte_count(total)}"
     return byte_count(total)

@@ -1,6 +1,6 @@
-"""The Hugging Face hub and Weights & Biases: is there a credential, and does anybody answer.
+"""The Hugging Face hub and Weights & Biases: credentials and reachability.
 
-Neither is needed to train: what is missing is told, and keeps nothing from starting.
+Training needs neither, so nothing here is blocking.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 from mambabyte.doctor.finding import Finding
 from mambabyte.runtime.credentials import has_wandb_credentials
 
-_LONGEST_WAIT = 3.0  # seconds, for both together
+LONGEST_WAIT = 3.0  # seconds, for both together
 _ON = ("1", "true", "yes", "on")
 
 
@@ -27,13 +27,13 @@ def credentials() -> Iterator[Finding]:
 
 
 def has_hugging_face_token() -> bool:
-    """Whether the environment or the file that ``hf auth login`` writes holds one; it is not read."""
+    """Whether there is a token in the environment or a file from ``hf auth login``, which is not read."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     return bool(os.environ.get("HF_TOKEN")) or (home / "token").is_file()
 
 
 def reachability() -> Iterator[Finding]:
-    """Whether the services answer, at the addresses that their own variables give; both are asked at once."""
+    """Whether the services answer at the addresses that their environment variables give."""
     hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     wandb = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     offline = {
@@ -48,33 +48,33 @@ def reachability() -> Iterator[Finding]:
     }
     answers: dict[str, str | None] = {}
     addresses = {"hugging face hub": hub, "wandb service": wandb}
-    questions = [
-        # daemons: looking up a name can take longer than anybody wants to wait, also for the program's end
-        threading.Thread(target=_ask, args=(name, address, answers), daemon=True)
+    probes = [
+        # daemons: a DNS lookup can take very long, and must not delay the program's exit
+        threading.Thread(target=_probe, args=(name, address, answers), daemon=True)
         for name, address in addresses.items()
         if not offline[name]
     ]
-    for question in questions:
-        question.start()
-    for question in questions:
-        question.join(_LONGEST_WAIT)
+    for probe in probes:
+        probe.start()
+    for probe in probes:
+        probe.join(LONGEST_WAIT)
     for name, address in addresses.items():
-        host = urlparse(address).hostname or "no host"  # an address may hold a password: it is not shown
-        fault = answers.get(name, f"no answer in {_LONGEST_WAIT:.0f} s")
+        host = urlparse(address).hostname or "no host"  # not the address, which may hold a password
+        fault = answers.get(name, f"no answer in {LONGEST_WAIT:.0f} s")
         if offline[name]:
-            yield Finding(name, f"{host}, not asked: the environment says offline")
+            yield Finding(name, f"{host}, not asked: the environment sets offline mode")
         elif fault is None:
             yield Finding(name, f"{host} answers")
         else:
             yield Finding(name, f"{host} cannot be reached: {fault}", fixes[name])
 
 
-def _ask(name: str, address: str, answers: dict[str, str | None]) -> None:
-    """Notes None if anybody answers, whatever they say, else what is wrong in a few words."""
+def _probe(name: str, address: str, answers: dict[str, str | None]) -> None:
+    """Record None if the service answers, whatever the answer, else the error in a few words."""
     try:
         parts = urlparse(address)
         without_password = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        with urlopen(Request(without_password, method="HEAD"), timeout=_LONGEST_WAIT):
+        with urlopen(Request(without_password, method="HEAD"), timeout=LONGEST_WAIT):
             answers[name] = None
     except HTTPError:
         answers[name] = None

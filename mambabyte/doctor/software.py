@@ -1,4 +1,4 @@
-"""Python, the packages that training needs, PyTorch and CUDA."""
+"""Python, required packages, PyTorch and CUDA."""
 
 import os
 import platform
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from mambabyte.doctor.finding import Finding
+from mambabyte.runtime.units import GIB
 
 NEEDED = {"lightning": (2, 6, 4), "datasets": (5, 0, 1), "hydra-core": (1, 3, 2), "numpy": (), "pyarrow": ()}
-GIB = 2**30
 
 
 def python() -> Finding:
     supported = (3, 10) <= sys.version_info < (3, 14)
-    fix = None if supported else "install Python 3.10 to 3.13 and make a virtual environment with it"
+    fix = None if supported else "install Python 3.10 to 3.13 and create a virtual environment with it"
     return Finding("python", f"{platform.python_version()} ({sys.executable})", fix, blocking=not supported)
 
 
@@ -38,7 +38,7 @@ def pytorch() -> Finding:
     except (ImportError, OSError) as fault:
         reason = str(fault).splitlines()[0]
         return Finding(
-            "torch", f"does not import: {reason}", "pip install --force-reinstall torch", blocking=True
+            "torch", f"cannot be imported: {reason}", "pip install --force-reinstall torch", blocking=True
         )
     return Finding(
         "torch", f"{torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"

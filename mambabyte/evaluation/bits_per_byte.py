@@ -1,9 +1,7 @@
-"""Bits per byte over a corpus, with all that is needed to repeat the figure."""
+"""Bits per byte over a corpus, with everything needed to repeat the measurement."""
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,21 +12,20 @@ import torch
 from mambabyte.checkpoints import weights_fingerprint
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
-from mambabyte.evaluation import protocols
-from mambabyte.evaluation.load_balancing import deal, rank_and_count, sum_over_ranks
-from mambabyte.evaluation.protocols import Cursor, Span
+from mambabyte.evaluation.load_balancing import documents_per_rank
+from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Cursor, Protocol, scored_spans
 from mambabyte.evaluation.resume import SavedProgress
 from mambabyte.models import ByteLM
-from mambabyte.runtime.progress import counted
+from mambabyte.runtime.process_group import rank_and_count, sum_over_ranks
+from mambabyte.runtime.progress import ProgressCallback
+from mambabyte.runtime.units import counted
 
-FIRST_BYTE_NATS = math.log(256)  # a document's first byte has nothing before it: 8 bits
-PROTOCOLS = ("disjoint", "sliding", "stateful")
 _RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class DocumentBits:
-    """The figure of one document."""
+    """The bits per byte of one document."""
 
     name: str
     bytes: int
@@ -37,9 +34,10 @@ class DocumentBits:
 
 @dataclass(frozen=True)
 class BitsPerByte:
-    """A figure and its circumstances: ``bits_per_byte`` = ``nats`` / ``bytes`` / ln 2.
+    """A figure and how it was measured: ``bits_per_byte`` = ``nats`` / ``bytes`` / ln 2.
 
     interval: the middle 95 % of the figure over bootstrap samples of the documents; None for fewer than two.
+    protocol: as :meth:`Protocol.to_dict` gives it.
     """
 
     bits_per_byte: float
@@ -75,79 +73,55 @@ class BitsPerByte:
         )
 
 
-@torch.no_grad()
 def evaluate(
     model: ByteLM,
     corpus: ByteCorpus,
-    protocol: str = "disjoint",
-    context_length: int = 1024,
-    batch_size: int = 8,
+    protocol: Protocol,
     device: torch.device | str = "cpu",
-    precision: str = "fp32",
     max_bytes: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    stride: int | None = None,
+    progress: ProgressCallback | None = None,
     saved_progress: SavedProgress | None = None,
     all_ranks: bool = False,
 ) -> BitsPerByte:
     """Score every byte of every document once; a document's first byte is charged 8 bits.
 
     Args:
-        protocol: ``disjoint``: windows of ``context_length`` predictions, each from a fresh state, its first
-            prediction from the one byte before it. ``sliding``: each window begins ``stride`` bytes after the
-            one before and scores what that one did not. ``stateful``: the state is carried through the whole
-            document, and ``context_length`` is only the length of the chunks.
-        batch_size: windows, or documents in flight; changes the speed and not the figure.
-        precision: ``fp32`` (the weights' own), or ``bf16`` by autocast.
         max_bytes: score only the first bytes of the corpus (the last document may be cut).
         progress: called with (bytes scored, bytes to score), of this rank.
-        stride: of ``sliding``; half the context by default.
-        saved_progress: where to note how far it is, and to go on from after an interruption.
+        saved_progress: where to save unfinished work, and to resume it from after an interruption.
         all_ranks: share the documents among the ranks of the process group; each returns the whole figure.
 
     Raises:
-        UserError: unknown protocol or precision, a length or size below 1, a model that cannot do the
-            protocol or gives no probabilities.
+        UserError: no bytes to measure, a model that cannot do the protocol or gives no probabilities.
     """
     started = time.perf_counter()
     model.to(device)
     names, documents = _named_documents(corpus, max_bytes)
     if not documents:
         raise UserError("this data holds no bytes to measure; choose another split= or data=")
-    described: dict[str, Any] = {
-        "name": protocol,
-        "context_length": context_length,
-        "first_byte": "8 bits",
-        "max_bytes": max_bytes,
-    }
-    if protocol == "sliding":
-        described["stride"] = stride = default_stride(context_length) if stride is None else stride
+    described = protocol.to_dict(max_bytes)
     data, weights = corpus.fingerprint, weights_fingerprint(model)
     rank, ranks = rank_and_count() if all_ranks else (0, 1)
-    mine = deal([len(document) for document in documents], ranks)[rank]
-    notes = None
+    mine = documents_per_rank([len(document) for document in documents], ranks)[rank]
+    unfinished = None
     if saved_progress is not None:
-        lanes = batch_size if protocol == "stateful" else None
-        notes = saved_progress.open(
-            {"protocol": described, "data": data, "weights": weights, "precision": precision}
+        lanes = protocol.batch_size if protocol.name == "stateful" else None
+        unfinished = saved_progress.open(
+            {"protocol": described, "data": data, "weights": weights, "precision": protocol.precision}
             | {"rank": [rank, ranks], "lanes": lanes}
         )
     nats = np.zeros(len(documents))
-    saved = notes.read(model.device) if notes else None
+    saved = unfinished.read(model.device) if unfinished else None
     cursor, nats[mine] = saved if saved else (Cursor.at_start(len(mine)), FIRST_BYTE_NATS)
-    own = [documents[i] for i in mine]
-    spans = scored_spans(
-        model, own, protocol, context_length, batch_size, precision, stride, cursor, progress
-    )
-    for batch in spans:
+    for batch in scored_spans(model, [documents[i] for i in mine], protocol, cursor, progress):
         for span in batch:
             nats[mine[span.document]] += span.nats.sum()
-        if notes:
-            notes.save_if_due(cursor, nats[mine])
+        if unfinished:
+            unfinished.save_if_due(cursor, nats[mine])
     if ranks > 1:
         nats = sum_over_ranks(nats, model.device)
-    if notes:
-        notes.remove()
+    if unfinished:
+        unfinished.remove()
     lengths = np.array([len(document) for document in documents], dtype=np.int64)
     total = int(lengths.sum())
     return BitsPerByte(
@@ -159,7 +133,7 @@ def evaluate(
         protocol=described,
         data_fingerprint=data,
         weights_fingerprint=weights,
-        precision=precision,
+        precision=protocol.precision,
         device=str(device),
         seconds=time.perf_counter() - started,
         per_document=[
@@ -170,73 +144,12 @@ def evaluate(
 
 
 def score(
-    model: ByteLM,
-    corpus: ByteCorpus,
-    protocol: str,
-    context_length: int,
-    batch_size: int,
-    precision: str = "fp32",
-    max_bytes: int | None = None,
-) -> tuple[int, int, float]:
-    """(bytes, documents, nats) as :func:`evaluate` finds them, on the device the model is on."""
+    model: ByteLM, corpus: ByteCorpus, protocol: Protocol, max_bytes: int | None = None
+) -> tuple[int, float]:
+    """(bytes, nats) as :func:`evaluate` finds them, on the model's own device and without fingerprints."""
     documents = first_documents(corpus, max_bytes)
-    spans = scored_spans(model, documents, protocol, context_length, batch_size, precision)
-    nats = sum(float(span.nats.sum()) for batch in spans for span in batch)
-    return sum(map(len, documents)), len(documents), nats + len(documents) * FIRST_BYTE_NATS
-
-
-@torch.no_grad()
-def scored_spans(
-    model: ByteLM,
-    documents: Sequence[np.ndarray],
-    protocol: str,
-    context_length: int,
-    batch_size: int,
-    precision: str = "fp32",
-    stride: int | None = None,
-    cursor: Cursor | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[list[Span]]:
-    """The nats of each byte but the documents' first, in batches, as :func:`evaluate` sums them.
-
-    ``cursor`` says where to begin; when a batch is yielded it stands behind it.
-    """
-    _check(protocol, context_length, batch_size, stride)
-    cursor = Cursor.at_start(len(documents)) if cursor is None else cursor
-    total = sum(map(len, documents))
-    if protocol == "stateful":
-        spans = protocols.stateful(model, documents, context_length, batch_size, cursor)
-    else:
-        if protocol == "disjoint":
-            stride = context_length
-        elif stride is None:
-            stride = default_stride(context_length)
-        spans = protocols.sliding(model, documents, context_length, stride, batch_size, cursor)
-    was_training = model.training
-    model.eval()
-    done = int(cursor.scored.sum())
-    try:
-        with autocast(model.device, precision):
-            for batch in spans:
-                if not all(np.isfinite(span.nats).all() for span in batch):
-                    raise UserError(
-                        "the model gives NaN or infinite values, which are no probabilities: its training "
-                        "diverged or its weights are damaged; choose another checkpoint, or precision=fp32"
-                    )
-                cursor.advance(batch)
-                done += sum(len(span.nats) for span in batch)
-                if progress is not None:
-                    progress(done, total)
-                yield batch
-    finally:
-        model.train(was_training)
-    if progress is not None:
-        progress(total, total)
-
-
-def default_stride(context_length: int) -> int:
-    """Half the context: each byte is computed twice, as in the paper's tables."""
-    return max(1, context_length // 2)
+    nats = sum(float(span.nats.sum()) for batch in scored_spans(model, documents, protocol) for span in batch)
+    return sum(map(len, documents)), nats + len(documents) * FIRST_BYTE_NATS
 
 
 def bootstrap_interval(nats: np.ndarray, lengths: np.ndarray) -> tuple[float, float] | None:
@@ -253,7 +166,7 @@ def bootstrap_interval(nats: np.ndarray, lengths: np.ndarray) -> tuple[float, fl
 
 
 def first_documents(corpus: ByteCorpus, max_bytes: int | None = None) -> list[np.ndarray]:
-    """The non-empty documents within the first ``max_bytes`` of the corpus, the last one cut to fit."""
+    """The non-empty documents within the first ``max_bytes`` of the corpus, the last cut to fit."""
     return _named_documents(corpus, max_bytes)[1]
 
 
@@ -264,22 +177,3 @@ def _named_documents(corpus: ByteCorpus, max_bytes: int | None) -> tuple[list[st
     bounds = np.minimum(corpus.offsets, end)
     kept = [(i, a, b) for i, (a, b) in enumerate(pairwise(bounds)) if b > a]
     return [corpus.names[i] for i, _, _ in kept], [corpus.bytes[a:b] for _, a, b in kept]
-
-
-def _check(protocol: str, context_length: int, batch_size: int, stride: int | None) -> None:
-    if protocol not in PROTOCOLS:
-        raise UserError(f"protocol must be one of {', '.join(PROTOCOLS)}, not '{protocol}'")
-    for name, value in (("context_length", context_length), ("batch_size", batch_size), ("stride", stride)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be 1 or more, not {value}")
-    if stride is not None and stride > context_length:
-        raise UserError(f"stride must be at most context_length ({context_length}), not {stride}")
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The context in which a model computes in ``fp32`` or ``bf16``."""
-    if precision == "fp32":
-        return nullcontext()
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    raise UserError(f"precision must be fp32 or bf16, not '{precision}'")

@@ -1,11 +1,13 @@
-"""Which context each byte is predicted from.
+"""Protocols: the context that each byte is predicted from.
 
-A protocol scores every byte of every document but the first, exactly once, and yields the nats of each as
-it goes. Long windows come first, so that those of one batch are of like length and little is computed on
-padding, which stands only behind the bytes of a document, where a causal model cannot see it.
+A protocol scores every byte of every document except the first exactly once, and yields the nats as it goes.
+Longer windows come first, so that those of one batch are of similar length and little is computed on padding.
+Padding only follows the bytes of a document, where a causal model cannot see it.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +19,65 @@ from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
 from mambabyte.models.byte_lm import VOCABULARY
 from mambabyte.models.states import restart_rows, select_rows
+from mambabyte.runtime.progress import ProgressCallback
+
+FIRST_BYTE_NATS = math.log(256)  # a document's first byte has no context: 8 bits
+PROTOCOLS = ("disjoint", "sliding", "stateful")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How documents are cut into windows, and how those are computed.
+
+    Args:
+        name: ``disjoint``: windows of ``context_length`` predictions, each from a fresh state, its first
+            prediction from the one byte before it. ``sliding``: each window begins ``stride`` bytes after the
+            previous one and scores what that one did not. ``stateful``: the state is carried through the
+            whole document, and ``context_length`` is only the length of the chunks.
+        stride: of ``sliding``; half the context by default, as in the paper's tables.
+        batch_size: windows, or documents in flight; changes the speed and not the figure.
+        precision: ``fp32`` (the weights' own), or ``bf16`` by autocast.
+
+    Raises:
+        UserError: unknown name or precision, or a length or size out of range.
+    """
+
+    name: str = "disjoint"
+    context_length: int = 1024
+    stride: int | None = None
+    batch_size: int = 8
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.name not in PROTOCOLS:
+            raise UserError(f"protocol must be one of {', '.join(PROTOCOLS)}, not '{self.name}'")
+        for setting in ("context_length", "batch_size", "stride"):
+            value = getattr(self, setting)
+            if value is not None and value < 1:
+                raise UserError(f"{setting} must be 1 or more, not {value}")
+        if self.stride is not None and self.stride > self.context_length:
+            raise UserError(
+                f"stride must be at most context_length ({self.context_length}), not {self.stride}"
+            )
+        if self.precision not in ("fp32", "bf16"):
+            raise UserError(f"precision must be fp32 or bf16, not '{self.precision}'")
+
+    @property
+    def step(self) -> int:
+        """Bytes from the start of one window to the start of the next."""
+        if self.name != "sliding":
+            return self.context_length
+        return max(1, self.context_length // 2) if self.stride is None else self.stride
+
+    def to_dict(self, max_bytes: int | None) -> dict[str, Any]:
+        """What decides a figure on the first ``max_bytes`` bytes, in plain JSON."""
+        values: dict[str, Any] = {
+            "name": self.name,
+            "context_length": self.context_length,
+            "first_byte": "8 bits",
+            "max_bytes": max_bytes,
+        }
+        return values | {"stride": self.step} if self.name == "sliding" else values
 
 
 @dataclass(frozen=True)
@@ -30,9 +91,9 @@ class Span:
 
 @dataclass
 class Cursor:
-    """How far an evaluation has come: what it needs to go on from there.
+    """How far an evaluation has come: all it needs to resume.
 
-    scored: (documents,) int64, bytes of each document that are behind it, from the document's start.
+    scored: (documents,) int64, the bytes of each document scored so far, counted from its start.
     lanes, state: of ``stateful``: the documents in flight, and the model's state with a row for each.
     """
 
@@ -42,7 +103,7 @@ class Cursor:
 
     @classmethod
     def at_start(cls, documents: int) -> "Cursor":
-        """Behind every document's first byte, which no protocol predicts."""
+        """After every document's first byte, which no protocol predicts."""
         return cls(np.ones(documents, dtype=np.int64))
 
     def advance(self, spans: Sequence[Span]) -> None:
@@ -50,30 +111,69 @@ class Cursor:
             self.scored[span.document] = span.start + len(span.nats)
 
 
-def sliding(
+@torch.no_grad()
+def scored_spans(
     model: ByteLM,
     documents: Sequence[np.ndarray],
-    context_length: int,
-    stride: int,
-    batch_size: int,
-    cursor: Cursor,
+    protocol: Protocol,
+    cursor: Cursor | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Iterator[list[Span]]:
-    """Windows of ``context_length`` inputs, each from a fresh state, ``stride`` bytes after the one before.
+    """Score each byte of each document except the first, batch by batch.
 
-    The first window of a document scores all its predictions, a later one the last ``stride``, each of which
-    sees ``context_length - stride + 1`` bytes or more. With ``stride == context_length`` the windows are
-    disjoint: each begins with the last byte that the one before it scored.
+    Args:
+        cursor: where to begin; it is advanced past each batch before the batch is yielded.
+        progress: called with (bytes scored, bytes to score).
 
-    ``cursor`` says what is scored already; the caller advances it by each batch of spans.
+    Raises:
+        UserError: the model cannot do the protocol, or gives no probabilities.
     """
+    cursor = Cursor.at_start(len(documents)) if cursor is None else cursor
+    total, done = sum(map(len, documents)), int(cursor.scored.sum())
+    batches = (_stateful if protocol.name == "stateful" else _windowed)(model, documents, protocol, cursor)
+    was_training = model.training
+    model.eval()
+    try:
+        with (
+            nullcontext()
+            if protocol.precision == "fp32"
+            else torch.autocast(model.device.type, dtype=torch.bfloat16)
+        ):
+            for batch in batches:
+                if not all(np.isfinite(span.nats).all() for span in batch):
+                    raise UserError(
+                        "the model gives NaN or infinite values, which are no probabilities: its training "
+                        "diverged or its weights are damaged; choose another checkpoint, or precision=fp32"
+                    )
+                cursor.advance(batch)
+                done += sum(len(span.nats) for span in batch)
+                if progress is not None:
+                    progress(done, total)
+                yield batch
+    finally:
+        model.train(was_training)
+    if progress is not None:
+        progress(total, total)
+
+
+def _windowed(
+    model: ByteLM, documents: Sequence[np.ndarray], protocol: Protocol, cursor: Cursor
+) -> Iterator[list[Span]]:
+    """``disjoint`` and ``sliding``: windows of ``context_length`` inputs, ``step`` bytes apart.
+
+    The first window of a document scores all its predictions, a later one only the last ``step``, each of
+    which sees ``context_length - step + 1`` bytes or more. Disjoint windows are ``context_length`` bytes
+    apart, and each begins with the last byte that the previous one scored.
+    """
+    context_length, step, batch_size = protocol.context_length, protocol.step, protocol.batch_size
     last = np.array([len(document) - 1 for document in documents], dtype=np.int64)
-    counts = np.where(last > 0, 1 + -(-np.maximum(last - context_length, 0) // stride), 0)
+    counts = np.where(last > 0, 1 + -(-np.maximum(last - context_length, 0) // step), 0)
     owner = np.repeat(np.arange(len(documents)), counts)
     number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    begin = number * stride  # the first input
+    begin = number * step  # the first input
     end = np.minimum(begin + context_length, last[owner])  # the last byte scored
-    first = np.where(number == 0, 1, begin - stride + context_length + 1)
-    order = np.argsort(begin - end, kind="stable")  # of one document, in the order of the text
+    first = np.where(number == 0, 1, begin - step + context_length + 1)  # the first byte scored
+    order = np.argsort(begin - end, kind="stable")  # longest first; within a document, from its start
     order = order[first[order] >= cursor.scored[owner[order]]]
     for place in range(0, len(order), batch_size):
         chosen = order[place : place + batch_size]
@@ -86,17 +186,14 @@ def sliding(
         ]
 
 
-def stateful(
-    model: ByteLM, documents: Sequence[np.ndarray], chunk_length: int, batch_size: int, cursor: Cursor
+def _stateful(
+    model: ByteLM, documents: Sequence[np.ndarray], protocol: Protocol, cursor: Cursor
 ) -> Iterator[list[Span]]:
     """Each byte from all bytes before it in its document: the state is carried from chunk to chunk.
 
-    ``batch_size`` documents are in flight; one that ends gives its place, with a fresh state, to the next.
-    Memory does not grow with the documents' length. When spans are yielded, ``cursor.lanes`` and
-    ``cursor.state`` are those that follow them.
-
-    Raises:
-        UserError: the model's state grows with what it has read.
+    ``batch_size`` documents are in flight; when one ends, the next takes its row with a fresh state. Memory
+    does not grow with the documents' length. When spans are yielded, ``cursor.lanes`` and ``cursor.state``
+    are already those of the next batch.
     """
     if not model.recurrent:
         raise UserError(
@@ -107,13 +204,14 @@ def stateful(
     waiting = [int(i) for i in longest_first if cursor.scored[i] < len(documents[i])]
     waiting = [i for i in waiting if i not in cursor.lanes][::-1]
     if not cursor.lanes:
-        cursor.lanes = [waiting.pop() for _ in range(min(batch_size, len(waiting)))]
+        cursor.lanes = [waiting.pop() for _ in range(min(protocol.batch_size, len(waiting)))]
         cursor.state = model.initial_state(len(cursor.lanes)) if cursor.lanes else None
     while cursor.lanes:
         lanes = cursor.lanes
         starts = [int(cursor.scored[i]) for i in lanes]
         windows = [
-            documents[i][start - 1 : start + chunk_length] for i, start in zip(lanes, starts, strict=True)
+            documents[i][start - 1 : start + protocol.context_length]
+            for i, start in zip(lanes, starts, strict=True)
         ]
         inputs, targets = _pad(windows, model)
         logits, state = model.prefill(inputs, cursor.state)
@@ -138,7 +236,7 @@ def stateful(
 
 
 def _pad(windows: list[np.ndarray], model: ByteLM) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (batch, longest window - 1) int64 on the model's device, zero behind each window."""
+    """Inputs and targets (batch, longest window - 1) int64 on the model's device, zero after each window."""
     block = np.zeros((len(windows), max(map(len, windows))), dtype=np.int64)
     for row, window in zip(block, windows, strict=True):
         row[: len(window)] = window
@@ -155,6 +253,6 @@ def _nats(logits: Tensor, targets: Tensor) -> np.ndarray:
         )
     if logits.dtype != torch.float64:
         logits = logits.float()
-    # rows of logits as they lie in memory: faster than with the symbols as the second dimension
+    # logits in their order in memory: faster than with the symbols as the second dimension
     nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return nats.view_as(targets).cpu().double().numpy()

@@ -1,4 +1,4 @@
-"""A long evaluation leaves a small file now and then, from which the same evaluation goes on."""
+"""A long evaluation saves its progress to a small file, from which the same evaluation can resume."""
 
 import hashlib
 import json
@@ -14,28 +14,28 @@ import torch
 from mambabyte.errors import UserError
 from mambabyte.evaluation.protocols import Cursor
 from mambabyte.models.states import map_tensors
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 
 
 @dataclass
 class SavedProgress:
-    """Where and how often an evaluation notes how far it is.
+    """Where and how often evaluations save their progress.
 
-    folder: holds one file for each evaluation that is not finished, named after what is measured and how.
-    every: seconds between two notes.
+    folder: holds one file for each unfinished evaluation, named after what is measured and how.
+    every: seconds between two saves.
     """
 
     folder: Path
     every: float = 60.0
 
-    def open(self, measured: dict[str, Any]) -> "Notes":
-        """The notes of the evaluation that ``measured`` describes completely, in plain JSON."""
+    def open(self, measured: dict[str, Any]) -> "Unfinished":
+        """The file of one evaluation, which ``measured`` describes completely in plain JSON."""
         key = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()
-        return Notes(self.folder / f"unfinished-{key[:16]}", key, self.every)
+        return Unfinished(self.folder / f"unfinished-{key[:16]}", key, self.every)
 
 
-class Notes:
-    """The file of one evaluation: read at its start, replaced as it goes, removed at its end."""
+class Unfinished:
+    """The progress of one evaluation: read at its start, saved as it runs, removed at its end."""
 
     def __init__(self, path: Path, key: str, every: float) -> None:
         self.path = path
@@ -44,7 +44,7 @@ class Notes:
         self._saved_at = time.monotonic()
 
     def read(self, device: torch.device) -> tuple[Cursor, np.ndarray] | None:
-        """The cursor and the nats of each document that were saved last; None to start from the beginning."""
+        """The cursor and the nats per document as last saved; None to start from the beginning."""
         try:
             saved = torch.load(self.path, map_location=device, weights_only=True)
             if saved["key"] != self._key:
@@ -52,13 +52,13 @@ class Notes:
             cursor = Cursor(saved["scored"].cpu().numpy(), saved["lanes"], saved["state"])
             return cursor, saved["nats"].cpu().numpy()
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-            return None  # there is none, or it is damaged: what it saved is only time
+            return None  # absent or damaged: the evaluation only takes longer
 
     def save_if_due(self, cursor: Cursor, nats: np.ndarray) -> None:
-        """Replace the file by the present moment's, if the last one is old enough.
+        """Save, if the last save was at least ``every`` seconds ago.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the file cannot be written.
         """
         if time.monotonic() - self._saved_at < self._every:
             return
@@ -71,11 +71,11 @@ class Notes:
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self.path) as file:
+            with atomic_write(self.path) as file:
                 torch.save(saved, file)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"cannot note the progress in '{self.path.parent}' ({error}); choose another output_dir="
+                f"cannot save the progress in '{self.path.parent}' ({error}); choose another output_dir="
             ) from error
         self._saved_at = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Generation: bytes one at a time from a ByteLM, and their display as text."""
+"""Generating bytes one at a time with a ByteLM, and decoding them as text."""
 
 from mambabyte.generation.generator import generate
 from mambabyte.generation.sampler import Sampler

@@ -7,16 +7,16 @@ import torch
 from mambabyte.generation.sampler import Sampler
 from mambabyte.models import ByteLM
 
-# A model predicts the next byte from at least one before it; a line start is the mildest beginning.
-_UNSHOWN_START = b"\n"
+# A model needs at least one byte to predict the next from; the start of a line is the most neutral choice.
+_EMPTY_PROMPT = b"\n"
 
 
 @torch.no_grad()
 def generate(model: ByteLM, prompt: bytes, num_bytes: int, sampler: Sampler) -> Iterator[int]:
-    """Yield ``num_bytes`` bytes that continue ``prompt``, each as soon as it is drawn.
+    """Yield ``num_bytes`` bytes that continue ``prompt``, each as soon as it is sampled.
 
-    The state is carried from byte to byte: time per byte and memory do not grow with the length.
-    An empty prompt starts from a line feed that is not part of the output.
+    The state is carried from byte to byte, so that time per byte and memory do not grow with the length.
+    With an empty prompt, the text follows a line feed that is not part of the output.
     """
     if num_bytes < 1:
         return
@@ -24,7 +24,7 @@ def generate(model: ByteLM, prompt: bytes, num_bytes: int, sampler: Sampler) -> 
     was_training = model.training
     model.eval()
     try:
-        context = torch.tensor([list(prompt or _UNSHOWN_START)], dtype=torch.long, device=device)
+        context = torch.tensor([list(prompt or _EMPTY_PROMPT)], dtype=torch.long, device=device)
         all_logits, state = model.prefill(context)
         logits = all_logits[0, -1]
         for position in range(num_bytes):

@@ -1,4 +1,4 @@
-"""Drawing the next byte from logits."""
+"""Sampling the next byte from logits."""
 
 from dataclasses import dataclass, field
 
@@ -11,13 +11,13 @@ from mambabyte.errors import UserError
 class Sampler:
     """Temperature, then top-k, then top-p (nucleus sampling, arXiv 1904.09751), then one draw.
 
-    Draws are made on the CPU, in float64, from a generator of its own: a seed means the same on every device.
+    Samples are drawn on the CPU in float64 from a separate generator, so that a seed means the same on every
+    device.
 
     Args:
         temperature: divides the logits; 0 takes the likeliest byte and ignores the other settings.
-        top_k: keep only this many likeliest bytes.
-        top_p: keep the fewest likeliest bytes whose probabilities reach this sum.
-        seed: of the draws.
+        top_k: keep only this many of the likeliest bytes.
+        top_p: keep the smallest set of likeliest bytes whose probabilities add up to this.
     """
 
     temperature: float = 0.8
@@ -40,7 +40,7 @@ class Sampler:
         if self.temperature == 0:
             return int(logits.argmax())
         scaled = logits.detach().to("cpu", torch.float64)
-        scaled = (scaled - scaled.max()) / self.temperature  # the likeliest is 0, however cold
+        scaled = (scaled - scaled.max()) / self.temperature  # at most 0: no overflow
         values, order = torch.sort(scaled, descending=True, stable=True)
         probabilities = torch.softmax(values[: self.top_k], dim=0)
         if self.top_p is not None:

@@ -1,8 +1,8 @@
-"""Our models in EleutherAI's lm-evaluation-harness (`pip install 'mambabyte[hf]'`).
+"""An adapter for EleutherAI's lm-evaluation-harness (`pip install 'mambabyte[hf]'`).
 
     python -m mambabyte.integrations.lm_eval run --model mambabyte --model_args ckpt=runs/tiny --tasks ...
 
-is `lm_eval` with the model `mambabyte` known to it; everything else is as its own documentation says.
+is `lm_eval` with the model `mambabyte` registered; for everything else see its own documentation.
 """
 
 import sys
@@ -16,25 +16,24 @@ from lm_eval.api.registry import register_model
 
 from mambabyte import checkpoints
 from mambabyte.errors import UserError
-from mambabyte.evaluation.bits_per_byte import FIRST_BYTE_NATS, scored_spans
+from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Protocol, scored_spans
 from mambabyte.generation import Sampler, generate
 from mambabyte.runtime.devices import choose_device
 
-_DEFAULT_BYTES = 256  # to generate, where a task sets no limit
+_DEFAULT_BYTES = 256  # to generate, if a task sets no limit
 _HARNESS_DEVICE = "cuda:0"  # its default
 
 
 @register_model("mambabyte")
 class ByteHarness(LM):
-    """Scores and continues text as UTF-8 bytes; a text's first byte is charged 8 bits, as everywhere here.
+    """Scores and continues text as UTF-8 bytes; a text's first byte is charged 8 bits, as in `eval`.
 
     Args:
         ckpt: a run directory or a checkpoint file.
-        context_length: of the windows of rolling log-likelihoods (protocol ``disjoint``); that of training
-            by default.
+        context_length: of the windows of rolling log-likelihoods (protocol ``disjoint``); by default that of
+            training.
         batch_size: windows or requests in one forward pass.
-        device: as PyTorch names it, or ``auto``. The harness asks for ``cuda:0`` where its user asks for
-            nothing; without CUDA that is the CPU.
+        device: as PyTorch names it, or ``auto``. The harness's own default, ``cuda:0``, counts as ``auto``.
     """
 
     def __init__(
@@ -47,19 +46,24 @@ class ByteHarness(LM):
     ) -> None:
         super().__init__()
         self._device = choose_device(device if device and device != _HARNESS_DEVICE else "auto")
-        self._model = checkpoints.load_model(ckpt).to(self._device)
-        self._context_length = int(context_length or checkpoints.run_config(ckpt)["context_length"])
+        checkpoint = checkpoints.read(ckpt)
+        self._model = checkpoint.build_model().to(self._device)
+        self._context_length = int(context_length or checkpoint.config["context_length"])
         given = str(batch_size)
         self._batch_size = int(given) if given.isdigit() else max_batch_size or 8
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
     @property
     def tokenizer_name(self) -> str:
         return "bytes"
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Of each continuation after its context: nats, and whether each of its bytes is the likeliest.
+        """Each continuation's log-likelihood in nats, and whether all its bytes are the likeliest ones.
 
-        A model whose state grows sees no more than the last ``context_length`` bytes before a byte.
+        A model whose state grows sees at most the last ``context_length`` bytes before a byte.
         """
         pairs = [tuple(_encode(text) for text in request.args) for request in requests]
         order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
@@ -88,21 +92,21 @@ class ByteHarness(LM):
             begin, end = len(text) - len(continuation), len(text)
             without_context = begin == 0 and end > 0
             places = slice(max(begin, 1) - 1, max(end, 1) - 1)
-            nats = float(scores[row, places].sum()) - FIRST_BYTE_NATS * without_context
-            yield nats, bool(likeliest[row, places].all()) and not without_context
+            log_likelihood = float(scores[row, places].sum()) - FIRST_BYTE_NATS * without_context
+            yield log_likelihood, bool(likeliest[row, places].all()) and not without_context
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Of each whole text, as `mambabyte eval --bpb protocol=disjoint` finds it."""
+        """The log-likelihood of each whole text, as `mambabyte eval --bpb protocol=disjoint` measures it."""
         documents = [np.frombuffer(_encode(request.args[0]), np.uint8) for request in requests]
         found = [-FIRST_BYTE_NATS if len(document) else 0.0 for document in documents]
-        spans = scored_spans(self._model, documents, "disjoint", self._context_length, self._batch_size)
-        for batch in spans:
+        protocol = Protocol("disjoint", self._context_length, batch_size=self._batch_size)
+        for batch in scored_spans(self._model, documents, protocol):
             for span in batch:
                 found[span.document] -= float(span.nats.sum())
         return found
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The continuation of each context up to the first of its stopping texts, which is left out."""
+        """The continuation of each context, up to but without the first of its stop texts."""
         return [self._generate(*request.args) for request in requests]
 
     def _generate(self, context: str, settings: dict[str, Any]) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+from mambabyte.config.settings import fill
 from mambabyte.errors import UserError
-from mambabyte.models.byte_lm import ByteLM, ByteLMConfig, FlopsPerByte
-from mambabyte.models.cnn import CNN, CNNConfig
-from mambabyte.models.gated_s4d import GatedS4D, GatedS4DConfig
-from mambabyte.models.lstm import LSTM, LSTMConfig
-from mambabyte.models.mamba import MambaByte, MambaByteConfig
-from mambabyte.models.megabyte import MegaByte, MegaByteConfig
-from mambabyte.models.perceiver_ar import PerceiverAR, PerceiverARConfig
-from mambabyte.models.transformer import Transformer, TransformerConfig
+from mambabyte.models.hyperparameters import ByteLMConfig
+
+if TYPE_CHECKING:
+    from mambabyte.models.byte_lm import ByteLM, FlopsPerByte
+    from mambabyte.models.cnn import CNN, CNNConfig
+    from mambabyte.models.gated_s4d import GatedS4D, GatedS4DConfig
+    from mambabyte.models.lstm import LSTM, LSTMConfig
+    from mambabyte.models.mamba import MambaByte, MambaByteConfig
+    from mambabyte.models.megabyte import MegaByte, MegaByteConfig
+    from mambabyte.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+    from mambabyte.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
     "CNN",
@@ -35,23 +40,38 @@ __all__ = [
     "TransformerConfig",
     "config_from_dict",
 ]
+_MODULES = {
+    "CNN": "cnn",
+    "FlopsPerByte": "byte_lm",
+    "GatedS4D": "gated_s4d",
+    "LSTM": "lstm",
+    "MambaByte": "mamba",
+    "MegaByte": "megabyte",
+    "PerceiverAR": "perceiver_ar",
+    "Transformer": "transformer",
+    "ByteLM": "byte_lm",
+}
 
 
-def config_from_dict(description: dict[str, Any]) -> ByteLMConfig:
-    """The typed config that `ByteLMConfig.to_dict` described: one of this package's, and nothing else.
+def __getattr__(name: str) -> Any:
+    # Lazy, so that settings can be checked without importing torch.
+    module = _MODULES.get(name.removesuffix("Config"))
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+def config_from_dict(description: Mapping[str, Any]) -> ByteLMConfig:
+    """The typed config that a checkpoint's ``description`` names: one of this package's, and nothing else.
 
     Raises:
         UserError: another target, an unknown field or a value of the wrong type.
     """
-    fields = dict(description)
-    target = str(fields.pop("_target_", ""))
+    target = str(description.get("_target_", ""))
     name = target.removeprefix("mambabyte.models.")
-    config: Any = globals().get(name) if name in __all__ else None
-    if not (isinstance(config, type) and ByteLMConfig in config.__mro__[1:]):
+    if name not in __all__ or not name.endswith("Config") or name == "ByteLMConfig":
         raise UserError(
-            f"this checkpoint describes a model {target!r}, which this version of mambabyte does not have"
+            f"this checkpoint describes a model {target!r}, which this version of mambabyte does not have; "
+            "one of your own is read by mambabyte.load(path, config=YourConfig(...))"
         )
-    unknown = fields.keys() - {field.name for field in dataclasses.fields(config)}
-    if unknown:
-        raise UserError(f"{name} has no field {sorted(unknown)[0]!r}; the checkpoint is of another version")
-    return config(**fields)
+    return fill(__getattr__(name), description)

@@ -1,16 +1,14 @@
-"""What every model of bytes promises here: the contract that training, evaluation and generation rely on."""
+"""The interface of every model, which training, evaluation and generation rely on."""
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mambabyte.errors import UserError
+from mambabyte.models.hyperparameters import ByteLMConfig
 
 VOCABULARY = 256
 State = list[tuple[Tensor, ...]]
@@ -18,7 +16,7 @@ State = list[tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class FlopsPerByte:
-    """Floating-point operations per byte, a multiply-add counted as two; training is thrice inference."""
+    """Floating-point operations per byte, multiply-adds counted as two; training is three times inference."""
 
     inference: float
 
@@ -27,36 +25,10 @@ class FlopsPerByte:
         return 3 * self.inference
 
 
-@dataclass
-class ByteLMConfig:
-    """The hyperparameters of a model; its YAML fills it, and checkpoints carry it as plain JSON."""
-
-    model: ClassVar[type[ByteLM]]
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value, expected = getattr(self, field.name), hints[field.name]
-            allowed = typing.get_args(expected) or (expected,)
-            if float in allowed and type(value) is int:
-                setattr(self, field.name, float(value))
-            elif type(value) not in allowed:
-                wanted = " or ".join("null" if a is type(None) else a.__name__ for a in allowed)
-                raise UserError(f"model.{field.name} must be of type {wanted}, not {value!r}")
-
-    def build(self) -> ByteLM:
-        """The model, freshly initialised from PyTorch's global generator."""
-        return self.model(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, read back by `config_from_dict`."""
-        return {"_target_": f"mambabyte.models.{type(self).__name__}", **dataclasses.asdict(self)}
-
-
 class ByteLM(nn.Module):
-    """A causal language model over the 256 bytes; none of them is padding.
+    """A causal language model over the 256 bytes, none of which is padding.
 
-    recurrent: the state's size does not grow with the bytes behind it, so that a document of any length can
+    `recurrent` says that the state's size does not grow with the bytes read, so a document of any length can
     be scored and continued in constant memory.
     """
 
@@ -71,17 +43,19 @@ class ByteLM(nn.Module):
     ) -> Tensor:
         """Logits (B, L, 256) for integer bytes (B, L); logits[:, t] predicts byte t + 1 from bytes <= t.
 
-        `state` is what came before, from `prefill` or `step`. With `document_start` (B, L) boolean, a marked
-        byte and those after it see nothing before it.
+        Args:
+            state: the state after the bytes before these, from `prefill` or `step`; None at a beginning.
+            document_start: (B, L) boolean; a marked byte and those after it see nothing before it.
         """
         raise NotImplementedError
 
     def initial_state(self, batch_size: int) -> State:
-        """The state before any byte: tensors whose first dimension is the batch."""
+        """The state before any byte: tensors with the batch as their first dimension."""
         raise NotImplementedError
 
     def prefill(self, bytes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Logits (B, L, 256), equal to `forward`'s wherever one cuts, and the state after the last byte."""
+        """Logits (B, L, 256), equal to `forward`'s however a window is split, and the state after the last
+        byte."""
         raise NotImplementedError
 
     def step(self, byte: Tensor, state: State) -> tuple[Tensor, State]:
@@ -90,8 +64,8 @@ class ByteLM(nn.Module):
         return logits[:, 0], state
 
     def blocks(self) -> list[nn.Module]:
-        """The layers a byte goes through, first to last, each called once in a pass: activation checkpointing
-        recomputes them and FSDP gathers their weights one at a time."""
+        """The layers in order, each called once per forward pass: activation checkpointing recomputes them,
+        and FSDP gathers their weights one at a time."""
         raise NotImplementedError
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
@@ -99,7 +73,7 @@ class ByteLM(nn.Module):
         raise NotImplementedError
 
     def num_parameters(self) -> int:
-        """Parameters, a tied one counted once."""
+        """The number of parameters, with tied ones counted once."""
         return sum(p.numel() for p in self.parameters())
 
     @property

@@ -1,8 +1,8 @@
 """A causal convolutional network: gated, dilated convolutions with residual connections, as in WaveNet
-(arXiv 1609.03499, sections 2.1 to 2.4) without its separate sum of skips, and with a norm before each layer.
+(arXiv 1609.03499, sections 2.1 to 2.4), without its separate sum of skips and with a norm before each layer.
 
-Layer i sees the bytes 0, s, 2 s, .. (W - 1) s back, s = 2^(i mod dilation_cycle): the receptive field ends,
-and what is behind it is unknown.
+Layer i sees the inputs 0, s, 2 s, .. (W - 1) s steps back, with s = 2^(i mod dilation_cycle). The receptive
+field is finite.
 """
 
 from __future__ import annotations
@@ -13,26 +13,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.config.settings import setting
+from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
+from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layer_stack import LayerStack
-from mambabyte.models.layers import ResidualNorm, check_positive
+from mambabyte.models.layers import ResidualNorm
 
 
 @dataclass
 class CNNConfig(ByteLMConfig):
-    d_model: int = 192
-    n_layer: int = 9
-    kernel_size: int = 2  # W
-    dilation_cycle: int = 9
+    d_model: int = setting(default=192, at_least=1)
+    n_layer: int = setting(default=9, at_least=1)
+    kernel_size: int = setting(default=2, at_least=1)  # W
+    dilation_cycle: int = setting(default=9, at_least=1)
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "d_model", "n_layer", "kernel_size", "dilation_cycle")
-
     def reach(self, layer: int) -> int:
-        """How many inputs before the present one a layer sees."""
+        """How many steps back a layer sees."""
         return (self.kernel_size - 1) * 2 ** (layer % self.dilation_cycle)
 
     @property
@@ -41,7 +39,7 @@ class CNNConfig(ByteLMConfig):
 
 
 class GatedConvolution(nn.Module):
-    """x (B, L, d) -> W_o (tanh(conv x) * sigmoid(conv' x)); a convolution is a product over its taps."""
+    """x (B, L, d) -> W_o (tanh(conv x) * sigmoid(conv' x)); both convolutions are one product over taps."""
 
     def __init__(self, config: CNNConfig, layer: int) -> None:
         super().__init__()
@@ -67,7 +65,7 @@ class GatedConvolution(nn.Module):
 
 
 class CNN(LayerStack):
-    """Its state: each layer's last inputs (B, (W - 1) s, d), zero before the document."""
+    """The state holds each layer's last inputs (B, (W - 1) s, d), zero before the document."""
 
     config: CNNConfig
     recurrent = True
@@ -84,7 +82,7 @@ class CNN(LayerStack):
         ]
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """Two convolutions of W taps and an output product a layer, whatever the context's length."""
+        """Two convolutions of W taps and an output product per layer, at any context length."""
         d = self.config.d_model
         layer = 2 * (2 * self.config.kernel_size + 1) * d * d
         return FlopsPerByte(float(self.config.n_layer * layer + 2 * d * VOCABULARY))

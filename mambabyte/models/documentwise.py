@@ -1,4 +1,4 @@
-"""Packed windows for models that know nothing of them: every document is run as if it stood alone."""
+"""Packed windows for models without support for them: every document runs as if it were alone."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from mambabyte.models.states import select_rows
 
 @dataclass
 class _Group:
-    """Stretches of like length: where each stands in the flattened window, and if a state precedes them."""
+    """Documents of similar length that run as one batch."""
 
-    index: np.ndarray  # (stretches, longest) places in the flattened window, each stretch's last one repeated
+    index: (
+        np.ndarray
+    )  # (documents, longest) places in the flattened window; a document's last one is repeated
     lengths: np.ndarray
-    continued: bool
+    continued: bool  # whether they resume from the state before the window
 
 
 class DocumentwiseByteLM(ByteLM):
-    """A ByteLM that runs the documents of a packed window each by itself.
+    """A ByteLM that runs each document of a packed window separately.
 
-    Positions, patches and states then begin anew with every document, whatever the model does with them, and
-    nothing can leak. Documents of like length (within a factor of two) are run together, padded behind: at
-    most log2(L) calls. A window without a document's start inside runs as it is. The marks are read on the
-    host.
+    Positions, patches and states then restart with every document, so nothing can leak from one to the next.
+    Documents of similar length (within a factor of two) run as one batch, padded at the end: at most log2(L)
+    calls. A window that contains no document's start runs unchanged. The marks are read on the host.
     """
 
     def forward(
@@ -45,7 +46,7 @@ class DocumentwiseByteLM(ByteLM):
         return self._run(bytes, self.initial_state(len(bytes)) if state is None else state)
 
     def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Logits (B, L, 256) and the state after the bytes; from None the state may be left out."""
+        """Logits (B, L, 256) and the state after the bytes; without a state, that one may be empty."""
         raise NotImplementedError
 
 
@@ -54,7 +55,7 @@ def _groups(document_start: np.ndarray, has_state: bool) -> Iterator[_Group]:
     begins[:, 0] = True
     begin = np.flatnonzero(begins)
     lengths = np.diff(np.append(begin, document_start.size))
-    # only what no mark begins goes on from the state; a row's first byte may carry a mark too
+    # Only a row that does not begin with a mark resumes from the state.
     continued = has_state & ~document_start.reshape(-1)[begin]
     size_class = np.frexp(lengths - 1)[1]  # the power of two above
     for key in np.unique(np.stack([size_class, continued]), axis=1).T:
@@ -69,7 +70,7 @@ def _run_groups(
     state: State | None,
     groups: list[_Group],
 ) -> Tensor:
-    """Logits (B, L, 256): every group's, put back where its bytes stand."""
+    """Logits (B, L, 256) of every group, in the places of its bytes."""
     flat, length = bytes.flatten(), bytes.shape[1]
     place = np.empty(bytes.numel(), dtype=np.int64)
     logits, done = [], 0

@@ -1,18 +1,21 @@
-"""Gated S4D: a diagonal state space (S4D, arXiv 2206.11893) inside a gated block. A reconstruction.
+"""Gated S4D: a diagonal state space model (S4D, arXiv 2206.11893) in a gated block. A reconstruction.
 
-MambaByte's paper names this baseline without its equations, and no public code has exactly it. This is the
+MambaByte's paper names this baseline without giving equations, and no public code has exactly it. This is the
 block of BiGS (arXiv 2212.10544, by the same first author) without its backward branch, close to GSS (arXiv
 2206.13947):
 
     out = W_o( gelu(W_l S4D(gelu(W_u x))) * gelu(W_v x) )        added to the residual stream
 
-Per channel, with n = 0 .. N/2 - 1 pairs of conjugate states, A_n = -1/2 + i pi n at the beginning, step size
-dt, and zero-order hold:
+Per channel, with n = 0 .. N/2 - 1 pairs of conjugate states, A_n initialised to -1/2 + i pi n, step size dt
+and zero-order hold:
 
     h_t = exp(dt A) h_{t-1} + (exp(dt A) - 1) / A u_t            y_t = 2 Re(C h_t) + D u_t
 
-Nothing depends on the input, so y is also the convolution of u with K_l = 2 Re sum_n C_n (exp(dt A_n) - 1) /
-A_n exp(l dt A_n), computed by FFT for training; the recurrence serves generation.
+The parameters do not depend on the input, so y is also the convolution of u with the kernel
+
+    K_l = 2 Re sum_n C_n (exp(dt A_n) - 1) / A_n exp(l dt A_n)
+
+Training computes it by FFT; generation uses the recurrence.
 """
 
 from __future__ import annotations
@@ -24,32 +27,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
+from mambabyte.config.settings import setting
 from mambabyte.errors import UserError
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
+from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layer_stack import LayerStack
-from mambabyte.models.layers import ResidualNorm, as_residual, check_positive
+from mambabyte.models.layers import ResidualNorm, as_residual
 
 
 @dataclass
 class GatedS4DConfig(ByteLMConfig):
-    d_model: int = 192
-    n_layer: int = 4
-    d_state: int = 64  # N, in conjugate pairs
-    d_ff: int | None = None  # 3 * d_model when null
+    d_model: int = setting(default=192, at_least=1)
+    n_layer: int = setting(default=4, at_least=1)
+    d_state: int = setting(default=64, at_least=1)  # N, in conjugate pairs
+    d_ff: int | None = setting(default=None, at_least=1)  # 3 * d_model when null
     dt_min: float = 1e-3
     dt_max: float = 1e-1
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "d_model", "n_layer", "d_state", "d_ff")
         if self.d_state % 2:
             raise UserError(f"model.d_state={self.d_state} must be even: its states are conjugate pairs")
-        if not 0 < self.dt_min < self.dt_max:
-            raise UserError(
-                f"model.dt_min and dt_max must satisfy 0 < dt_min < dt_max, not {self.dt_min}, {self.dt_max}"
-            )
+        self.require_ascending("dt_min", "dt_max")
 
     @property
     def inner(self) -> int:
@@ -57,7 +57,7 @@ class GatedS4DConfig(ByteLMConfig):
 
 
 class S4D(nn.Module):
-    """u (B, L, d) -> y (B, L, d), in fp32; its state is (B, d, N/2, 2), real and imaginary parts."""
+    """u (B, L, d) -> y (B, L, d), in fp32. The state is (B, d, N/2, 2), real and imaginary parts."""
 
     def __init__(self, channels: int, states: int, dt_min: float, dt_max: float) -> None:
         super().__init__()
@@ -92,13 +92,13 @@ class S4D(nn.Module):
     def _convolve(self, u: Tensor, exponent: Tensor, coefficients: Tensor) -> Tensor:
         length = u.shape[1]
         kernel = decaying_sum(coefficients, exponent, length)
-        size = 2 * length  # so that the circle does not close
+        size = 2 * length  # padding, so that the circular convolution does not wrap around
         product = torch.fft.rfft(u.transpose(1, 2), size) * torch.fft.rfft(kernel, size)
         return torch.fft.irfft(product, size)[..., :length].transpose(1, 2)
 
 
 def _powers(exponent: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """exp(l exponent) for all l < length, as coarse (d, n, I) times fine (d, n, S) powers: l = i S + j."""
+    """exp(l exponent) for all l < length as coarse (d, n, I) times fine (d, n, S) powers, l = i S + j."""
     fine = 2 ** math.ceil(math.log2(length) / 2)
     coarse = -(-length // fine)
     steps = torch.arange(max(fine, coarse), device=exponent.device)
@@ -109,7 +109,7 @@ def _powers(exponent: Tensor, length: int) -> tuple[Tensor, Tensor]:
 def decaying_sum(coefficients: Tensor, exponent: Tensor, length: int) -> Tensor:
     """2 Re sum_n c_n exp(l exponent_n) for l < length: (..., d, n) and (d, n) -> (..., d, length).
 
-    A product of two small matrices per channel: the (d, n, length) powers are never written.
+    This is a product of two small matrices per channel; the (d, n, length) powers are never written.
     """
     coarse, fine = _powers(exponent, length)
     left = coefficients.unsqueeze(-1) * coarse
@@ -151,7 +151,7 @@ class GatedBlock(nn.Module):
 
 
 class GatedS4D(LayerStack):
-    """Its state: (B, d, N/2, 2) of each layer, whatever came before."""
+    """The state is (B, d, N/2, 2) per layer, at any length."""
 
     config: GatedS4DConfig
     recurrent = True
@@ -165,10 +165,10 @@ class GatedS4D(LayerStack):
         return [(self.embedding.weight.new_zeros(shape),) for _ in self.layers]
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """Matrix products, and the recurrence: 12 a pair of states (6 + 2 + 4 for decay, input and output).
+        """Matrix products and the recurrence, 12 per pair of states (6 + 2 + 4 for decay, input and output).
 
-        It does not depend on the context's length. Training by FFT is of the same order:
-        about 20 log2(2 context_length) a channel.
+        The context length does not matter. Training by FFT costs about as much: 20 log2(2 context_length) per
+        channel.
         """
         d, inner, pairs = self.config.d_model, self.config.inner, self.config.d_state // 2
         layer = 2 * (d * (d + inner) + 2 * d * inner) + 12 * d * pairs

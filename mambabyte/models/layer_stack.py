@@ -1,4 +1,4 @@
-"""Byte models that are a residual stream through like layers, each with one tensor for its state."""
+"""Models that are a residual stream through identical layers, each with one tensor as its state."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, State
+from mambabyte.models.byte_lm import VOCABULARY, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
+from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import ResidualNorm, as_residual
 
 
 class LayerStack(DocumentwiseByteLM):
-    """Embedding, layers, a last norm and the head, which may be the embedding's transpose.
+    """Embedding, layers, a final norm and the head, which may be the embedding's transpose.
 
     A layer takes (residual, update, state or None) and returns (residual, update, state after).
     """

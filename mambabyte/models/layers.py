@@ -1,9 +1,9 @@
-"""What the attention models share: residual norms, rotary positions, attention with a cache, blocks.
+"""Layers that models share: residual norms, rotary positions, attention with a cache, Transformer blocks.
 
     B batch   L bytes of this call   n bytes up to and including them   H heads   d model width   h = d / H
 
-Attention never makes a tensor of L x L: it is PyTorch's scaled_dot_product_attention throughout, and where
-that needs a mask, queries are taken a block at a time.
+Attention never makes an L x L tensor: it uses PyTorch's scaled_dot_product_attention throughout, and where
+that needs a mask, it processes one block of queries at a time.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mambabyte.errors import UserError
 from mambabyte.ops import residual_norm
 
-QUERY_BLOCK = 256  # rows of a mask, where attention needs one
+QUERY_BLOCK = 256  # queries per mask
 Cache = tuple[Tensor, Tensor]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
@@ -30,23 +28,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def check_positive(config: Any, *names: str) -> None:
-    """Raises UserError where a size of a model's config is below 1; null is not checked."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"model.{name} must be at least 1, not {value}")
-
-
-def check_heads(config: Any, width: str, heads: str) -> None:
-    """Raises UserError unless the width is shared out evenly, and in pairs for rotary positions."""
-    d, n = getattr(config, width), getattr(config, heads)
-    if d % (2 * n):
-        raise UserError(f"model.{width}={d} must be a multiple of twice model.{heads}={n}")
-
-
 class ResidualNorm(nn.Module):
-    """Adds a block's output to the fp32 residual stream and normalises the sum: (norm(x), x)."""
+    """Add a block's output to the fp32 residual stream and normalise the sum x: returns (norm(x), x)."""
 
     def __init__(self, width: int, epsilon: float, rms: bool) -> None:
         super().__init__()
@@ -59,65 +42,64 @@ class ResidualNorm(nn.Module):
 
 
 def as_residual(x: Tensor) -> Tensor:
-    """The residual stream is fp32 (fp64 in tests) under autocast too."""
+    """x as part of the residual stream, which is fp32 (fp64 in tests) even under autocast."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def rotation(positions: Tensor, channels: int, base: float) -> Tensor:
-    """Rotary positions (arXiv 2104.09864): unit complex numbers (..., L, 1, channels / 2) for (..., L)."""
+def rotary_factors(positions: Tensor, channels: int, base: float) -> Tensor:
+    """The factors of rotary positions (arXiv 2104.09864): unit complex numbers (..., L, 1, channels / 2) for
+    positions (..., L)."""
     exponents = torch.arange(0, channels, 2, device=positions.device, dtype=torch.float32) / channels
     angles = positions.unsqueeze(-1).float() * base**-exponents
     return torch.polar(torch.ones_like(angles), angles).unsqueeze(-2)
 
 
-def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """x (B, L, H, h) with its first channels, two by two, turned by `rotation`."""
-    channels = 2 * turn.shape[-1]
+def apply_rotary(x: Tensor, rotary: Tensor) -> Tensor:
+    """x (B, L, H, h) with its first channels, as pairs, multiplied by `rotary_factors`."""
+    channels = 2 * rotary.shape[-1]
     pairs = as_residual(x[..., :channels]).unflatten(-1, (-1, 2))
-    turned = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(x.dtype)
-    return turned if channels == x.shape[-1] else torch.cat([turned, x[..., channels:]], dim=-1)
+    rotated = torch.view_as_real(torch.view_as_complex(pairs) * rotary).flatten(-2).to(x.dtype)
+    return rotated if channels == x.shape[-1] else torch.cat([rotated, x[..., channels:]], dim=-1)
 
 
 @dataclass
-class _Room:
-    """Memory with spare room behind the `filled` first places, shared by the caches that grew in it."""
+class _Buffer:
+    """Memory for a growing cache, of which the first `filled` places are in use."""
 
-    buffer: Tensor
+    memory: Tensor
     filled: int
 
 
-# beside the caches and not on them: a state is plain tensors, to be saved and read as such
-_ROOMS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# Kept apart from the caches, because a state must consist of plain tensors that can be saved and loaded.
+_BUFFERS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def append(cache: Tensor, new: Tensor) -> Tensor:
-    """cache (B, n, ...) followed by new (B, L, ...), as torch.cat gives it.
+def append_to_cache(cache: Tensor, new: Tensor) -> Tensor:
+    """cache (B, n, ...) followed by new (B, L, ...), as torch.cat returns it.
 
-    Without gradients the result has spare room behind it, which the next call fills: a byte costs its own
-    copy only. An earlier cache keeps its values: if its room was used meanwhile, appending to it copies.
+    Without gradients, the result is a view of a larger buffer that the next call fills, so a byte costs only
+    its own copy. Earlier caches keep their values: appending to one whose buffer has grown since copies it.
     """
     length, total = cache.shape[1], cache.shape[1] + new.shape[1]
     if length == 0:
         return new
     if torch.is_grad_enabled():
         return torch.cat([cache, new.to(cache.dtype)], dim=1)
-    room = _ROOMS.get(cache)
-    if room is None or room.filled != length or total > room.buffer.shape[1]:
-        buffer = cache.new_empty(cache.shape[0], total + max(64, total // 2), *cache.shape[2:])
-        buffer[:, :length] = cache
-        room = _Room(buffer, length)
-    room.buffer[:, length:total] = new
-    room.filled = total
-    extended = room.buffer[:, :total]
-    _ROOMS[extended] = room
+    buffer = _BUFFERS.get(cache)
+    if buffer is None or buffer.filled != length or total > buffer.memory.shape[1]:
+        memory = cache.new_empty(cache.shape[0], total + max(64, total // 2), *cache.shape[2:])
+        memory[:, :length] = cache
+        buffer = _Buffer(memory, length)
+    buffer.memory[:, length:total] = new
+    buffer.filled = total
+    extended = buffer.memory[:, :total]
+    _BUFFERS[extended] = buffer
     return extended
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """Causal attention (B, L, d) of queries (B, L, H, h), whose own keys are the last L of (B, n, H, h).
-
-    With `window` each query sees the last `window` keys up to its own.
-    """
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+    """Causal attention (B, L, d) of queries (B, L, H, h) over keys and values (B, n, H, h), the last L of
+    which belong to the queries. With `window`, each query sees the last `window` keys up to its own."""
     length, total = q.shape[1], k.shape[1]
     before = total - length
     q, k, v = (t.to(q.dtype).transpose(1, 2) for t in (q, k, v))
@@ -150,16 +132,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, cache: Cache | None, turn: Tensor | None) -> tuple[Tensor, Cache | None]:
+    def forward(self, x: Tensor, cache: Cache | None, rotary: Tensor | None) -> tuple[Tensor, Cache | None]:
         qkv = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
-        if turn is None:
+        if rotary is None:
             q, k, v = qkv.chunk(3, dim=2)
         else:
             qk, v = qkv.split([2 * self.heads, self.heads], dim=2)
-            q, k = rotate(qk, turn).chunk(2, dim=2)
+            q, k = apply_rotary(qk, rotary).chunk(2, dim=2)
         if cache is not None:
-            k, v = append(cache[0], k), append(cache[1], v)
-        out = self.out(attend(q, k, v, self.window))
+            k, v = append_to_cache(cache[0], k), append_to_cache(cache[1], v)
+        out = self.out(causal_attention(q, k, v, self.window))
         if cache is None:
             return out, None
         seen = k.shape[1]
@@ -179,7 +161,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each after a norm; the last output is added by the norm that comes next."""
+    """Attention and feed-forward, each after a norm. The next norm adds the output to the residual stream."""
 
     def __init__(self, attention: Attention, feed_forward: FeedForward, epsilon: float, rms: bool) -> None:
         super().__init__()
@@ -190,10 +172,10 @@ class Block(nn.Module):
         self.feed_forward = feed_forward
 
     def forward(
-        self, residual: Tensor, update: Tensor | None, cache: Cache | None, turn: Tensor | None
+        self, residual: Tensor, update: Tensor | None, cache: Cache | None, rotary: Tensor | None
     ) -> tuple[Tensor, Tensor, Cache | None]:
         normed, residual = self.attention_norm(residual, update)
-        update, cache = self.attention(normed, cache, turn)
+        update, cache = self.attention(normed, cache, rotary)
         normed, residual = self.feed_forward_norm(residual, update)
         return residual, self.feed_forward(normed), cache
 
@@ -224,15 +206,15 @@ class Stack(nn.Module):
         self,
         x: Tensor,
         caches: list[Cache] | None = None,
-        turn: Tensor | None = None,
+        rotary: Tensor | None = None,
         update: Tensor | None = None,
     ) -> tuple[Tensor, list[Cache]]:
-        """The normalised output, and with `caches` (one a layer, for what came before) the grown ones."""
+        """The normalised output and the new caches, which are empty without `caches` (one per layer)."""
         residual = as_residual(x)
         grown: list[Cache] = []
         for index, layer in enumerate(self.layers):
             cache = None if caches is None else caches[index]
-            residual, update, cache = layer(residual, update, cache, turn)
+            residual, update, cache = layer(residual, update, cache, rotary)
             if cache is not None:
                 grown.append(cache)
         return self.norm(residual, update)[0], grown
@@ -242,15 +224,15 @@ class Stack(nn.Module):
         return [(self.norm.weight.new_zeros(shape), self.norm.weight.new_zeros(shape)) for _ in self.layers]
 
     def flops(self, keys: float) -> float:
-        """Per position that sees `keys` keys: 2 a weight, and 4 d a key (scores, and their sum of values)."""
+        """Per position that sees `keys` keys: 2 per weight, and 4 d per key (scores and weighted values)."""
         weights = 4 * self.width**2 + 2 * self.width * self.inner
         return len(self.layers) * (2 * weights + 4 * keys * self.width)
 
 
 @torch.no_grad()
 def initialise(model: nn.Module, std: float, depth: int, truncated: bool = False) -> None:
-    """Every matrix from N(0, std), cut at two standard deviations if `truncated`; those that write to the
-    residual stream of `depth` blocks are divided by sqrt(2 depth), as in GPT-2."""
+    """Draw every matrix from N(0, std), cut off at two standard deviations if `truncated`. Those that write
+    to the residual stream of `depth` blocks are divided by sqrt(2 depth), as in GPT-2."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             if truncated:

@@ -1,4 +1,4 @@
-"""LSTM layers (Hochreiter and Schmidhuber, 1997), PyTorch's, between a byte embedding and its transpose."""
+"""PyTorch's LSTM (Hochreiter and Schmidhuber, 1997) between a byte embedding and its transpose."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.config.settings import setting
+from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
-from mambabyte.models.layers import check_positive
+from mambabyte.models.hyperparameters import ByteLMConfig
 
 
 @dataclass
 class LSTMConfig(ByteLMConfig):
-    d_model: int = 272
-    n_layer: int = 3
+    d_model: int = setting(default=272, at_least=1)
+    n_layer: int = setting(default=3, at_least=1)
     tie_embeddings: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "d_model", "n_layer")
 
 
 class LSTM(DocumentwiseByteLM):
-    """Its state: each layer's output and cell, (B, d) both."""
+    """The state holds each layer's output and cell, both (B, d)."""
 
     config: LSTMConfig
     recurrent = True
@@ -41,7 +38,7 @@ class LSTM(DocumentwiseByteLM):
 
     @torch.no_grad()
     def _open_forget_gates(self) -> None:
-        """A forget gate's bias begins at 1 (Jozefowicz et al., 2015): gradients reach back from the start."""
+        """Start with forget gate biases of 1 (Jozefowicz et al., 2015), so that gradients reach back."""
         d = self.config.d_model
         for layer in range(self.config.n_layer):
             getattr(self.lstm, f"bias_ih_l{layer}")[d : 2 * d].fill_(1.0)
@@ -57,16 +54,16 @@ class LSTM(DocumentwiseByteLM):
             outputs, cells = zip(*state, strict=True)
             before = (torch.stack(outputs), torch.stack(cells))
         embedded, device = self.embedding(bytes.long()), bytes.device.type
-        # a CPU without bf16 instructions has no bf16 LSTM
+        # A CPU without bf16 instructions has no bf16 LSTM.
         with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
             out, (last, cell) = self.lstm(embedded, before)
         return self.lm_head(out), list(zip(last.unbind(), cell.unbind(), strict=True))
 
     def blocks(self) -> list[nn.Module]:
-        return [self.lstm]  # of PyTorch, which calls its layers together
+        return [self.lstm]  # PyTorch runs its layers in one call
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """Four gates of two (d, d) products and 9 operations a cell, whatever the context's length."""
+        """Four gates of two (d, d) products and 9 operations per cell, at any context length."""
         d = self.config.d_model
         return FlopsPerByte(float(self.config.n_layer * (2 * 8 * d * d + 9 * d) + 2 * d * VOCABULARY))
 

@@ -3,55 +3,48 @@
     B batch   L length   d model width   D = expand * d inner channels
     N state size   W convolution width   R rank of the step-size projection
 
-A block adds mixer(norm(x)) to the residual stream x, which is fp32 under autocast too. The mixer projects to
+A block adds mixer(norm(x)) to the residual stream x, which is fp32 even under autocast. The mixer projects to
 x and z (B, L, D), convolves x causally, derives from it the step size and the projections B, C of the scan,
 scans, gates by z and projects back. Parameter names are those of mamba_ssm's MambaLMHeadModel, so published
-weights load as they are.
+weights load unchanged.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from mambabyte.errors import UserError
-from mambabyte.models.byte_lm import VOCABULARY, ByteLM, ByteLMConfig, FlopsPerByte, State
+from mambabyte.config.settings import setting
+from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
+from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import ResidualNorm
 from mambabyte.ops import causal_conv1d, selective_scan
-from mambabyte.ops.step.interface import MambaBlockWeights, mamba_step, serves_mamba_step
+from mambabyte.ops.step import MambaBlockWeights, MambaWeights, mamba_step, serves_mamba_step
 
 
 @dataclass
 class MambaByteConfig(ByteLMConfig):
     """The paper's models are `norm: layer`, untied; `norm: rms`, tied are Mamba's own choices."""
 
-    d_model: int = 256
-    n_layer: int = 4
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
+    d_model: int = setting(default=256, at_least=1)
+    n_layer: int = setting(default=4, at_least=1)
+    d_state: int = setting(default=16, at_least=1)
+    d_conv: int = setting(default=4, at_least=1)
+    expand: int = setting(default=2, at_least=1)
     dt_rank: int | None = None  # ceil(d_model / 16) when null
     dt_min: float = 1e-3
     dt_max: float = 1e-1
-    norm: str = "layer"
+    norm: Literal["layer", "rms"] = "layer"
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("d_model", "n_layer", "d_state", "d_conv", "expand"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} must be at least 1, not {getattr(self, name)}")
-        if self.norm not in ("layer", "rms"):
-            raise UserError(f"model.norm must be 'layer' or 'rms', not {self.norm!r}")
-        if not 0 < self.dt_min < self.dt_max:
-            raise UserError(
-                f"model.dt_min and dt_max must satisfy 0 < dt_min < dt_max, not {self.dt_min}, {self.dt_max}"
-            )
+        self.require_ascending("dt_min", "dt_max")
 
     @property
     def d_inner(self) -> int:
@@ -63,14 +56,14 @@ class MambaByteConfig(ByteLMConfig):
 
 
 class Mixer(nn.Module):
-    """The Mamba block's inside: (B, L, d) -> (B, L, d)."""
+    """A Mamba block without norm and residual connection: (B, L, d) -> (B, L, d)."""
 
     def __init__(self, config: MambaByteConfig) -> None:
         super().__init__()
         inner, rank, states = config.d_inner, config.time_step_rank, config.d_state
         self.rank, self.d_state = rank, states
         self.in_proj = nn.Linear(config.d_model, 2 * inner, bias=False)
-        # Holds the weights only: the op is ours.
+        # Only holds the weights; the op is `causal_conv1d`.
         self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner)
         self.x_proj = nn.Linear(inner, rank + 2 * states, bias=False)
         self.dt_proj = nn.Linear(rank, inner)
@@ -83,9 +76,9 @@ class Mixer(nn.Module):
     def initialise(self, config: MambaByteConfig) -> None:
         """Mamba's initialisation (arXiv 2312.00752, section 3.6); the other linear layers keep PyTorch's.
 
-        A is S4D-real, -1 .. -N in every channel; the step size's bias is softplus^-1 of log-uniform draws
-        from [dt_min, dt_max]; output projections are scaled by 1 / sqrt(layers), as each adds to the residual
-        stream.
+        A is S4D-real, -1 .. -N in every channel. The step size's bias is softplus^-1 of log-uniform draws
+        from [dt_min, dt_max]. Output projections are divided by sqrt(layers), because each adds to the
+        residual stream.
         """
         self.A_log.copy_(torch.arange(1.0, config.d_state + 1).log().expand_as(self.A_log))
         self.D.fill_(1.0)
@@ -126,7 +119,7 @@ class Mixer(nn.Module):
 
 
 class Block(nn.Module):
-    """Add, norm, mix: the block's output is added to the residual stream by the norm that comes next."""
+    """Add, norm, mix. The next block's norm adds this one's output to the residual stream."""
 
     def __init__(self, config: MambaByteConfig) -> None:
         super().__init__()
@@ -170,7 +163,7 @@ class Backbone(nn.Module):
 
 
 class MambaByte(ByteLM):
-    """The paper's model. A layer's state: the last W-1 inputs (B, W-1, D) and the scan's (B, D, N)."""
+    """The paper's model. Each layer's state is its last W-1 inputs (B, W-1, D) and the scan's (B, D, N)."""
 
     config: MambaByteConfig
     recurrent = True
@@ -195,17 +188,16 @@ class MambaByte(ByteLM):
         if not serves_mamba_step(self.lm_head.weight):
             return super().step(byte, state)
         backbone, config = self.backbone, self.config
-        return mamba_step(
-            byte,
+        weights = MambaWeights(
             backbone.embedding.weight,
             [layer.weights() for layer in backbone.layers],  # type: ignore[operator]
             backbone.norm_f.weight,
             backbone.norm_f.bias,
             self.lm_head.weight,
-            state,
             config.norm_epsilon,
             config.norm == "rms",
         )
+        return mamba_step(byte, state, weights)
 
     def initial_state(self, batch_size: int) -> State:
         config, weight = self.config, self.lm_head.weight
@@ -235,7 +227,7 @@ class MambaByte(ByteLM):
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Matrix products, convolution, 7 per state of the scan (dt A, exp, dt u B, a h +, C h +), the head.
 
-        It does not depend on the context's length: that is what a recurrence is for.
+        The context length does not matter to a recurrence.
         """
         config = self.config
         d, inner, rank, states = config.d_model, config.d_inner, config.time_step_rank, config.d_state

@@ -2,14 +2,14 @@
 
     T bytes   P patch size   D global width   D_G = D / P   D_L local width
 
-The global input of patch k is the concatenation of its P byte embeddings of width D_G, positions added. A
-trainable patch stands in front and the last one is dropped, so that the global output for patch k has seen
-the patches before it. Its P slices of width D_G, projected to D_L, are added slot by slot to the local
-input: the embedding of the byte before, or a trainable pad in slot 0. The output of slot p of patch k
-predicts byte kP + p; the head is the local embedding.
+The global input of patch k is the concatenation of its P byte embeddings of width D_G, with positions added.
+A trainable patch is put in front and the last one dropped, so the global output for patch k has seen the
+patches before it. Its P slices of width D_G, projected to D_L, are added slot by slot to the local input: the
+embedding of the byte before, or a trainable pad in slot 0. The output of slot p of patch k predicts byte
+kP + p; the head is the local embedding.
 
-`logits[:, t]` is therefore the paper's output at place t + 1: where t + 1 begins a patch, of a patch of
-which no byte is known. Place 0, a document's first byte, is never predicted here.
+`logits[:, t]` is therefore the paper's output at place t + 1; if t + 1 begins a patch, it is slot 0 of a
+patch of which no byte is known. Place 0, a document's first byte, is never predicted here.
 """
 
 from __future__ import annotations
@@ -20,43 +20,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from mambabyte.config.settings import setting
 from mambabyte.errors import UserError
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
-from mambabyte.models.layers import Cache, Stack, check_heads, check_positive, initialise
+from mambabyte.models.hyperparameters import ByteLMConfig
+from mambabyte.models.layers import Cache, Stack, initialise
 
 
 @dataclass
 class MegaByteConfig(ByteLMConfig):
-    patch_size: int = 4
-    max_length: int = 8192  # positions of bytes the global model knows
-    d_model: int = 192
-    n_layer: int = 2
-    n_head: int = 4
-    d_ff: int | None = None  # 4 * d_model when null
-    local_d_model: int = 192
-    local_n_layer: int = 2
-    local_n_head: int = 4
-    local_d_ff: int | None = None  # 4 * local_d_model when null
+    patch_size: int = setting(default=4, at_least=1)
+    max_length: int = setting(default=8192, at_least=1)  # positions of bytes the global model knows
+    d_model: int = setting(default=192, at_least=1)
+    n_layer: int = setting(default=2, at_least=1)
+    n_head: int = setting(default=4, at_least=1)
+    d_ff: int | None = setting(default=None, at_least=1)  # 4 * d_model when null
+    local_d_model: int = setting(default=192, at_least=1)
+    local_n_layer: int = setting(default=2, at_least=1)
+    local_n_head: int = setting(default=4, at_least=1)
+    local_d_ff: int | None = setting(default=None, at_least=1)  # 4 * local_d_model when null
     norm_epsilon: float = 1e-5
     initializer_std: float = 0.006  # the paper's
     embedding_std: float = 0.006  # of the embeddings of bytes at the beginning
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "patch_size", "max_length", "d_model", "n_layer", "n_head", "d_ff")
-        check_positive(self, "local_d_model", "local_n_layer", "local_n_head", "local_d_ff")
-        check_heads(self, "d_model", "n_head")
-        check_heads(self, "local_d_model", "local_n_head")
-        if self.d_model % self.patch_size:
-            raise UserError(
-                f"model.d_model={self.d_model} must be a multiple of model.patch_size={self.patch_size}"
-            )
+        self.require_multiple("d_model", "n_head", 2)
+        self.require_multiple("local_d_model", "local_n_head", 2)
+        self.require_multiple("d_model", "patch_size")
 
 
 class MegaByte(DocumentwiseByteLM):
-    """Its state: context of the patch being read (B, P, D_L) and its bytes so far (B, r); each global layer's
-    keys and values, of the pad and the patches read; each local layer's, of slots 0 .. r."""
+    """The state holds the context of the current patch (B, P, D_L) and its bytes so far (B, r); then keys and
+    values, for the pad and the patches read in each global layer, and for slots 0 .. r in each local one."""
 
     config: MegaByteConfig
 
@@ -113,7 +109,7 @@ class MegaByte(DocumentwiseByteLM):
         return self._run_patches(bytes, state)
 
     def _run_patches(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """From a patch's beginning: all patches of the global model at once, then all of the local model."""
+        """From the start of a patch: all patches at once through the global model, then the local one."""
         patch, (batch, length) = self.config.patch_size, bytes.shape
         whole = length // patch * patch
         split = 1 + self.config.n_layer
@@ -136,7 +132,7 @@ class MegaByte(DocumentwiseByteLM):
         return logits, [(contexts[:, -1], bytes[:, whole:].long()), *global_caches, *last]
 
     def _run_within_patch(self, bytes: Tensor, state: State) -> tuple[Tensor, State]:
-        """Slot by slot to the patch's end; the byte that completes it makes one step of the global model."""
+        """From inside a patch to its end. The byte that completes it takes one step of the global model."""
         patch, split = self.config.patch_size, 1 + self.config.n_layer
         context, read = state[0]
         global_caches = [(k, v) for k, v in state[1:split]]
@@ -159,7 +155,7 @@ class MegaByte(DocumentwiseByteLM):
         return torch.cat(logits, dim=1), after
 
     def _global(self, bytes: Tensor, caches: list[Cache] | None) -> tuple[Tensor, list[Cache]]:
-        """(B, K, P, D_L): context of the K patches after whole patches of bytes, and after the pad if new."""
+        """Context (B, K, P, D_L) of the patches after those in `bytes`; without caches, also the first."""
         patch, (batch, length) = self.config.patch_size, bytes.shape
         known = 0 if caches is None else caches[0][0].shape[1]
         first = max(0, known - 1) * patch
@@ -181,8 +177,8 @@ class MegaByte(DocumentwiseByteLM):
     def _local(
         self, context: Tensor, previous: Tensor, first: int, caches: list[Cache] | None
     ) -> tuple[Tensor, list[Cache]]:
-        """Logits of the slots from `first` on of N patches: their context (N, P, D_L) and the bytes before
-        the slots, without slot 0's, which is the pad."""
+        """Logits of the slots of N patches from slot `first` on, given their context (N, P, D_L) and the byte
+        before each slot, except for slot 0, which gets the pad."""
         x = self.local_embedding(previous.long())
         if first == 0:
             x = torch.cat([self.local_pad.weight.expand(len(x), 1, -1), x], dim=1)
@@ -195,7 +191,7 @@ class MegaByte(DocumentwiseByteLM):
         return [*self.global_stack.layers, *self.local_stack.layers]
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """A patch's global step shared by its bytes, and a local one for each of them, over P keys."""
+        """A patch's global step divided by its bytes, and a local step over P keys for each byte."""
         config = self.config
         patch, local = config.patch_size, config.local_d_model
         global_step = self.global_stack.flops(context_length / patch) / patch

@@ -1,12 +1,12 @@
-"""Perceiver AR (arXiv 2202.07765): latents of the last M positions, one causal cross-attention over all, and
-a stack of causal self-attention among the latents.
+"""Perceiver AR (arXiv 2202.07765): latents at the last M positions, one causal cross-attention over all
+positions, and a stack of causal self-attention among the latents.
 
-The paper's model gives outputs for the last M positions of a window only. A ByteLM gives them for all: here
-a document is cut into blocks of M positions, counted from its first byte, and a block's latents see
-everything before them through the cross-attention and each other in the stack. The last block of a window of
-a multiple of M bytes is the paper's model exactly; the blocks before it are what the paper's model says of
-the shorter windows that end there. So every byte of a window is trained, a step needs no latent to be
-computed again, and an empty prompt is an ordinary beginning.
+The paper's model has outputs only for the last M positions of a window, but a ByteLM needs them for all. So a
+document is cut into blocks of M positions from its first byte on. A block's latents see everything before
+them through the cross-attention, and each other in the stack. The last block of a window of a multiple of M
+bytes is exactly the paper's model, and the blocks before it are the paper's model on the shorter windows that
+end there. Every byte of a window is therefore trained, a step recomputes no latent, and an empty prompt needs
+no special treatment.
 """
 
 from __future__ import annotations
@@ -17,44 +17,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mambabyte.errors import UserError
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.config.settings import setting
+from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
+from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import (
     Cache,
     FeedForward,
     ResidualNorm,
     Stack,
-    append,
+    append_to_cache,
+    apply_rotary,
     as_residual,
-    attend,
-    check_heads,
-    check_positive,
+    causal_attention,
     initialise,
-    rotate,
-    rotation,
+    rotary_factors,
 )
 
 
 @dataclass
 class PerceiverARConfig(ByteLMConfig):
-    n_latents: int = 256
-    d_model: int = 192
-    n_layer: int = 4  # the cross-attention's is the first of them
-    n_head: int = 4
-    d_ff: int | None = None  # 4 * d_model when null
-    rotary_fraction: float = 0.25  # of a head's channels
+    n_latents: int = setting(default=256, at_least=1)
+    d_model: int = setting(default=192, at_least=1)
+    n_layer: int = setting(default=4, at_least=1)  # the cross-attention's is the first of them
+    n_head: int = setting(default=4, at_least=1)
+    d_ff: int | None = setting(default=None, at_least=1)  # 4 * d_model when null
+    rotary_fraction: float = setting(default=0.25, above=0, at_most=1)  # of a head's channels
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "n_latents", "d_model", "n_layer", "n_head", "d_ff")
-        check_heads(self, "d_model", "n_head")
-        if not 0 < self.rotary_fraction <= 1:
-            raise UserError(
-                f"model.rotary_fraction must be above 0 and at most 1, not {self.rotary_fraction}"
-            )
+        self.require_multiple("d_model", "n_head", 2)
 
     @property
     def rotary_channels(self) -> int:
@@ -62,7 +55,7 @@ class PerceiverARConfig(ByteLMConfig):
 
 
 class CrossBlock(nn.Module):
-    """The latents begin as a projection of their inputs, attend to all inputs, and pass a feed-forward."""
+    """Project inputs to latents, let these attend to all inputs, and apply the feed-forward."""
 
     def __init__(self, config: PerceiverARConfig) -> None:
         super().__init__()
@@ -76,22 +69,24 @@ class CrossBlock(nn.Module):
         self.feed_forward_norm = ResidualNorm(d, config.norm_epsilon, rms=False)
         self.feed_forward = FeedForward(d, config.d_ff or 4 * d, "squared_relu")
 
-    def forward(self, x: Tensor, cache: Cache | None, turn: Tensor) -> tuple[Tensor, Tensor, Cache]:
-        """Of inputs (B, L, d): the residual stream, what the next norm adds to it, all keys and values."""
+    def forward(self, x: Tensor, cache: Cache | None, rotary: Tensor) -> tuple[Tensor, Tensor, Cache]:
+        """For inputs (B, L, d): the residual stream, what the next norm adds to it, all keys and values."""
         residual = as_residual(self.latents(x))
         normed, residual = self.latent_norm(residual, None)
         q = self.query(normed).unflatten(-1, (self.heads, -1))
         k, v = self.key_value(self.input_norm(as_residual(x), None)[0]).chunk(2, dim=-1)
-        k, v = rotate(k.unflatten(-1, (self.heads, -1)), turn), v.unflatten(-1, (self.heads, -1))
+        k, v = apply_rotary(k.unflatten(-1, (self.heads, -1)), rotary), v.unflatten(-1, (self.heads, -1))
         if cache is not None:
-            k, v = append(cache[0], k), append(cache[1], v)
-        normed, residual = self.feed_forward_norm(residual, self.out(attend(rotate(q, turn), k, v)))
+            k, v = append_to_cache(cache[0], k), append_to_cache(cache[1], v)
+        normed, residual = self.feed_forward_norm(
+            residual, self.out(causal_attention(apply_rotary(q, rotary), k, v))
+        )
         return residual, self.feed_forward(normed), (k, v)
 
 
 class PerceiverAR(DocumentwiseByteLM):
-    """Its state: keys and values of all bytes in the cross-attention, then of the present block's in each
-    layer of the stack."""
+    """The state holds keys and values of all bytes for the cross-attention, then those of the current block
+    for each layer of the stack."""
 
     config: PerceiverARConfig
 
@@ -120,9 +115,9 @@ class PerceiverAR(DocumentwiseByteLM):
         config, length = self.config, bytes.shape[1]
         before = 0 if state is None else state[0][0].shape[1]
         positions = torch.arange(before, before + length, device=bytes.device)
-        turn = rotation(positions, config.rotary_channels, config.rope_base)
+        rotary = rotary_factors(positions, config.rotary_channels, config.rope_base)
         cache = None if state is None else (state[0][0], state[0][1])
-        residual, update, cross_cache = self.cross(self.embedding(bytes.long()), cache, turn)
+        residual, update, cross_cache = self.cross(self.embedding(bytes.long()), cache, rotary)
         if state is None:
             return self.lm_head(self._run_blocks(residual, update)), []
         caches = [(k, v) for k, v in state[1:]]
@@ -132,14 +127,14 @@ class PerceiverAR(DocumentwiseByteLM):
             if place == 0:
                 caches = self.stack.empty_caches(len(bytes))
             here = slice(done, done + config.n_latents - place)
-            turn = self._turn(place, residual[:, here].shape[1])
-            out, caches = self.stack(residual[:, here], caches, turn, update[:, here])
+            rotary = self._rotary(place, residual[:, here].shape[1])
+            out, caches = self.stack(residual[:, here], caches, rotary, update[:, here])
             parts.append(out)
             done = here.stop
         return self.lm_head(torch.cat(parts, dim=1)), [cross_cache, *caches]
 
     def _run_blocks(self, residual: Tensor, update: Tensor) -> Tensor:
-        """All blocks at once, the last one padded behind."""
+        """All blocks at once, the last one padded at the end."""
         batch, length, width = residual.shape
         latents = min(self.config.n_latents, length)
         blocks = -(-length // latents)
@@ -147,19 +142,19 @@ class PerceiverAR(DocumentwiseByteLM):
             pad(x, (0, 0, 0, blocks * latents - length)).view(batch * blocks, latents, width)
             for x in (residual, update)
         )
-        out = self.stack(residual, None, self._turn(0, latents), update)[0]
+        out = self.stack(residual, None, self._rotary(0, latents), update)[0]
         return out.view(batch, blocks * latents, width)[:, :length]
 
-    def _turn(self, place: int, length: int) -> Tensor:
-        """Rotary positions tell distances only, so the stack may count from its block's beginning."""
+    def _rotary(self, place: int, length: int) -> Tensor:
+        """Rotary positions encode only distances, so the stack may count from its block's start."""
         places = torch.arange(place, place + length, device=self.device)
-        return rotation(places, self.config.rotary_channels, self.config.rope_base)
+        return rotary_factors(places, self.config.rotary_channels, self.config.rope_base)
 
     def blocks(self) -> list[nn.Module]:
         return [self.cross, *self.stack.layers]
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """The cross-attention over the context, the stack over a block; each byte is a latent once."""
+        """The cross-attention over the context and the stack over a block; each byte is a latent once."""
         config = self.config
         d, inner = config.d_model, config.d_ff or 4 * config.d_model
         cross = 2 * (5 * d * d + 2 * d * inner) + 4 * context_length * d

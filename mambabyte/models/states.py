@@ -1,4 +1,4 @@
-"""Rows of a model's state, a tree of lists and tuples of tensors whose first dimension is the batch."""
+"""Rows of a model's state, which is a tree of lists and tuples of tensors with the batch dimension first."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from mambabyte.models.byte_lm import ByteLM
 
 
 def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
-    """Apply ``function`` to the tensors that stand at the same place in states of one structure."""
+    """Apply ``function`` to the corresponding tensors of states with the same structure."""
     first = trees[0]
     if isinstance(first, (list, tuple)):
         return type(first)(map_tensors(function, *children) for children in zip(*trees, strict=True))
@@ -24,7 +24,7 @@ def select_rows(state: Any, rows: Sequence[int]) -> Any:
 
 
 def restart_rows(state: Any, model: ByteLM, rows: Sequence[int]) -> Any:
-    """The state with the named rows set to the state before any byte."""
+    """The state with these rows reset to the state before any byte."""
     if not rows:
         return state
     fresh = model.initial_state(len(rows))

@@ -1,5 +1,5 @@
-"""A byte-level Transformer (arXiv 1706.03762) as it is built today: RMS norms before each part (arXiv
-1910.07467), rotary positions (arXiv 2104.09864), no biases, GELU, optionally attention over a sliding window.
+"""A byte-level Transformer (arXiv 1706.03762) in today's form: pre-norm with RMS norms (arXiv 1910.07467),
+rotary positions (arXiv 2104.09864), no biases, GELU, optional sliding-window attention.
 """
 
 from __future__ import annotations
@@ -9,31 +9,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mambabyte.models.byte_lm import VOCABULARY, ByteLMConfig, FlopsPerByte, State
+from mambabyte.config.settings import setting
+from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
-from mambabyte.models.layers import Stack, check_heads, check_positive, initialise, rotation
+from mambabyte.models.hyperparameters import ByteLMConfig
+from mambabyte.models.layers import Stack, initialise, rotary_factors
 
 
 @dataclass
 class TransformerConfig(ByteLMConfig):
-    d_model: int = 192
-    n_layer: int = 4
-    n_head: int = 4
-    d_ff: int | None = None  # 4 * d_model when null
-    window: int | None = None  # bytes each byte sees, itself included; all when null
+    d_model: int = setting(default=192, at_least=1)
+    n_layer: int = setting(default=4, at_least=1)
+    n_head: int = setting(default=4, at_least=1)
+    d_ff: int | None = setting(default=None, at_least=1)  # 4 * d_model when null
+    window: int | None = setting(default=None, at_least=1)  # bytes seen, itself included; null: all
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "d_model", "n_layer", "n_head", "d_ff", "window")
-        check_heads(self, "d_model", "n_head")
+        self.require_multiple("d_model", "n_head", 2)
 
 
 class Transformer(DocumentwiseByteLM):
-    """Its state: the position (B), then each layer's keys and values (B, n, H, h), of the last window - 1
-    bytes where there is a window."""
+    """The state holds the position (B), then each layer's keys and values (B, n, H, h), of the last
+    window - 1 bytes if there is a window."""
 
     config: TransformerConfig
 
@@ -66,8 +66,8 @@ class Transformer(DocumentwiseByteLM):
         if state is not None:
             positions = positions + state[0][0][:, None]
             caches = [(keys, values) for keys, values in state[1:]]
-        turn = rotation(positions, config.d_model // config.n_head, config.rope_base)
-        out, grown = self.stack(self.embedding(bytes.long()), caches, turn)
+        rotary = rotary_factors(positions, config.d_model // config.n_head, config.rope_base)
+        out, grown = self.stack(self.embedding(bytes.long()), caches, rotary)
         after = [] if state is None else [(state[0][0] + length,), *grown]
         return self.lm_head(out), after
 
@@ -75,7 +75,7 @@ class Transformer(DocumentwiseByteLM):
         return list(self.stack.layers)
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """Each byte is charged a whole context of keys, as SpaceByte (arXiv 2404.14408) and PyTorch count."""
+        """Counts a whole context of keys for every byte, as SpaceByte (arXiv 2404.14408) and PyTorch do."""
         keys = min(context_length, self.config.window or context_length)
         return FlopsPerByte(self.stack.flops(keys) + 2 * self.config.d_model * VOCABULARY)
 

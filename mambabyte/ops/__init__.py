@@ -1,8 +1,8 @@
 """The operations of a Mamba block. Letters: B batch, L length, D inner channels, N state size."""
 
 from mambabyte.ops.backends import Backend, backend_for, describe_backends, use_backend
-from mambabyte.ops.causal_conv1d.interface import causal_conv1d
-from mambabyte.ops.residual_norm.interface import residual_norm
+from mambabyte.ops.causal_conv1d import causal_conv1d
+from mambabyte.ops.residual_norm import residual_norm
 from mambabyte.ops.selective_scan import selective_scan
 
 __all__ = [

@@ -1,4 +1,13 @@
-"""Which implementation of an op serves which tensors, and why."""
+"""Which backend an op uses, and why.
+
+    cpu         our C++ kernels: CPU tensors in fp32, bf16 and fp16; compiled at first use
+    triton      our Triton kernels: CUDA tensors in the same dtypes; the scan only
+    mamba_ssm   mamba_ssm's kernels: as triton, but without initial states and document starts
+    reference   plain PyTorch: any device, fp64 too
+
+A call that names no backend gets the first of its op's in `BACKENDS` that is available on this machine and
+serves the tensors' device and dtype, unless `use_backend` or MAMBABYTE_BACKEND names another one that does.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +23,8 @@ import torch
 
 from mambabyte.ops.cpu import build
 
-# Of each op, the fastest that serves a tensor first. On CUDA ours comes before mamba_ssm, because it alone
-# takes states and document starts and gives the same gradients from run to run.
+# Each op's backends in order of preference, the fastest first. On CUDA, triton comes before mamba_ssm because
+# only triton takes initial states and document starts and gives the same gradients from run to run.
 BACKENDS = {
     "selective_scan": ("cpu", "triton", "mamba_ssm", "reference"),
     "causal_conv1d": ("cpu", "reference"),
@@ -23,13 +32,13 @@ BACKENDS = {
     "mamba_step": ("cpu", "reference"),
 }
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_override = os.environ.get("MAMBABYTE_BACKEND")  # a plain global: torch.compile can read it
+_override = os.environ.get("MAMBABYTE_BACKEND")  # a plain global, which torch.compile can read
 _log = logging.getLogger("mambabyte")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of one op on this machine, for `mambabyte doctor`."""
+    """One implementation of one op, whether it can be used on this machine, and why or why not."""
 
     op: str
     name: str
@@ -38,7 +47,7 @@ class Backend:
 
 
 def describe_backends() -> list[Backend]:
-    """Every backend of every op, whether it can be used here and why."""
+    """Every backend of every op, for `mambabyte doctor`."""
     return [Backend(op, name, *_available(name)) for op, names in BACKENDS.items() for name in names]
 
 
@@ -50,8 +59,8 @@ def _available(name: str) -> tuple[bool, str]:
     return import_module(f"mambabyte.ops.selective_scan.{name}").available()
 
 
-# torch.compile takes the answer as it is. torch.compiler.assume_constant_result sets the same mark, but
-# imports the compiler to do so, which costs a second.
+# Tells torch.compile to treat the result as a constant. torch.compiler.assume_constant_result sets the same
+# mark, but imports the compiler, which takes a second.
 _available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -70,14 +79,14 @@ def _exists(name: str) -> bool:
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     _log.warning(message)
 
 
 def backend_for(device: torch.device, dtype: torch.dtype = torch.float32, op: str = "selective_scan") -> str:
-    """The backend that an op uses for tensors of this device and dtype when the call names none."""
+    """The backend that an op uses for tensors of this device and dtype if the call names none."""
     if _override is not None and not _exists(_override):
-        _say_once(f"MAMBABYTE_BACKEND={_override} names no backend and is ignored")
+        _warn_once(f"MAMBABYTE_BACKEND={_override} names no backend and is ignored")
     if _override in BACKENDS[op] and _serves(_override, device, dtype):
         return _override
     chosen = next(name for name in BACKENDS[op] if _serves(name, device, dtype))
@@ -85,14 +94,14 @@ def backend_for(device: torch.device, dtype: torch.dtype = torch.float32, op: st
         missing = {"cpu": "cpu", "cuda": "triton"}.get(device.type)
         if missing in BACKENDS[op]:
             reason = _available(missing)[1]
-            _say_once(f"using the reference {op}, tens of times slower than the {missing} kernel: {reason}")
+            _warn_once(f"using the reference {op}, tens of times slower than the {missing} kernel: {reason}")
     return chosen
 
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Within the block every op that has the named backend runs on it, where that serves the tensors and the
-    call itself names none. The environment variable MAMBABYTE_BACKEND does the same for a whole process.
+    """Run ops on the named backend within the block: those that have it, where it serves the tensors and the
+    call itself names no backend. The environment variable MAMBABYTE_BACKEND does so for a whole process.
 
     Raises:
         ValueError: no op has such a backend.
@@ -108,10 +117,10 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 
 def choose_backend(op: str, device: torch.device, dtype: torch.dtype, asked: str | None) -> str:
-    """The backend for one call: the one asked for if it can serve these tensors, else the fastest that can.
+    """The backend for one call: `asked` if given, else `backend_for` the tensors.
 
     Raises:
-        ValueError: the backend asked for does not exist or cannot serve tensors of this device and dtype.
+        ValueError: `asked` does not exist or cannot serve tensors of this device and dtype.
     """
     if asked is None:
         return backend_for(device, dtype, op)

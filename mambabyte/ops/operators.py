@@ -1,4 +1,4 @@
-"""Kernels as PyTorch operators, with a short way in for eager mode."""
+"""Kernels as PyTorch operators, with a fast path for eager mode."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 class Operator:
-    """A function of tensors that torch.library knows: torch.compile, fake tensors and opcheck go through it.
+    """A function of tensors registered with torch.library, as torch.compile, fake tensors and opcheck need.
 
-    A call through torch.library costs more than a small kernel does, so plain tensors in eager mode reach the
-    function itself, with the same formulas for autograd. `register_fake` and `register_autograd` are those of
+    A call through torch.library costs more than a small kernel, so in eager mode plain tensors go straight to
+    the function, with the same autograd formulas. `register_fake` and `register_autograd` work as those of
     `torch.library.custom_op`.
     """
 
@@ -56,6 +56,5 @@ def _is_plain(arguments: tuple[Any, ...]) -> bool:
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
-    """Decorates a function of tensors that changes none of its arguments, in the manner of
-    `torch.library.custom_op`."""
+    """Decorate a function of tensors that mutates no argument, as `torch.library.custom_op` does."""
     return lambda function: Operator(name, function)

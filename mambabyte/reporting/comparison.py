@@ -1,4 +1,4 @@
-"""Which runs may be compared: those measured on the same bytes by the same protocol."""
+"""Which runs can be compared: those measured on the same bytes by the same protocol."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from mambabyte.runs.run import Measurement, Run
-from mambabyte.runtime.progress import counted
+from mambabyte.runtime.units import counted, short_count
 
-_SAME_DATA_ANYWAY = ("workers", "folder", "retries")
+_IRRELEVANT_DATA_SETTINGS = ("workers", "folder", "retries")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs whose figures were taken alike, best first; those without a figure stand last.
+    """Runs measured alike, best first; those without a figure come last.
 
     Attributes:
         measured_on: the data and the protocol in words; None if no run has been measured.
-        names, labels: of each run: its directory, shortened, and its model with its size.
+        names: each run's directory, shortened.
+        labels: each run's model and its size.
     """
 
     measured_on: str | None
@@ -31,14 +32,18 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
-    """The comparisons that can be made of ``runs``, and sentences on what they must not be taken for.
+    """Group ``runs`` into comparisons; also return notes on what must not be compared.
 
-    A run without a figure stands with the runs that it will be measured like: of the same data and context.
+    A run without a figure joins the runs it would be measured like: those of the same data and context.
     """
-    keys = {_setting(run): _taken(run.validation) for run in runs if run.validation}
+    keys = {_setting_key(run): _measurement_key(run.validation) for run in runs if run.validation}
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        key = _taken(run.validation) if run.validation else keys.get(_setting(run), _setting(run))
+        key = (
+            _measurement_key(run.validation)
+            if run.validation
+            else keys.get(_setting_key(run), _setting_key(run))
+        )
         groups.setdefault(key, []).append(run)
     labels, names = _labels(runs), _names([run.directory for run in runs])
     comparisons = []
@@ -55,12 +60,12 @@ def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
     return comparisons, list(_notes(comparisons))
 
 
-def _taken(figure: Measurement) -> str:
+def _measurement_key(figure: Measurement) -> str:
     return json.dumps([figure.data_fingerprint, figure.bytes, figure.protocol, figure.precision])
 
 
-def _setting(run: Run) -> str:
-    data = {key: value for key, value in run.data.items() if key not in _SAME_DATA_ANYWAY}
+def _setting_key(run: Run) -> str:
+    data = {key: value for key, value in run.data.items() if key not in _IRRELEVANT_DATA_SETTINGS}
     return json.dumps([data, run.context_length], default=str)
 
 
@@ -90,7 +95,7 @@ def _notes(comparisons: Sequence[Comparison]) -> Iterable[str]:
 
 
 def _labels(runs: Sequence[Run]) -> dict[str, str]:
-    """For each model, by its description: its class and size, and what else tells two of one name apart."""
+    """A label for each model: its class and size, and the settings that tell apart models alike in both."""
     models: dict[str, tuple[str, dict[str, Any]]] = {
         json.dumps(run.model): (f"{run.kind} {short_count(run.parameters)}", run.model) for run in runs
     }
@@ -104,14 +109,6 @@ def _labels(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _names(directories: Sequence[Path]) -> dict[Path, str]:
-    """The directories as seen from the deepest one that holds them all."""
+    """The directories relative to the deepest one that holds them all."""
     above = os.path.commonpath([directory.parent for directory in directories])
     return {directory: os.path.relpath(directory, above) for directory in directories}
-
-
-def short_count(number: float) -> str:
-    """ "1.75M", "1.06G": three digits and a decimal prefix."""
-    for scale, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= scale:
-            return f"{float(f'{number / scale:.3g}'):g}{unit}"
-    return f"{number:.3g}"

@@ -1,4 +1,4 @@
-"""Bits per byte against what a run costs: bytes, floating-point operations (the paper's figure 1), time."""
+"""Bits per byte against a run's cost in bytes, floating-point operations (the paper's figure 1) and time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Color = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: ``x`` is what a run has spent when it has seen so many bytes in so many seconds."""
+    """One figure; ``x`` maps a run, its bytes trained and its seconds to the cost on the axis."""
 
     file: str
     title: str
@@ -43,7 +43,7 @@ FIGURES = (
         "Bits per byte by training compute",
         "training FLOPs ({})",
         _FLOPS,
-        lambda run, trained, seconds: trained * run.training_flops,
+        lambda run, trained, seconds: trained * run.training_flops_per_byte,
     ),
     Figure(
         "bits_per_byte_by_time.png",
@@ -56,9 +56,9 @@ FIGURES = (
 
 
 def draw(figure: Figure, comparisons: Sequence[Comparison]) -> Canvas:
-    """A panel for each comparison; runs of one model have one colour.
+    """One panel for each comparison, one colour for each model.
 
-    A line is the validation during training, on its first bytes; a star the figure over all of it at the end.
+    Lines show validation during training, on its first bytes; stars the figure over all of them at the end.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas

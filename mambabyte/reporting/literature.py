@@ -1,8 +1,8 @@
-"""What the MambaByte paper (arXiv 2401.13660) publishes in its tables 2 and 3, to be read beside.
+"""The MambaByte paper's tables 2 and 3 (arXiv 2401.13660), for comparison.
 
-The byte-level rows by others stand in MegaByte (arXiv 2305.07185) too, MambaByte-353M's in SpaceByte (arXiv
-2404.14408, table 2), but for Books. That, the row of MambaByte-972M, and some of table 3's rows of subword
-models with their contexts and bytes, were taken from notes on the paper.
+The byte-level rows of other models also appear in MegaByte (arXiv 2305.07185), and MambaByte-353M's, except
+for Books, in SpaceByte (arXiv 2404.14408, table 2). The Books figure, the row of MambaByte-972M and some of
+table 3's subword rows, with their contexts and bytes, come from notes on the paper.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ DATA_SETS = ("PG19", "Stories", "Books", "ArXiv", "Code")
 
 @dataclass(frozen=True)
 class Published:
-    """One row: ``figures`` by column. None: the paper does not say."""
+    """One row, with its figures by column; None where the paper does not say."""
 
     model: str
     context: str
@@ -55,6 +55,6 @@ REMARKS_2 = (
     "2404.14408): only PG19 compares strictly. The paper does not state how its windows were cut.",
 )
 REMARKS_3 = (
-    "Contexts and bytes are effective ones. By MegaByte (arXiv 2305.07185), Transformer-320M's context is "
-    "2,048, and MegaByte's own row is of its sliding and strided evaluation, at four times the cost.",
+    "Contexts and bytes are effective ones. According to MegaByte (arXiv 2305.07185), Transformer-320M's "
+    "context is 2,048, and MegaByte's own row is its sliding and strided evaluation, at four times the cost.",
 )

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mambabyte.reporting import literature
-from mambabyte.reporting.comparison import Comparison, short_count
+from mambabyte.reporting.comparison import Comparison
 from mambabyte.runs.run import Run
-from mambabyte.training.callbacks.progress import byte_count, duration
+from mambabyte.runtime.units import byte_count, duration, short_count
 
 _UNKNOWN = "-"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the columns of the titles in ``words`` hold words, the others numbers."""
+    """Cells as text; the columns titled in ``words`` hold words, the others numbers."""
 
     title: str
     header: list[str]
@@ -30,7 +30,7 @@ class Table:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the runs' table, shown always, or if a value is known, or if the values differ."""
+    """A column of the runs' table, shown always, if any value is known, or if the values differ."""
 
     title: str
     value: Callable[[Run], Any]
@@ -40,14 +40,14 @@ class _Column:
 
 _COLUMNS = (
     _Column("parameters", lambda run: run.parameters, "{:,}".format),
-    _Column("FLOPs/byte", lambda run: run.inference_flops, short_count),
-    _Column("in training", lambda run: run.training_flops, short_count),
+    _Column("FLOPs/byte", lambda run: run.inference_flops_per_byte, short_count),
+    _Column("in training", lambda run: run.training_flops_per_byte, short_count),
     _Column("context", lambda run: run.context_length, "{:,}".format, "different"),
     _Column("learning rate", lambda run: run.learning_rate, "{:g}".format, "different"),
     _Column("seed", lambda run: run.seed, str, "different"),
     _Column("precision", lambda run: run.precision, str, "different"),
     _Column("bytes trained", lambda run: run.bytes_trained, byte_count),
-    _Column("training FLOPs", lambda run: run.bytes_trained * run.training_flops, short_count),
+    _Column("training FLOPs", lambda run: run.training_flops, short_count),
     _Column("time", lambda run: run.seconds, duration),
     _Column("bytes/s", lambda run: run.bytes_per_second, "{:,.0f}".format),
     _Column("peak memory", lambda run: run.peak_memory_bytes, byte_count, "known"),
@@ -56,10 +56,16 @@ _COLUMNS = (
     _Column("bits/byte", lambda run: run.validation and run.validation.bits_per_byte, "{:.4f}".format),
     _Column("state", lambda run: run.state, str),
 )
+# Attributes of a run that CSV and JSON have under the same names.
+_RECORDED = (
+    *("state", "parameters", "inference_flops_per_byte", "training_flops_per_byte", "context_length"),
+    *("learning_rate", "seed", "precision", "step", "max_steps", "bytes_trained", "training_flops"),
+    *("seconds", "bytes_per_second", "peak_memory_bytes", "device"),
+)
 
 
 def run_tables(comparisons: Sequence[Comparison]) -> list[Table]:
-    """One table for each comparison, with the same columns."""
+    """One table for each comparison, all with the same columns."""
     runs = [run for comparison in comparisons for run in comparison.runs]
     columns = [column for column in _COLUMNS if _is_shown(column, runs)]
     tables = []
@@ -130,7 +136,7 @@ def to_markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 
 def measured_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """For each run plain values in the units of their names; ``comparison`` counts the tables from 1."""
+    """One record for each run, in plain units; ``comparison`` numbers the tables from 1."""
     records = []
     for number, comparison in enumerate(comparisons, 1):
         for label, name, run in zip(comparison.labels, comparison.names, comparison.runs, strict=True):
@@ -143,22 +149,7 @@ def measured_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
                     "model": label,
                     "run": name,
                     "directory": str(run.directory),
-                    "state": run.state,
-                    "parameters": run.parameters,
-                    "inference_flops_per_byte": run.inference_flops,
-                    "training_flops_per_byte": run.training_flops,
-                    "context_length": run.context_length,
-                    "learning_rate": run.learning_rate,
-                    "seed": run.seed,
-                    "precision": run.precision,
-                    "step": run.step,
-                    "max_steps": run.max_steps,
-                    "bytes_trained": run.bytes_trained,
-                    "training_flops": run.bytes_trained * run.training_flops,
-                    "seconds": run.seconds,
-                    "bytes_per_second": run.bytes_per_second,
-                    "peak_memory_bytes": run.peak_memory_bytes,
-                    "device": run.device,
+                    **{name: getattr(run, name) for name in _RECORDED},
                     "data": figure and figure.data_fingerprint,
                     "protocol": protocol,
                     "bits_per_byte": figure and figure.bits_per_byte,
@@ -169,7 +160,7 @@ def measured_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def published_records() -> list[dict[str, Any]]:
-    """The published figures, one each, under the names that measured ones have."""
+    """One record for each published figure, under the names that measured ones have."""
     return [
         {
             "source": f"published: arXiv 2401.13660, table {table}",

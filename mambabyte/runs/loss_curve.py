@@ -1,4 +1,4 @@
-"""loss_curve.png: what the run learned, beside what compressors know."""
+"""loss_curve.png: a run's bits per byte, with compressors for comparison."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 def plot_loss_curve(
     rows: Sequence[Mapping[str, Any]], compressors: Mapping[str, float], final: float, title: str, path: Path
 ) -> None:
-    """Draw training (raw, smoothed) and validation bits per byte over bytes seen; the compressors are lines.
+    """Draw training (raw and smoothed) and validation bits per byte over bytes seen; compressors are lines.
 
     Args:
         rows: of metrics.csv.
@@ -20,7 +20,7 @@ def plot_loss_curve(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if not math.isnan(row["bits_per_byte"])]  # of skipped steps alone
+    rows = [row for row in rows if not math.isnan(row["bits_per_byte"])]  # all steps skipped
     seen = np.array([row["bytes"] for row in rows]) / 1e6
     training = np.array([row["bits_per_byte"] for row in rows])
     validated = [
@@ -55,7 +55,7 @@ def plot_loss_curve(
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential moving average over about a twentieth of the values, corrected for its start."""
+    """Exponential moving average over about a twentieth of the values, with bias correction."""
     weight = 1 - 1 / (1 + len(values) / 20)
     averages, sum_of_values, sum_of_weights = [], 0.0, 0.0
     for value in values:

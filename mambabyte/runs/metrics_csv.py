@@ -1,4 +1,4 @@
-"""metrics.csv as a file: its columns, and reading and writing it."""
+"""Reading and writing metrics.csv."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 
 COLUMNS = (
     "step",
@@ -32,7 +32,7 @@ _INTEGERS = ("step", "bytes", "peak_memory_bytes", "skipped_steps")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.csv, empty cells as None; a row that was cut short is left out."""
+    """The rows of a metrics.csv, with empty cells as None and without rows that were cut short."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -47,12 +47,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def write_metrics(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a metrics.csv of ``rows``, in the place of the one that may be there."""
+    """Write ``rows`` to a metrics.csv, replacing an existing one."""
     text = StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
     writer.writerows(rows)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(text.getvalue().encode())
 
 

@@ -19,12 +19,12 @@ from mambabyte.errors import UserError
 from mambabyte.models import config_from_dict
 from mambabyte.runs.metrics_csv import read_metrics
 
-_NO_RUNS_INSIDE = ("checkpoints", "wandb", "tensorboard")  # wandb keeps a config.yaml of its own
+_NO_RUNS_INSIDE = ("checkpoints", "wandb", "tensorboard")  # wandb writes a config.yaml too
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A figure of summary.json: of all validation bytes, and how it was taken."""
+    """A figure of summary.json, over all validation bytes, and how it was measured."""
 
     bits_per_byte: float
     bytes: int
@@ -33,6 +33,12 @@ class Measurement:
     data_fingerprint: str
     precision: str
 
+    @classmethod
+    def of(cls, values: dict[str, Any] | None) -> Measurement | None:
+        if values is None:
+            return None
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
 
 @dataclass(frozen=True)
 class Run:
@@ -40,23 +46,23 @@ class Run:
 
     Attributes:
         kind: the model's class. model: its settings.
-        inference_flops, training_flops: per byte, in windows of ``context_length`` bytes.
-        bytes_trained: of all windows of the steps so far.
+        inference_flops_per_byte, training_flops_per_byte: in windows of ``context_length`` bytes.
         seconds: spent on steps; None before the first row of metrics.csv.
         bytes_per_second: the median over the rows of metrics.csv.
-        peak_memory_bytes: the largest recorded; None if none is.
-        validation, stateful: None unless the run is complete; the second also if the model's state grows.
+        peak_memory_bytes: the largest recorded, if any.
+        device, validation, stateful: None unless the run is complete; the last also if the model's state
+            grows.
         curve: (bytes trained, seconds, bits per byte) at each validation during training.
-        curve_bytes: how many of the first validation bytes these score.
-        data: the section of the configuration.
+        curve_bytes: these score this many of the first validation bytes.
+        data: the ``data`` section of the configuration.
     """
 
     directory: Path
     kind: str
     model: dict[str, Any]
     parameters: int
-    inference_flops: float
-    training_flops: float
+    inference_flops_per_byte: float
+    training_flops_per_byte: float
     context_length: int
     learning_rate: float
     seed: int
@@ -75,8 +81,13 @@ class Run:
     data: dict[str, Any]
 
     @property
+    def training_flops(self) -> float:
+        """Of all steps so far."""
+        return self.bytes_trained * self.training_flops_per_byte
+
+    @property
     def state(self) -> str:
-        """ "complete", or how far it is."""
+        """ "complete", or how far it has come."""
         if self.validation is not None:
             return "complete"
         if self.step >= self.max_steps:
@@ -85,10 +96,10 @@ class Run:
 
 
 def find_runs(paths: Iterable[str]) -> list[Path]:
-    """The run directories that are meant: each path is one, a folder with some in it, or a glob of these.
+    """The run directories below ``paths``, each of which is a run, a folder that holds some, or a glob.
 
     Raises:
-        UserError: nothing is there, or no run.
+        UserError: a path leads to no run.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -109,10 +120,10 @@ def _runs_below(folder: str) -> Iterator[Path]:
 
 
 def read_run(directory: Path) -> Run:
-    """The run in ``directory``.
+    """Read the run in ``directory``.
 
     Raises:
-        UserError: a file of it is missing, damaged or of another version.
+        UserError: one of its files is missing, damaged or of another version.
     """
     with _reading(directory / "config.yaml") as path:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -140,8 +151,8 @@ def read_run(directory: Path) -> Run:
     with _reading(directory / "summary.json") as path:
         summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         complete = bool(summary) and summary["step"] >= max_steps
-        validation = _measurement(summary["validation"]) if complete else None
-        stateful = _measurement(summary["validation_stateful"]) if complete else None
+        validation = Measurement.of(summary["validation"]) if complete else None
+        stateful = Measurement.of(summary["validation_stateful"]) if complete else None
         device = summary["validation"]["device"] if complete else None
         reached: int = summary["step"] if complete else rows[-1]["step"] if rows else 0
     return Run(
@@ -149,8 +160,8 @@ def read_run(directory: Path) -> Run:
         kind=type(built).__name__,
         model=model.to_dict(),
         parameters=built.num_parameters(),
-        inference_flops=flops.inference,
-        training_flops=flops.training,
+        inference_flops_per_byte=flops.inference,
+        training_flops_per_byte=flops.training,
         context_length=config["context_length"],
         step=reached,
         max_steps=max_steps,
@@ -164,12 +175,6 @@ def read_run(directory: Path) -> Run:
         curve=curve,
         **settings,
     )
-
-
-def _measurement(values: dict[str, Any] | None) -> Measurement | None:
-    if values is None:
-        return None
-    return Measurement(**{field.name: values[field.name] for field in fields(Measurement)})
 
 
 @contextmanager

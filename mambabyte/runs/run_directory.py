@@ -1,4 +1,4 @@
-"""A run's directory: which configuration it belongs to, and which process."""
+"""A run's directory: its lock and its configuration."""
 
 import errno
 import fcntl
@@ -10,25 +10,25 @@ from typing import Any
 import yaml
 
 from mambabyte.errors import UserError
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 
-# What may change between two sittings of one run: all else of these sections decides what the weights become.
-_SECTIONS = ("model", "data", "context_length", "seed")
-_FREE = (
+# The settings that determine the weights, which a resumed run must keep, and the exceptions among them.
+_FIXED_SECTIONS = ("model", "data", "context_length", "seed")
+_MAY_CHANGE = (
     *("data.workers", "data.folder", "data.retries", "data.source.retries"),
     *("data.revision", "data.source.revision"),  # the data module compares the data itself
 )
 
 
 def check_same_run(run_dir: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raise UserError if the run in ``run_dir`` has a ``saved`` configuration of another model or other data
-    than ``config``. Steps, learning rate, devices and logging may change."""
-    before = _flat({name: saved.get(name) for name in _SECTIONS})
-    now = _flat({name: config.get(name) for name in _SECTIONS})
+    """Raise UserError if ``config`` has another model, data, seed or bytes per step than ``saved``, the
+    configuration of the run in ``run_dir``. Steps, learning rate, devices and logging may change."""
+    before = _flat({name: saved.get(name) for name in _FIXED_SECTIONS})
+    now = _flat({name: config.get(name) for name in _FIXED_SECTIONS})
     before["trainer.global_batch_bytes"] = saved["trainer"]["global_batch_bytes"]
     now["trainer.global_batch_bytes"] = config["trainer"]["global_batch_bytes"]
     different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    different = [key for key in different if key not in _FREE]
+    different = [key for key in different if key not in _MAY_CHANGE]
     if different:
         changes = ", ".join(f"{key} ({before.get(key)} there, {now.get(key)} now)" for key in different)
         raise UserError(
@@ -38,8 +38,8 @@ def check_same_run(run_dir: Path, saved: Mapping[str, Any], config: Mapping[str,
 
 
 @contextmanager
-def hold(run_dir: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """Make ``run_dir``, keep other processes from training in it meanwhile, and write its config.yaml.
+def lock_run_directory(run_dir: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """Create ``run_dir``, lock it against other training processes, and write its config.yaml.
 
     Raises:
         UserError: the directory cannot be written, or another process is training in it.
@@ -51,27 +51,27 @@ def hold(run_dir: Path, config: Mapping[str, Any]) -> Iterator[None]:
         raise UserError(f"cannot write to '{run_dir}': {error.strerror}; choose another run_dir=") from error
     with lock, explaining_full_disk(run_dir):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system, however we end
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released however the process ends
         except BlockingIOError as error:
             raise UserError(
                 f"another process is training in '{run_dir}'; wait for it, or set name="
             ) from error
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        with whole_file(run_dir / "config.yaml") as file:
+        with atomic_write(run_dir / "config.yaml") as file:
             file.write(text.encode())
         yield
 
 
 @contextmanager
 def explaining_full_disk(run_dir: Path) -> Iterator[None]:
-    """Turn the system's error about a full disk into a UserError."""
+    """Raise the system's error about a full disk as a UserError."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"no space is left for '{run_dir}': free some and repeat the command; its checkpoints are whole"
+            f"no space is left for '{run_dir}': free some and repeat the command; its checkpoints are intact"
         ) from error
 
 

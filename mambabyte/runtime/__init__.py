@@ -1,1 +1,1 @@
-"""What several rooms need from the operating system: files, signals, secrets, devices, processes."""
+"""What other packages need from the operating system: files, signals, secrets, devices, processes."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, in bytes, that takes the name ``path`` when the block ends and all is on the disk.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file for bytes. When the block ends it is flushed to disk and renamed to ``path``.
 
-    ``path`` is at every moment absent, the old file, or the whole new one. Where the block or the disk fails,
-    nothing of the new one is left and the error goes on.
+    At every moment ``path`` is absent, the old file or the complete new one. If the block or the disk fails,
+    the temporary file is removed and the error propagates.
     """
     temporary = path.with_name(f"{path.name}.temporary")
     try:
@@ -21,14 +21,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        flush_folder(path.parent)
+        fsync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
-def flush_folder(folder: Path) -> None:
-    """Put the folder's names on the disk: without it a new one need not survive a power cut."""
+def fsync_folder(folder: Path) -> None:
+    """Flush the folder's entries to disk, so that a file just renamed survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Whether Weights & Biases would let us in. What the credentials are is never read further than that."""
+"""Whether there are credentials for Weights & Biases. Their values are never used."""
 
 import netrc
 import os
@@ -7,7 +7,7 @@ from urllib.parse import urlparse
 
 
 def has_wandb_credentials() -> bool:
-    """Whether the environment or the netrc file that ``wandb login`` writes holds a key."""
+    """Whether the environment or the netrc file written by ``wandb login`` holds a key."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

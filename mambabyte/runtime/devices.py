@@ -9,10 +9,13 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str) -> "torch.device":
-    """``auto`` takes CUDA where there is one, else the CPU; anything else is a device as PyTorch names it.
+    """The device that ``name`` means.
+
+    Args:
+        name: ``auto`` (CUDA if available, otherwise the CPU) or a device as PyTorch names it.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: there is no such device.
     """
     import torch
 

@@ -1,61 +1,77 @@
-"""A line on stderr about work that takes longer than two seconds."""
+"""Progress on stderr, by tqdm: drawn in place on a terminal, elsewhere a line every ten seconds."""
 
 from __future__ import annotations
 
+import io
 import sys
-import time
+from collections.abc import Callable
+from typing import Any
 
-_BAR = 24
+from tqdm import tqdm
+
+from mambabyte.runtime.units import counted
+
+ProgressCallback = Callable[[int, int], None]  # called with (bytes done, bytes to do)
 
 
-class Progress:
-    """Documents and bytes done, the rate, and a bar with the time left where the total is known.
+class StatusLine(tqdm):
+    """A tqdm bar that prints plain lines, ten seconds apart, where stderr is no terminal.
 
-    Rewritten in place on a terminal, else a line every ten seconds.
+    Args:
+        first_after: seconds before anything is shown.
     """
 
-    def __init__(self, what: str, total_bytes: int | None, done_bytes: int = 0) -> None:
-        self._what, self._total, self._first = what, total_bytes, done_bytes
-        self._started = time.monotonic()
+    monitor_interval = 0  # no thread: with miniters=1 each update looks at the clock
+
+    def __init__(self, first_after: float = 0.0, **settings: Any) -> None:
         self._terminal = sys.stderr.isatty()
-        self._next = self._started + 2
-        self._width = 0
+        # what tqdm writes to move the cursor has no place in a log file
+        file = sys.stderr if self._terminal else io.StringIO()
+        super().__init__(
+            file=file, delay=first_after, mininterval=first_after, miniters=1, dynamic_ncols=True, **settings
+        )
 
-    def show(self, num_bytes: int, num_documents: int, now: float | None = None) -> None:
-        """Show the line, unless the last one was a moment ago."""
-        now = time.monotonic() if now is None else now
-        if now < self._next:
-            return
-        self._next = now + (0.5 if self._terminal else 10)
-        line = self._line(num_bytes, num_documents, now - self._started)
-        if self._terminal:
-            print("\r" + line.ljust(self._width), end="", file=sys.stderr, flush=True)
-            self._width = len(line)
-        else:
-            print(line, file=sys.stderr, flush=True)
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        text = str(self) if msg is None else msg
+        if text:
+            self.mininterval = 0.1 if self._terminal else 10.0
+            if self._terminal:
+                return super().display(text, pos)
+            print(text, file=sys.stderr, flush=True)
+        return True
 
-    def close(self) -> None:
-        if self._width:
-            print(file=sys.stderr)
-
-    def _line(self, num_bytes: int, num_documents: int, seconds: float) -> str:
-        rate = (num_bytes - self._first) / max(seconds, 1e-9)
-        line = f"{counted(num_documents, 'document')}, {num_bytes / 1e6:,.1f} MB, {rate / 1e6:,.1f} MB/s"
-        if self._total:
-            # A total may be an estimate, so that the work can reach beyond it.
-            share = min(num_bytes / self._total, 1.0)
-            full = int(share * _BAR)
-            left = max(self._total - num_bytes, 0) / max(rate, 1e-9)
-            line = f"[{'#' * full}{'.' * (_BAR - full)}] {share:4.0%}, {line}, {_clock(left)} left"
-        return f"{self._what}: {line}"
+    def __del__(self) -> None:
+        """Leave an interrupted bar as it is: tqdm would draw it again below the error message."""
 
 
-def counted(number: int, noun: str) -> str:
-    """ "1 document", "2,000 documents"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+class Progress(StatusLine):
+    """Bytes and documents done, the rate and, where the total is known, the share and the time left.
+
+    Work of less than two seconds shows nothing.
+    """
+
+    def __init__(self, label: str, total_bytes: int | None, done_bytes: int = 0) -> None:
+        super().__init__(
+            2.0, desc=label, total=total_bytes, initial=done_bytes, unit="B", unit_scale=True, smoothing=0
+        )
+
+    def show(self, done_bytes: int, documents: int | None = None) -> None:
+        """Report how much is done; cheap enough to call for every document."""
+        if documents is not None:
+            self.set_postfix_str(counted(documents, "document"), refresh=False)
+        self.update(done_bytes - self.n)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def progress_bar(label: str) -> ProgressCallback:
+    """A callback that shows a :class:`Progress` until all is done."""
+    bar: Progress | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = Progress(label, total, done)  # bytes from an earlier run do not count towards the rate
+        bar.show(done)
+        if done == total:
+            bar.close()
+
+    return show

@@ -1,4 +1,4 @@
-"""Secrets in text: what counts as one, how it is hidden in what is printed, and refused in what is kept."""
+"""Secrets in text: redacted in output, refused in settings."""
 
 from __future__ import annotations
 
@@ -10,45 +10,48 @@ from typing import Any
 from mambabyte.errors import UserError
 
 HIDDEN = "***"
-# Shorter values, such as a local database's password, could be an ordinary word of a path.
-_SHORTEST = 16
+# Shorter values, such as a local database's password, could be an ordinary word in a path.
+_MIN_LENGTH = 16
 _SECRET_NAME = re.compile(r"(TOKEN|API_?KEY|SECRET|SECRET_(ACCESS_)?KEY|PASSWORD|PASSWD)$", re.IGNORECASE)
 _SECRET = re.compile(
     r"(?<=://)[^/\s:]*:[^/\s]+(?=@)"  # scheme://user:password@host
     r"|(?<=http://)[^/\s]+(?=@)|(?<=https://)[^/\s]+(?=@)"  # https://token@host
-    r"|(?<=[?&])(?:[\w.-]*(?:token|key|secret|signature|password)=)[^&\s'\"]+"  # ?token=, a signed address
+    r"|(?<=[?&])(?:[\w.-]*(?:token|key|secret|signature|password)=)[^&\s'\"]+"  # ?token=, a signed URL
     r"|\b(?:hf_[A-Za-z0-9]{30,}|wandb_v\d_\w{30,}|gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,})",
     re.IGNORECASE,
 )
 
 
-def redacted(text: str) -> str:
-    """``text`` with *** for each password or signature in an address, each token of the Hugging Face hub,
-    Weights & Biases or GitHub, and each value of an environment variable named like a secret (…_API_KEY)."""
+def redact(text: str) -> str:
+    """Replace with *** each password or signature in a URL, each token of the Hugging Face Hub, Weights &
+    Biases or GitHub, and the value of each environment variable named like a secret (…_API_KEY)."""
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _SECRET_NAME.search(name):
+        if len(value) >= _MIN_LENGTH and _SECRET_NAME.search(name):
             text = text.replace(value, HIDDEN)
     return _SECRET.sub(HIDDEN, text)
 
 
 def refuse_secrets(settings: Mapping[str, Any]) -> None:
-    """Raise UserError if a text anywhere in ``settings`` holds a secret: a run keeps its settings in its
-    directory and its checkpoints, and shows them to its logger."""
-    for key, text in _texts(settings, ""):
-        if redacted(text) != text:
+    """Refuse settings that hold a secret: a run copies them to its directory, checkpoints and logger.
+
+    Raises:
+        UserError: a string anywhere in ``settings`` holds one.
+    """
+    for key, text in _strings(settings, ""):
+        if redact(text) != text:
             raise UserError(
-                f"{redacted(key)} holds a password or a token, which the run's files would keep: take it "
+                f"{redact(key)} holds a password or a token, which the run's files would keep: take it "
                 "out, and give it by the environment (HF_TOKEN, WANDB_API_KEY) or by a netrc file"
             )
 
 
-def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
+def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
-        yield where, value
+        yield path, value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield where, str(key)
-            yield from _texts(inner, f"{where}.{key}" if where else str(key))
+            yield path, str(key)
+            yield from _strings(inner, f"{path}.{key}" if path else str(key))
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            yield from _texts(inner, where)
+            yield from _strings(inner, path)

@@ -1,4 +1,4 @@
-"""The signals that ask a command to end, and how it ends where no optimizer step is under way."""
+"""The signals that ask a command to stop, and how it stops outside of training steps."""
 
 import os
 import signal
@@ -8,29 +8,29 @@ from types import FrameType
 
 from mambabyte.errors import Interrupted
 
-# Ctrl+C; what schedulers and container engines send; what SLURM sends with --signal=USR1@SECONDS
+# Ctrl+C; sent by schedulers and container engines; sent by SLURM with --signal=USR1@SECONDS
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(BaseException):
-    """Raised wherever the program is when a stop signal comes; no handler of faults mistakes it for one."""
+    """Raised by a stop signal. It is no Exception, so that no error handler catches it."""
 
     exit_code = Interrupted.exit_code
 
 
 @contextmanager
-def stopping_at_once() -> Iterator[None]:
-    """Turn the first stop signal into :class:`Stopped`, and let a second one end the process there and then.
+def raise_on_stop_signal() -> Iterator[None]:
+    """Raise :class:`Stopped` at the first stop signal; a second one exits at once.
 
-    Whatever is being written meanwhile is written whole or not at all, so that nothing has to be saved.
+    Files are written atomically, so nothing needs saving.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in STOP_SIGNALS:
-            signal.signal(each, end_process)
+            signal.signal(each, exit_at_once)
         raise Stopped(
             f"stopped by {signal.Signals(number).name} outside of training, so no step is lost; the same "
-            "command goes on from there"
+            "command resumes from there"
         )
 
     previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
@@ -41,6 +41,6 @@ def stopping_at_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def end_process(number: int, frame: FrameType | None) -> None:
-    """A signal handler that leaves at once, with the code a shell shows for that signal."""
+def exit_at_once(number: int, frame: FrameType | None) -> None:
+    """A signal handler that exits with the code that shells report for the signal."""
     os._exit(128 + number)

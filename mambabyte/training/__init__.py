@@ -1,1 +1,1 @@
-"""Training: the Lightning module, its optimizer, and one small callback for each thing beside a step."""
+"""Training: the Lightning module, its optimizer and its callbacks."""

@@ -1,4 +1,4 @@
-"""Activation checkpointing: a block keeps its input only, and computes its inside again in backward."""
+"""Activation checkpointing: a block keeps only its input and recomputes its activations in backward."""
 
 from functools import partial
 
@@ -7,12 +7,12 @@ from torch.utils.checkpoint import checkpoint
 from mambabyte.models import ByteLM
 
 
-def recompute_blocks(model: ByteLM) -> None:
-    """Make every block of ``model`` forget its activations until backward needs them.
+def checkpoint_activations(model: ByteLM) -> None:
+    """Make every block of ``model`` recompute its activations in backward.
 
-    The gradients stay what they are, and every block's forward runs twice. The memory of activations falls to
-    the blocks' inputs and one block's inside.
+    Gradients do not change and every block's forward runs twice. Activation memory falls to the blocks'
+    inputs plus the activations of one block.
     """
     for block in model.blocks():
-        # A block draws no random numbers, so that there is no generator to set back.
+        # blocks draw no random numbers, so there is no generator state to restore
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)

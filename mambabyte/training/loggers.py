@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.csv. Nothing here asks a question, and nothing needs a key."""
+"""Loggers besides metrics.csv. None prompts for input and none requires an API key."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from mambabyte.errors import UserError
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.credentials import has_wandb_credentials
 from mambabyte.training.settings import LoggerConfig
 
@@ -18,10 +18,10 @@ def build_logger(config: LoggerConfig, run_dir: Path, name: str, settings: dict[
     """The logger of a run; None for ``csv``, since metrics.csv is always written.
 
     Args:
-        settings: the resolved configuration, shown beside the curves.
+        settings: the resolved configuration, which wandb shows with the run.
 
     Raises:
-        UserError: the service's package is missing, or the service refuses the run.
+        UserError: the service's package is not installed, or the service refuses the run.
     """
     try:
         if config.service == "wandb":
@@ -30,7 +30,7 @@ def build_logger(config: LoggerConfig, run_dir: Path, name: str, settings: dict[
             return TensorBoardLogger(str(run_dir), name="tensorboard", version="")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"logger={config.service} needs a package that is not here: pip install {config.service}"
+            f"logger={config.service} needs a package that is not installed: pip install {config.service}"
         ) from error
     return None
 
@@ -46,7 +46,7 @@ def _wandb(config: LoggerConfig, run_dir: Path, name: str, settings: dict[str, A
         )
     id_file = run_dir / "wandb_id"
     if not id_file.exists():
-        with whole_file(id_file) as file:
+        with atomic_write(id_file) as file:
             file.write(uuid.uuid4().hex[:12].encode())
     try:
         run = wandb.init(
@@ -56,16 +56,16 @@ def _wandb(config: LoggerConfig, run_dir: Path, name: str, settings: dict[str, A
             dir=run_dir,
             id=id_file.read_text(encoding="ascii").strip(),
             resume="allow",
-            reinit="finish_previous",  # a sweep's job before this one
+            reinit="finish_previous",  # the previous job of a sweep
             mode="offline" if offline else None,
             config=settings,
-            settings=wandb.Settings(silent=True) if offline else None,  # our line has said all
+            settings=wandb.Settings(silent=True) if offline else None,  # the line above says it
         )
     except wandb.Error as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"wandb refused the run ({reason}): set WANDB_MODE=offline, or use logger=csv"
         ) from error
-    run.define_metric("trainer/global_step")  # what Lightning logs as the x-axis
+    run.define_metric("trainer/global_step")  # the x-axis that Lightning logs
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run, save_dir=run_dir)

@@ -1,4 +1,4 @@
-"""The LightningModule: one training step, and the figures that callbacks read from it."""
+"""The LightningModule: a training step and its measurements."""
 
 import math
 import time
@@ -14,26 +14,28 @@ from torch.nn import functional
 
 from mambabyte.checkpoints import FORMAT
 from mambabyte.models import ByteLM
-from mambabyte.training.distributed.fsdp import shard, whole_copy
-from mambabyte.training.optimizer import AdamWConfig
-from mambabyte.training.spikes import SpikePolicy, SpikeWatch
+from mambabyte.training.distributed.fsdp import shard, unsharded_copy
+from mambabyte.training.optimizer import OptimizerConfig
+from mambabyte.training.spikes import SpikeDetector, SpikePolicy
 
 
 class ByteLMModule(LightningModule):
     """Trains a ByteLM by next-byte cross entropy, averaged over the scored bytes of each forward pass.
 
-    What a step measures stays on the device until callbacks log it, so that no step waits for the host.
+    Measurements stay on the device until callbacks log them, so that no step waits for the host.
 
     Args:
-        config: the resolved configuration (plain dict), stored in every checkpoint.
-        policy: what becomes of steps whose loss or gradient is no finite number or far above the usual; None
-            where nobody calls :meth:`check_spikes`.
+        config: the resolved configuration, stored in every checkpoint.
+        policy: what to do about spikes in loss or gradient; None if :meth:`check_spikes` is never called.
+
+    Attributes:
+        seconds_excluded: spent within :meth:`excluded_from_timing`.
     """
 
     def __init__(
         self,
         model: ByteLM,
-        optimizer: AdamWConfig,
+        optimizer: OptimizerConfig,
         max_steps: int,
         gradient_clip: float | None,
         config: dict[str, Any],
@@ -41,9 +43,7 @@ class ByteLMModule(LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.validation_bits_per_byte: float | None = None  # set at the steps that validate
-        self.scan_statistics: dict[str, float | None] = {}  # set at the steps that are logged
-        self.seconds_beside_training = 0.0
+        self.seconds_excluded = 0.0
         self._optimizer_config = optimizer
         self._max_steps = max_steps
         self._clip = math.inf if gradient_clip is None else gradient_clip
@@ -56,29 +56,29 @@ class ByteLMModule(LightningModule):
             shard(self.model, self.device_mesh["data_parallel"])
 
     @property
-    def whole_model(self) -> ByteLM | None:
-        """The model as validation and samples need it, on rank zero. Under FSDP a copy with all weights, None
-        on the other ranks, which have to ask for it too."""
+    def unsharded_model(self) -> ByteLM | None:
+        """The model with all its weights, for validation and samples. Under FSDP it is a copy on rank 0 and
+        None on the other ranks, and every rank must access it."""
         if self.device_mesh is None:
             return self.model
-        return whole_copy(self.model, self.trainer.is_global_zero)
+        return unsharded_copy(self.model, self.trainer.is_global_zero)
 
     @property
     def training_flops_per_byte(self) -> float:
-        """Analytic, in windows of the configured length."""
+        """Analytic, for windows of the configured length."""
         return self.model.flops_per_byte(self._config["context_length"]).training
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self._optimizer_config.build(self.model)
 
     def on_train_start(self) -> None:
-        # a resumed optimizer comes with the settings it was saved with; this command's count
+        # a resumed optimizer has the hyperparameters it was saved with: use this command's
         self._optimizer_config.apply(self.trainer.optimizers[0])
         self.gradient_norm = torch.zeros((), device=self.device)
-        self._step_sums = torch.zeros(2, device=self.device)  # nats, scored bytes: this rank's of this step
-        # nats, scored bytes, steps, clipped steps: of all ranks since the last row of metrics
+        self._step_sums = torch.zeros(2, device=self.device)  # nats, scored bytes of this rank in this step
+        # nats, scored bytes, steps, clipped steps of all ranks since the last row of metrics
         self._row_sums = torch.zeros(4, device=self.device)
-        self._spikes = SpikeWatch(None if self._policy is None else self._policy.threshold, self.device)
+        self._spikes = SpikeDetector(None if self._policy is None else self._policy.threshold, self.device)
         if self._restored is not None:
             self._row_sums.copy_(self._restored["row_sums"])
             self._spikes.load_state_dict(self._restored["spikes"])
@@ -93,9 +93,9 @@ class ByteLMModule(LightningModule):
         scored = (targets != -100).sum(dim=1)
         sums = torch.stack((nats.sum(), scored.sum()))
         self._step_sums += sums.detach()
-        self._spikes.see(self.global_step + 1, batch, nats.detach(), scored)
+        self._spikes.record(self.global_step + 1, batch, nats.detach(), scored)
         if "position" in batch:
-            # checkpoints are taken between steps only, when every batch that was drawn has been used
+            # right for checkpoints, which are saved between steps, when every batch drawn has been used
             self.trainer.datamodule.trained(batch["position"])  # type: ignore[attr-defined]
         return sums[0] / sums[1].clamp(min=1)
 
@@ -106,17 +106,20 @@ class ByteLMModule(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, *unused: Any, **also_unused: Any
     ) -> None:
-        # called before every optimizer step; the norm is measured also when nothing is clipped
+        # called before every optimizer step; measures the norm even without clipping
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         sums = torch.cat((self._step_sums, norm[None]))
-        # the same numbers on all ranks, so that all take the same decision
+        # reduced, so that all ranks decide alike
         nats, scored, norms = self.trainer.strategy.reduce(sums, reduce_op="sum")
         self._step_sums.zero_()
         self.gradient_norm = norms / self.trainer.world_size
         skip = self._spikes.judge(self.global_step + 1, nats / scored.clamp(min=1), self.gradient_norm)
-        # PyTorch's fused optimizers leave out a step for which this is 1; it is there for gradient scalers
-        optimizer.found_inf = skip  # type: ignore[attr-defined]
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            # meant for gradient scalers: PyTorch's fused optimizers skip a step for which this is 1
+            optimizer.found_inf = skip  # type: ignore[attr-defined]
+        elif skip:  # waits for the device; an optimizer passes over parameters without gradients
+            optimizer.zero_grad(set_to_none=True)
         counted = nats.isfinite()
         clipped = (self.gradient_norm > self._clip) & (skip == 0)
         row = torch.stack((nats, scored, torch.ones_like(nats), clipped.float()))
@@ -127,8 +130,8 @@ class ByteLMModule(LightningModule):
         return self._optimizer_config.learning_rate_at(step, self._max_steps)
 
     def take_row(self) -> dict[str, float]:
-        """Training bits per byte over all bytes scored since the last call, on all ranks (nan if there were
-        none), the share of those steps whose gradient was clipped, and all skipped steps of the run."""
+        """Training bits per byte since the last call, over all ranks (nan if no byte was scored), the share
+        of these steps whose gradient was clipped, and the skipped steps of the whole run."""
         nats, scored, steps, clipped = self._row_sums.tolist()
         self._row_sums.zero_()
         return {
@@ -138,23 +141,23 @@ class ByteLMModule(LightningModule):
         }
 
     def check_spikes(self, wait: bool) -> None:
-        """Apply the policy to the spikes that have become known; with ``wait``, to all up to this step.
+        """Apply the policy to newly detected spikes; with ``wait``, to all up to this step.
 
         Raises:
-            UserError: the policy is to stop.
+            UserError: the policy stops the run.
         """
         assert self._policy is not None
         for spike in self._spikes.found(wait):
             self._policy.apply(spike, self.trainer)
 
     @contextmanager
-    def beside_training(self) -> Iterator[None]:
-        """What runs inside does not count as training time in bytes per second."""
+    def excluded_from_timing(self) -> Iterator[None]:
+        """Leave the block's time out of the training time and of bytes per second."""
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds_beside_training += time.perf_counter() - started
+            self.seconds_excluded += time.perf_counter() - started
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mambabyte"] = {
@@ -165,9 +168,9 @@ class ByteLMModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._restored = checkpoint["mambabyte"].get("training")  # an early version's has none
-        # The number of optimizer steps is all that a loop has to know again. Lightning would also restore how
-        # many batches it had drawn, which is wrong as soon as the accumulation differs.
+        self._restored = checkpoint["mambabyte"].get("training")  # early versions wrote none
+        # The loop needs only the number of optimizer steps. Lightning would also restore how many batches it
+        # had drawn, which is wrong as soon as the accumulation differs.
         saved = checkpoint["loops"]["fit_loop"]
         fresh = self.trainer.fit_loop.state_dict()
         steps = "epoch_loop.automatic_optimization.optim_progress"

@@ -1,30 +1,30 @@
-"""AdamW with linear warm-up and cosine decay (the recipe of arXiv 2401.13660, section 4)."""
+"""Optimizers with linear warm-up and cosine decay (the recipe of arXiv 2401.13660, section 4)."""
+
+from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import nn
+from mambabyte.config.settings import TargetSettings, setting
 
-from mambabyte.errors import UserError
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass
-class AdamWConfig:
-    """conf/optimizer. The learning rate depends on the step alone: resuming has no schedule to restore."""
+class OptimizerConfig(TargetSettings):
+    """conf/optimizer: the schedule that all optimizers share. The learning rate depends on the step alone,
+    so a resumed run has no schedule to restore.
 
-    learning_rate: float
-    warmup_steps: int
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    weight_decay: float = 0.1
-    final_learning_rate_ratio: float = 0.1
+    To use an optimizer of your own, derive a dataclass from this one and name it by ``optimizer._target_``.
+    """
 
-    def __post_init__(self) -> None:
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer.betas must be two numbers from 0 to below 1, not {list(self.betas)}")
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "final_learning_rate_ratio"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"optimizer.{name} must be 0 or more, not {getattr(self, name)}")
+    section: ClassVar[str] = "optimizer"
+    learning_rate: float = setting(at_least=0)
+    warmup_steps: int = setting(at_least=0)
+    final_learning_rate_ratio: float = setting(default=0.1, at_least=0)
 
     def learning_rate_at(self, step: int, max_steps: int) -> float:
         """The learning rate of optimizer step ``step`` (from 0): linear to the peak over ``warmup_steps``,
@@ -35,8 +35,24 @@ class AdamWConfig:
         ratio = self.final_learning_rate_ratio
         return self.learning_rate * (ratio + (1 - ratio) * (1 + math.cos(math.pi * done)) / 2)
 
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer over the model's trainable parameters."""
+        raise NotImplementedError
+
+    def apply(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set these hyperparameters on an optimizer of :meth:`build` whose state came from a checkpoint."""
+
+
+@dataclass
+class AdamWConfig(OptimizerConfig):
+    """AdamW (arXiv 1711.05101); weight decay is for matrices only."""
+
+    betas: tuple[float, float] = setting(default=(0.9, 0.95), at_least=0, below=1)
+    weight_decay: float = setting(default=0.1, at_least=0)
+
     def build(self, model: nn.Module) -> torch.optim.AdamW:
-        """The optimizer over the model's trainable parameters, in two groups: decayed and not."""
+        import torch
+
         decayed: list[nn.Parameter] = []
         exempt: list[nn.Parameter] = []
         for parameter in model.parameters():
@@ -48,12 +64,12 @@ class AdamWConfig:
         return optimizer
 
     def apply(self, optimizer: torch.optim.Optimizer) -> None:
-        """Set the hyperparameters on an optimizer of :meth:`build` whose state came from a checkpoint."""
         for group, weight_decay in zip(optimizer.param_groups, (self.weight_decay, 0.0), strict=True):
-            group["betas"] = tuple(self.betas)
+            group["betas"] = self.betas
             group["weight_decay"] = weight_decay
 
 
 def is_decayed(parameter: nn.Parameter) -> bool:
-    """Weight decay is for matrices and convolutions: not for biases, norms, or what a model marks exempt."""
+    """Whether weight decay applies: to matrices and convolutions, not to biases, norms, or what a model
+    exempts."""
     return parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)

@@ -1,4 +1,4 @@
-"""Numbers that a device finds out, brought to the host without waiting for it."""
+"""Reading numbers back from a device without waiting for it."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,34 +8,37 @@ import torch
 from torch import Tensor
 
 
-class LateReader:
-    """Numbers of one step after another: those of a CPU at once, those of a GPU when the next step is under
-    way, when the GPU has long had them and loses no time over them."""
+class DeferredReadback:
+    """Copies a few numbers of each step to the host.
+
+    A CPU's numbers are available at once. A GPU's are available after the next step has been started, by
+    which time the copy has finished and costs no waiting.
+    """
 
     def __init__(self) -> None:
-        self._sent: deque[tuple[int, Tensor, Any]] = deque()
+        self._pending: deque[tuple[int, Tensor, Any]] = deque()
 
-    def send(self, step: int, values: Tensor) -> None:
-        """Begin to bring ``values`` (n,) of a step to the host."""
+    def start(self, step: int, values: Tensor) -> None:
+        """Start to copy ``values`` (n,) of a step."""
         if values.device.type != "cuda":
-            self._sent.append((step, values, None))
+            self._pending.append((step, values, None))
             return
         host = torch.empty_like(values, device="cpu", pin_memory=True)
         host.copy_(values, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        self._sent.append((step, host, event))
+        self._pending.append((step, host, event))
 
-    def arrived(self, wait: bool = False) -> Iterator[tuple[int, list[float]]]:
-        """(step, values) of what has come since the last call; with ``wait``, of all that was sent.
+    def completed(self, wait: bool = False) -> Iterator[tuple[int, list[float]]]:
+        """(step, values) of the copies that are newly available; with ``wait``, of all that were started.
 
-        Which steps these are does not depend on the clock, so that all ranks see the same.
+        Which steps these are does not depend on timing, so it is the same on all ranks.
         """
-        while self._sent:
-            step, values, event = self._sent[0]
+        while self._pending:
+            step, values, event = self._pending[0]
             if event is not None:
-                if not wait and len(self._sent) == 1:
+                if not wait and len(self._pending) == 1:
                     return
                 event.synchronize()
-            self._sent.popleft()
+            self._pending.popleft()
             yield step, values.tolist()

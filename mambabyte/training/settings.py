@@ -1,46 +1,45 @@
-"""The typed form of the trainer, callbacks and logger sections of the configuration."""
+"""The typed settings of `mambabyte train`. Importing this imports no torch."""
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from mambabyte.config.composition import CommandSettings
+from mambabyte.config.settings import Settings, setting
+from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
+from mambabyte.models.hyperparameters import ByteLMConfig
+from mambabyte.training.optimizer import OptimizerConfig
 
 
 @dataclass
-class TrainerConfig:
+class TrainerConfig(Settings):
     """conf/trainer: how long and how wide to train.
 
     Gradients are accumulated over ``global_batch_bytes / (context_length * micro_batch_size * devices)``
     forward passes, so that a step means the same number of bytes on any machine.
     """
 
-    max_steps: int
-    global_batch_bytes: int
-    micro_batch_size: int
+    section: ClassVar[str] = "trainer"
+    max_steps: int = setting(at_least=1)
+    global_batch_bytes: int = setting(at_least=1)
+    micro_batch_size: int | Literal["auto"] = setting(at_least=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     accelerator: str = "auto"
-    devices: int | Literal["auto"] = 1
-    num_nodes: int | Literal["auto"] = 1
+    devices: int | Literal["auto"] = setting(default=1, at_least=1)
+    num_nodes: int | Literal["auto"] = setting(default=1, at_least=1)
     strategy: Literal["ddp", "fsdp"] = "ddp"
     sharded_checkpoints: bool = False
     activation_checkpointing: bool = False
-    gradient_clip: float | None = 1.0
+    gradient_clip: float | None = setting(default=1.0, above=0)
     on_spike: Literal["stop", "skip"] = "stop"
-    spike_threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_steps", "global_batch_bytes", "micro_batch_size", "devices", "num_nodes"):
-            value = getattr(self, name)
-            if value != "auto":
-                _at_least_one(f"trainer.{name}", value)
-        for name in ("gradient_clip", "spike_threshold"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"trainer.{name} must be above 0, or null for none, not {value}")
+    spike_threshold: float | None = setting(default=None, above=0)
 
     @property
     def world_size(self) -> int:
-        """Processes in all, once `launching.placed` has counted what is ``auto``."""
+        """Processes in all, once `launching.resolve_devices` has counted what is ``auto``."""
         return int(self.devices) * int(self.num_nodes)
 
     def global_batch_size(self, context_length: int) -> int:
@@ -49,7 +48,6 @@ class TrainerConfig:
         Raises:
             UserError: ``global_batch_bytes`` is not a multiple of ``context_length``.
         """
-        _at_least_one("context_length", context_length)
         if self.global_batch_bytes % context_length:
             nearest = _nearest_multiples(self.global_batch_bytes, context_length)
             raise UserError(
@@ -62,10 +60,10 @@ class TrainerConfig:
         """Forward passes per optimizer step on each of ``world_size`` devices.
 
         Raises:
-            UserError: the global batch cannot be shared out evenly.
+            UserError: the global batch cannot be divided evenly.
         """
         self.global_batch_size(context_length)
-        together = context_length * self.micro_batch_size * world_size
+        together = context_length * int(self.micro_batch_size) * world_size
         if self.global_batch_bytes % together:
             nearest = _nearest_multiples(self.global_batch_bytes, together)
             raise UserError(
@@ -77,35 +75,86 @@ class TrainerConfig:
 
 
 @dataclass
-class CallbacksConfig:
-    """conf/callbacks: what happens beside the steps, and every how many optimizer steps (0 means never)."""
+class CallbacksConfig(Settings):
+    """conf/callbacks: what happens between steps, and every how many optimizer steps (0: never)."""
 
-    log_every: int = 10
+    section: ClassVar[str] = "callbacks"
+    log_every: int = setting(default=10, at_least=1)
     validate_every: int = 100
-    validation_bytes: int = 131_072
+    validate_bytes: int = setting(default=131_072, at_least=1)
     sample_every: int = 500
     sample_bytes: int = 256
     sample_prompt: str = ""
     checkpoint_every: int = 500
-    checkpoints_kept: int = 2
+    checkpoints_kept: int = setting(default=2, at_least=1)
+    extra: list[dict[str, Any]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        for name in ("log_every", "validation_bytes", "checkpoints_kept"):
-            _at_least_one(f"callbacks.{name}", getattr(self, name))
+    def build_extra(self) -> list[Any]:
+        """The Lightning callbacks of the user's own that ``extra`` names.
+
+        Raises:
+            UserError: one of them cannot be built or is no callback.
+        """
+        from lightning.pytorch import Callback
+
+        from mambabyte.config.composition import instantiate
+
+        built = [
+            instantiate(description, f"callbacks.extra[{i}]") for i, description in enumerate(self.extra)
+        ]
+        for i, callback in enumerate(built):
+            if not isinstance(callback, Callback):
+                target = self.extra[i]["_target_"]
+                raise UserError(f"callbacks.extra[{i}]._target_={target} is not a Lightning callback")
+        return built
 
 
 @dataclass
-class LoggerConfig:
+class LoggerConfig(Settings):
     """conf/logger: where metrics go besides metrics.csv."""
 
+    section: ClassVar[str] = "logger"
     service: Literal["csv", "wandb", "tensorboard"] = "csv"
     project: str = "mambabyte"
     entity: str | None = None
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{name} must be 1 or more, not {value}")
+@dataclass
+class Budget(Settings):
+    """conf/budget: what a run may cost; null is no limit."""
+
+    section: ClassVar[str] = "budget"
+    parameters: float | None = None
+    training_flops: float | None = None
+    training_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.training_flops is not None and self.training_seconds is not None:
+            raise UserError(
+                "budget.training_flops and budget.training_seconds both decide trainer.max_steps: "
+                "set one of them to null"
+            )
+
+
+@dataclass(kw_only=True)
+class TrainSettings(CommandSettings):
+    """conf/train.yaml: one run, in ``run_dir``."""
+
+    yaml: ClassVar[str] = "train"
+    name: str
+    seed: int
+    context_length: int = setting(at_least=1)
+    run_dir: Path
+    dry_run: bool
+    json: bool
+    data: DataSettings
+    trainer: TrainerConfig
+    budget: Budget
+    logger: LoggerConfig
+    callbacks: CallbacksConfig
+    # Last, so that a mistake elsewhere is found before their classes import torch.
+    optimizer: OptimizerConfig
+    model: ByteLMConfig
 
 
 def _nearest_multiples(value: int, unit: int) -> str:

@@ -1,4 +1,4 @@
-"""Steps that would harm the model: found before the optimizer takes them, left out, and kept for a look."""
+"""Spikes: steps whose loss or gradient would harm the model. They are skipped, and their windows saved."""
 
 import json
 import math
@@ -14,21 +14,24 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from mambabyte.errors import UserError
-from mambabyte.runtime.atomic_write import whole_file
-from mambabyte.training.readback import LateReader
+from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.training.readback import DeferredReadback
 
-HISTORY = 128  # steps that say what is usual
-_ENOUGH = HISTORY // 2
-_IN_A_ROW = 10
+HISTORY = 128  # steps that the mean and the standard deviation are taken over
+MIN_HISTORY = HISTORY // 2
+_MAX_IN_A_ROW = 10
 
 
 @dataclass(frozen=True)
 class Spike:
-    """A step, counted from 1, that the optimizer did not take.
+    """A step that the optimizer did not take.
 
-    loss: nats per byte, and gradient_norm before clipping, over all ranks.
-    in_a_row: spikes up to and with this one that had no other step between them.
-    micro_batches: this rank's, each with its windows' nats and scored bytes, (b,).
+    Attributes:
+        step: counted from 1.
+        loss: nats per byte over all ranks.
+        gradient_norm: before clipping, over all ranks.
+        in_a_row: consecutive spikes, this one included.
+        micro_batches: this rank's, each with its windows' nats (b,) and scored bytes (b,).
     """
 
     step: int
@@ -38,51 +41,50 @@ class Spike:
     micro_batches: list[tuple[dict[str, Any], Tensor, Tensor]]
 
 
-class SpikeWatch:
+class SpikeDetector:
     """Judges each optimizer step by its loss and its gradient norm before clipping.
 
-    A step is a spike if one of the two is not a finite number or, with a ``threshold``, lies more than so
-    many standard deviations above its mean over the last 128 steps that were none, once there are 64.
-    (OLMo-core's skip-step optimizers have this rule, with 6.) All is worked out on the device; the windows of
-    a step are kept until its verdict has come to the host.
+    A step is a spike if either is not finite or, given a ``threshold``, exceeds its mean over the last 128
+    normal steps by more than ``threshold`` standard deviations, once there are 64 of them. (OLMo-core's
+    skip-step optimizers follow this rule, with a threshold of 6.) Everything is computed on the device; a
+    step's windows are kept until its verdict has reached the host.
     """
 
     def __init__(self, threshold: float | None, device: torch.device) -> None:
         self._threshold = threshold
-        self._usual = torch.full((2, HISTORY), torch.nan, device=device)  # loss, gradient norm; newest last
-        self._skipped = torch.zeros(2, device=device)  # steps in all; in a row
-        self._verdicts = LateReader()
+        self._normal = torch.full((2, HISTORY), torch.nan, device=device)  # loss, gradient norm; newest last
+        self._skipped = torch.zeros(2, device=device)  # steps in total; in a row
+        self._verdicts = DeferredReadback()
         self._windows: dict[int, list[tuple[dict[str, Any], Tensor, Tensor]]] = defaultdict(list)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"usual": self._usual, "skipped": self._skipped}
+        return {"usual": self._normal, "skipped": self._skipped}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._usual.copy_(state["usual"])
+        self._normal.copy_(state["usual"])
         self._skipped.copy_(state["skipped"])
 
-    def see(self, step: int, batch: dict[str, Any], nats: Tensor, scored: Tensor) -> None:
-        """Note a micro-batch of ``step`` with each window's nats and scored bytes, (b,)."""
+    def record(self, step: int, batch: dict[str, Any], nats: Tensor, scored: Tensor) -> None:
+        """Keep a micro-batch of ``step`` with each window's nats (b,) and scored bytes (b,)."""
         self._windows[step].append((batch, nats, scored))
 
     def judge(self, step: int, loss: Tensor, gradient_norm: Tensor) -> Tensor:
-        """() float: 1 if the optimizer must not take this step, else 0. The same on all ranks if both
-        arguments are."""
+        """() float: 1 if the optimizer must skip the step, else 0. All ranks must pass the same values."""
         values = torch.stack((loss, gradient_norm)).float()
         spike = ~values.isfinite().all()
         if self._threshold is not None:
             spike |= (values > self._limits(self._threshold)).any()
-            newer = torch.cat((self._usual[:, 1:], values[:, None]), dim=1)
-            self._usual = torch.where(spike, self._usual, newer)
+            newer = torch.cat((self._normal[:, 1:], values[:, None]), dim=1)
+            self._normal = torch.where(spike, self._normal, newer)
         total, in_a_row = self._skipped
         self._skipped = torch.stack((total + spike, (in_a_row + 1) * spike))
-        self._verdicts.send(step, torch.cat((spike[None].float(), values, self._skipped)))
+        self._verdicts.start(step, torch.cat((spike[None].float(), values, self._skipped)))
         return spike.float()
 
     def found(self, wait: bool) -> list[Spike]:
-        """The spikes whose verdicts have come since the last call; with ``wait``, all that were judged."""
+        """The spikes whose verdicts are newly available; with ``wait``, those of all steps judged so far."""
         spikes = []
-        for step, (is_spike, loss, norm, _, in_a_row) in self._verdicts.arrived(wait):
+        for step, (is_spike, loss, norm, _, in_a_row) in self._verdicts.completed(wait):
             windows = self._windows.pop(step)
             if is_spike:
                 spikes.append(Spike(step, loss, norm, int(in_a_row), windows))
@@ -90,23 +92,23 @@ class SpikeWatch:
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps of the run were left out. Waits for the device."""
+        """How many steps of the run were skipped. Waits for the device."""
         return int(self._skipped[0])
 
     def _limits(self, threshold: float) -> Tensor:
-        known = ~self._usual.isnan()
+        known = ~self._normal.isnan()
         count = known.sum(dim=1)
-        mean = self._usual.nanmean(dim=1)
-        deviation = ((self._usual - mean[:, None]).square().nansum(dim=1) / count.clamp(min=1)).sqrt()
-        return torch.where(count >= _ENOUGH, mean + threshold * deviation, torch.inf)
+        mean = self._normal.nanmean(dim=1)
+        deviation = ((self._normal - mean[:, None]).square().nansum(dim=1) / count.clamp(min=1)).sqrt()
+        return torch.where(count >= MIN_HISTORY, mean + threshold * deviation, torch.inf)
 
 
 class SpikePolicy:
-    """What becomes of a spike: its windows go to ``folder``, and the run stops or goes on without the step.
+    """Saves the windows of a spike to ``folder``, then stops the run or lets it skip the step.
 
     Args:
         action: ``stop`` or ``skip``.
-        threshold: that of :class:`SpikeWatch`.
+        threshold: see :class:`SpikeDetector`.
     """
 
     def __init__(self, folder: Path, action: str, threshold: float | None) -> None:
@@ -115,15 +117,15 @@ class SpikePolicy:
         self._action = action
 
     def apply(self, spike: Spike, trainer: Trainer) -> None:
-        """Save the windows of ``spike``.
+        """Save the windows of ``spike`` and report it.
 
         Raises:
-            UserError: the policy is to stop, or nothing but spikes has come for ten steps.
+            UserError: the action is ``stop``, or this is the tenth spike in a row.
         """
         path = self._save(spike, trainer)
         finite = math.isfinite(spike.loss) and math.isfinite(spike.gradient_norm)
         what = "is far above its usual size" if finite else "is not a finite number"
-        if self._action == "skip" and spike.in_a_row < _IN_A_ROW:
+        if self._action == "skip" and spike.in_a_row < _MAX_IN_A_ROW:
             if trainer.is_global_zero:
                 sentence = f"skipped step {spike.step}, whose loss or gradient {what}; its windows: {path}"
                 print(f"mambabyte: {sentence}", file=sys.stderr)
@@ -131,13 +133,12 @@ class SpikePolicy:
         since = f", the last of {spike.in_a_row} in a row," if self._action == "skip" else ""
         raise UserError(
             f"training diverged: at step {spike.step}{since} the loss or its gradient {what} (its windows: "
-            f"{path}); the last checkpoint, if there is one, is from before that and whole: lower "
-            "optimizer.learning_rate or trainer.gradient_clip, or set trainer.on_spike=skip, and repeat the "
-            "command"
+            f"{path}); the last checkpoint, if there is one, predates it: lower optimizer.learning_rate or "
+            "trainer.gradient_clip, or set trainer.on_spike=skip, and repeat the command"
         )
 
     def _save(self, spike: Spike, trainer: Trainer) -> Path:
-        """Write what the model saw as arrays (.npz) and what is known of it as text (.json)."""
+        """Write the inputs and targets (.npz), and where they come from and how they scored (.json)."""
         rank = f"_rank_{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = self._folder / f"step_{spike.step:08d}{rank}.json"
         batches = [batch for batch, _, _ in spike.micro_batches]
@@ -149,7 +150,7 @@ class SpikePolicy:
             torch.cat(column).tolist() for column in list(zip(*spike.micro_batches, strict=True))[1:]
         )
         origins = trainer.datamodule.origins(spike.step - 1, batches)  # type: ignore[attr-defined]
-        known = {
+        description = {
             "step": spike.step,
             "loss": _json(spike.loss),
             "gradient_norm": _json(spike.gradient_norm),
@@ -159,10 +160,10 @@ class SpikePolicy:
             ],
         }
         self._folder.mkdir(exist_ok=True)
-        with whole_file(path.with_suffix(".npz")) as file:
+        with atomic_write(path.with_suffix(".npz")) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        with whole_file(path) as file:
-            file.write(json.dumps(known, indent=2).encode())
+        with atomic_write(path) as file:
+            file.write(json.dumps(description, indent=2).encode())
         return path
 
 

@@ -13,16 +13,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mambabyte.checkpoints import checkpoint_folder
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
-from mambabyte.training.callbacks.checkpoints import Checkpoints, WholeFiles
+from mambabyte.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from mambabyte.training.callbacks.metrics import Metrics
-from mambabyte.training.callbacks.preemption import Interruption
+from mambabyte.training.callbacks.preemption import Preemption
 from mambabyte.training.callbacks.samples import Samples
 from mambabyte.training.callbacks.scan_statistics import ScanStatistics
 from mambabyte.training.callbacks.step_callback import Spikes
 from mambabyte.training.callbacks.validation import Validation
-from mambabyte.training.distributed.launching import SameStart, started_by_srun
+from mambabyte.training.distributed.launching import SameCheckpoint, started_by_srun
 from mambabyte.training.distributed.strategies import DataParallel, ShardedDataParallel
-from mambabyte.training.settings import CallbacksConfig, TrainerConfig
+from mambabyte.training.settings import TrainerConfig, TrainSettings
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
@@ -40,7 +40,7 @@ def build_trainer(
         UserError: the devices asked for are not there, or the global batch does not divide among them.
     """
     _silence_lightning()
-    plugins: list[Any] = [WholeFiles()]
+    plugins: list[Any] = [AtomicCheckpointIO()]
     if config.world_size == 1:
         plugins.append(LightningEnvironment())  # nobody else to know of, whatever has started this process
     elif started_by_srun():
@@ -51,7 +51,7 @@ def build_trainer(
         strategy = (
             ShardedDataParallel(config.world_size, config.sharded_checkpoints) if sharded else DataParallel()
         )
-        callbacks = [SameStart(), *callbacks]
+        callbacks = [SameCheckpoint(), *callbacks]
     try:
         trainer = Trainer(
             accelerator=config.accelerator,
@@ -83,23 +83,20 @@ def build_trainer(
 
 
 def build_callbacks(
-    config: CallbacksConfig,
-    trainer: TrainerConfig,
-    context_length: int,
-    run_dir: Path,
-    validation_corpus: ByteCorpus,
-) -> tuple[list[Callback], Interruption]:
+    settings: TrainSettings, validation_corpus: ByteCorpus
+) -> tuple[list[Callback], Preemption]:
     """The callbacks of a run, and among them the one that knows whether a signal stopped it.
 
     Their order is that in which they see a step: what validation finds belongs in that step's row of metrics,
-    and a checkpoint is taken when everything else is done.
+    and a checkpoint is taken when everything else is done. The user's own see it before that.
     """
+    config, trainer, run_dir = settings.callbacks, settings.trainer, settings.run_dir
     validation = Validation(
         validation_corpus,
         config.validate_every,
-        config.validation_bytes,
-        context_length,
-        trainer.micro_batch_size,
+        config.validate_bytes,
+        settings.context_length,
+        int(trainer.micro_batch_size),
     )
     metrics = Metrics(
         run_dir / "metrics.csv",
@@ -111,8 +108,9 @@ def build_callbacks(
     statistics = ScanStatistics(metrics.is_logged)
     samples = Samples(run_dir / "samples.txt", config.sample_every, config.sample_prompt, config.sample_bytes)
     checkpoints = Checkpoints(checkpoint_folder(run_dir), config.checkpoint_every, config.checkpoints_kept)
-    interruption = Interruption(checkpoints)
-    return [Spikes(), statistics, validation, metrics, samples, checkpoints, interruption], interruption
+    preemption = Preemption(checkpoints)
+    ours = [Spikes(), statistics, validation, metrics, samples]
+    return [*ours, *config.build_extra(), checkpoints, preemption], preemption
 
 
 def _silence_lightning() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoint files: found, read, refused."""
+"""Finding, reading and refusing checkpoints."""
 
 import pickle
 from pathlib import Path
@@ -33,16 +33,16 @@ def run_dir(model: ByteLM, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_what_is_meant_by_a_path(run_dir: Path) -> None:
+def test_a_path_resolves_to_a_checkpoint(run_dir: Path) -> None:
     newest = run_dir / "checkpoints" / "step_00000100.ckpt"
     assert checkpoints.resolve(run_dir) == newest
     assert checkpoints.resolve(run_dir / "checkpoints") == newest
     assert checkpoints.resolve(str(newest)) == newest
     (run_dir / "checkpoints" / "step_00000200.ckpt.temporary").write_bytes(b"half")
-    assert checkpoints.latest_checkpoint(run_dir) == newest
+    assert checkpoints.resolve(run_dir) == newest
 
 
-def test_the_model_comes_back_ready_to_use(run_dir: Path, model: ByteLM) -> None:
+def test_a_model_is_loaded_ready_to_use(run_dir: Path, model: ByteLM) -> None:
     torch.manual_seed(5)
     expected_draw = torch.rand(1)
     torch.manual_seed(5)
@@ -52,10 +52,10 @@ def test_the_model_comes_back_ready_to_use(run_dir: Path, model: ByteLM) -> None
     assert loaded.config == model.config
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
-    assert checkpoints.run_config(run_dir) == {"context_length": 8}
+    assert checkpoints.read(run_dir).config == {"context_length": 8}
 
 
-def test_fingerprint_sees_every_bit(model: ByteLM) -> None:
+def test_the_fingerprint_depends_on_every_bit(model: ByteLM) -> None:
     before = checkpoints.weights_fingerprint(model)
     assert before == checkpoints.weights_fingerprint(model)
     assert checkpoints.weights_fingerprint(model.to(torch.bfloat16)) != before
@@ -139,7 +139,7 @@ def write_missing_weight(path: Path, model: ByteLM) -> None:
         write_missing_weight,
     ],
 )
-def test_a_file_that_will_not_do_is_refused_in_a_sentence(write, model: ByteLM, tmp_path: Path) -> None:
+def test_an_unusable_file_is_refused_in_one_sentence(write, model: ByteLM, tmp_path: Path) -> None:
     path = tmp_path / "given.ckpt"
     write(path, model)
     with pytest.raises(UserError) as caught:
@@ -148,7 +148,7 @@ def test_a_file_that_will_not_do_is_refused_in_a_sentence(write, model: ByteLM, 
     assert not (tmp_path / "executed").exists()
 
 
-def test_the_checkpoint_before_a_damaged_one_counts_when_that_is_removed(run_dir: Path) -> None:
+def test_removing_a_damaged_checkpoint_leaves_the_one_before_it(run_dir: Path) -> None:
     before = checkpoints.resolve(run_dir)
     damaged = before.with_name("step_00000999.ckpt")
     damaged.write_bytes(before.read_bytes()[:1000])
@@ -159,7 +159,7 @@ def test_the_checkpoint_before_a_damaged_one_counts_when_that_is_removed(run_dir
     assert checkpoints.resolve(run_dir) == before
 
 
-def test_nothing_there_is_a_user_error(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_a_user_error(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(UserError):
             checkpoints.load_model(path)
@@ -180,6 +180,6 @@ def test_an_interrupted_write_leaves_the_old_file(run_dir: Path, model: ByteLM, 
 
 
 def test_a_folder_that_cannot_be_written_is_a_user_error(model: ByteLM, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match="cannot write"):
         checkpoints.write(content(model), tmp_path / "file" / "step_00000001.ckpt")

@@ -1,4 +1,4 @@
-"""Damage to a checkpoint is found whatever it is, and the one before it counts."""
+"""Any damage to a checkpoint is found, and the one before it is used."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def folder(model, tmp_path: Path) -> Path:  # noqa: F811
 def newest(folder: Path) -> tuple[str, list[str]]:
     found = checkpoints.read_newest(folder.parent)
     assert found is not None
-    path, saved, damaged = found
-    assert saved["global_step"] == 3
-    return path.name, [each.name for each in damaged]
+    saved, damaged = found
+    assert saved.step == 3
+    return saved.path.name, [each.name for each in damaged]
 
 
-def test_other_programs_read_a_sealed_file(folder: Path) -> None:
+def test_other_programs_read_a_file_with_a_checksum(folder: Path) -> None:
     with zipfile.ZipFile(folder / NAMES[0]) as file:
         assert file.testzip() is None
         assert file.comment.startswith(b"sha256=")
@@ -55,17 +55,17 @@ def test_a_file_cut_short_is_found(folder: Path, kept: float) -> None:
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[: int(kept * len(whole))])
     assert newest(folder) == (NAMES[0], [NAMES[2], NAMES[1]])
-    with pytest.raises(UserError, match=r"damaged, cut short"):  # what ckpt= names is never exchanged
+    with pytest.raises(UserError, match=r"damaged, cut short"):  # ckpt= never falls back to another file
         checkpoints.load_model(folder.parent)
 
 
-def test_a_seal_cut_off_is_found(folder: Path) -> None:
+def test_a_checksum_cut_off_is_found(folder: Path) -> None:
     path = folder / NAMES[-1]
     path.write_bytes(path.read_bytes()[:-71])
     assert newest(folder) == (NAMES[1], [NAMES[2]])
 
 
-def test_a_run_of_damaged_checkpoints_is_never_begun_anew(folder: Path) -> None:
+def test_a_run_with_only_damaged_checkpoints_is_not_restarted(folder: Path) -> None:
     for name in NAMES:
         (folder / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"step_00000100\.ckpt.*bring back a copy, or remove") as caught:
@@ -74,13 +74,13 @@ def test_a_run_of_damaged_checkpoints_is_never_begun_anew(folder: Path) -> None:
     assert checkpoints.read_newest(folder.parent.parent) is None
 
 
-def test_a_checkpoint_without_a_seal_is_of_an_early_version(folder: Path, model) -> None:  # noqa: F811
+def test_a_checkpoint_without_a_checksum_is_from_an_early_version(folder: Path, model) -> None:  # noqa: F811
     torch.save(content(model), folder / NAMES[-1])
     assert newest(folder) == (NAMES[2], [])
     checkpoints.load_model(folder.parent)
 
 
-def test_another_format_is_no_damage(folder: Path, model) -> None:  # noqa: F811
+def test_another_format_is_not_damage(folder: Path, model) -> None:  # noqa: F811
     checkpoints.write(content(model, format=99), folder / NAMES[-1])
     with pytest.raises(UserError, match="format 99"):
         checkpoints.read_newest(folder.parent)

@@ -1,20 +1,22 @@
-"""A command line whose tasks are fakes that record what reaches them, over small configuration groups."""
+"""A command line whose commands record the settings that reach them, over small configuration groups."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
 import mambabyte.cli.main
 import mambabyte.config.composition
+from mambabyte import commands
+from mambabyte.config.composition import CommandSettings
+from mambabyte.config.settings import to_plain
 
 GROUPS = {
     "model/small": "width: 128",
@@ -47,29 +49,54 @@ def conf(tmp_path: Path) -> Path:
     return folder
 
 
+def fake(name: str, run: Callable[[Any], Any]) -> commands.Command:
+    """A command with its real settings, except that groups may hold anything, and with ``run``."""
+    command = commands.find(name)
+    real = command.settings
+    if not hasattr(real, "yaml"):
+        return command
+    kinds = get_type_hints(real)
+    groups = {group.partition("/")[0] for group in GROUPS}
+    fields = [
+        (f.name, Any, None)
+        if f.name in groups
+        else (f.name, kinds[f.name], field(default=f.default, metadata=f.metadata))
+        for f in dataclasses.fields(real)
+    ]
+    settings = dataclasses.make_dataclass(
+        "Fake",
+        fields,
+        bases=(CommandSettings,),
+        namespace={"yaml": real.yaml, "not_kept": real.not_kept},
+        kw_only=True,
+    )
+    return dataclasses.replace(command, settings=settings, run=run)
+
+
 @dataclass
 class CommandLine:
-    """Calls the command line in this process, from an empty folder, and remembers what the task was given."""
+    """Calls the command line in this process, from an empty folder, and remembers what it was given."""
 
     capture: pytest.CaptureFixture[str]
     folder: Path
-    behave: Callable[[DictConfig], Any] = lambda cfg: None
+    behave: Callable[[Any], Any] = lambda settings: None
     jobs: list[dict[str, Any]] = field(default_factory=list)
     argv: list[list[str]] = field(default_factory=list)
     out: str = ""
     err: str = ""
 
-    def run(self, cfg: DictConfig) -> Any:
-        self.jobs.append(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    def run(self, settings: Any) -> Any:
+        plain = to_plain(settings)
+        self.jobs.append({k: v for k, v in plain.items() if k != "data" or v is not None})
         self.argv.append(list(sys.argv))
-        return self.behave(cfg)
+        return self.behave(settings)
 
     def __call__(self, *argv: str) -> int:
         self.jobs.clear()
         self.argv.clear()
         self.capture.readouterr()
         try:
-            return mambabyte.cli.main.main(argv)
+            return mambabyte.cli.main.main(argv, lambda name: fake(name, self.run))
         except SystemExit as exit:
             return int(exit.code or 0)
         finally:
@@ -95,8 +122,4 @@ def cli(
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored afterwards: the command line sets it
     monkeypatch.setattr(sys, "argv", ["mambabyte"])
     monkeypatch.setattr(mambabyte.config.composition, "config_dir", lambda: conf)
-    for module in mambabyte.cli.main.TASKS.values():
-        fake = ModuleType(module)
-        fake.run = command_line.run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, module, fake)
     return command_line

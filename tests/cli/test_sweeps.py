@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hydra.errors import MissingConfigException
 
-from mambabyte.config.composition import explain
+from mambabyte.config.explanations import explain
 from mambabyte.errors import Interrupted, UserError
 
 

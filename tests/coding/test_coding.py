@@ -18,7 +18,7 @@ from mambabyte.coding import compress_file, container, decode, decompress_file, 
 from mambabyte.coding.predictions import predictions
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
-from mambabyte.evaluation import evaluate
+from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.models import ByteLM, MambaByteConfig
 
 
@@ -69,7 +69,7 @@ def test_the_size_is_that_of_the_protocol(model: ByteLM, protocol: str, window: 
     stream = io.BytesIO()
     result = encode(model, data, lengths, stream, lanes=4, window=window)
     corpus = ByteCorpus(data, np.concatenate(([0], np.cumsum(lengths))), list("abcdef"))
-    bits = evaluate(model, corpus, protocol, 8).nats / math.log(2)
+    bits = evaluate(model, corpus, Protocol(protocol, 8)).nats / math.log(2)
     # one frame: at most two words of 32 bits to end it, and probabilities in steps of 2^-24
     assert 0 <= 8 * (result.file_bytes - result.overhead) - bits < 64 + 0.01 * len(data)
 
@@ -223,7 +223,7 @@ def test_a_damaged_file_leaves_nothing_behind(model: ByteLM, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "source"]
 
 
-def test_files_that_cannot_be_read_or_written_are_told(model: ByteLM, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_or_written_are_reported(model: ByteLM, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     with pytest.raises(UserError, match="there is no file"):
         compress_file(model, tmp_path / "nowhere", tmp_path / "out")
@@ -245,7 +245,7 @@ def test_the_proof_is_a_file_of_the_computed_size(model: ByteLM) -> None:
     corpus = ByteCorpus(random_bytes(sum(lengths)), np.concatenate(([0], np.cumsum(lengths))), list("abcd"))
     documents = [corpus.document(i) for i in range(4)]
     for protocol, window in (("stateful", None), ("disjoint", 32)):
-        computed = evaluate(model, corpus, protocol, 32).bits_per_byte
+        computed = evaluate(model, corpus, Protocol(protocol, 32)).bits_per_byte
         proof = prove(model, documents, computed, window)
         payload = 8 * (proof.file_bytes - proof.overhead) / proof.bytes
         assert payload == pytest.approx(computed, rel=1e-3)  # the promise of `--prove`

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mambabyte.commands import compress
+from mambabyte.commands import compress, decompress, find
 from mambabyte.errors import UserError
 
 TEXT = b"the quick brown fox jumps over \xff the lazy dog, " * 10
@@ -32,19 +32,19 @@ def test_the_places_can_be_chosen(configure, finished: Path, tmp_path: Path, cap
     files = [f"file={tmp_path}/text", f"output={tmp_path}/small"]
     compress.run(configure("compress", f"ckpt={finished}", *files, "lanes=2", "threads=2"))
     with pytest.raises(UserError, match="output="):
-        compress.run(configure("decompress", f"ckpt={finished}", f"file={tmp_path}/small"))
+        decompress.run(configure("decompress", f"ckpt={finished}", f"file={tmp_path}/small"))
     files = [f"file={tmp_path}/small", f"output={tmp_path}/back"]
-    compress.run(configure("decompress", f"ckpt={finished}", *files))
+    decompress.run(configure("decompress", f"ckpt={finished}", *files))
     assert (tmp_path / "back").read_bytes() == TEXT
     assert capsys.readouterr().out.endswith(f"{tmp_path}/back: {len(TEXT):,} bytes\n")
 
 
 @pytest.mark.parametrize("command", ["compress", "decompress"])
 @pytest.mark.parametrize("override", ["ckpt=nowhere", "file=nowhere.mbc", "device=cuda:99"])
-def test_wrong_settings_are_told_in_a_sentence(
+def test_wrong_settings_are_reported_in_a_sentence(
     command: str, override: str, configure, finished: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file.mbc").write_bytes(b"abc")
     with pytest.raises(UserError):
-        compress.run(configure(command, f"ckpt={finished}", f"file={tmp_path}/file.mbc", override))
+        find(command).run(configure(command, f"ckpt={finished}", f"file={tmp_path}/file.mbc", override))
     assert [path.name for path in tmp_path.iterdir()] == ["file.mbc"]

@@ -25,11 +25,11 @@ def places(corpus: Path, tmp_path: Path) -> list[str]:
 
 
 def test_prepare_writes_every_split_once(configure, places, capsys, tmp_path: Path) -> None:
-    data_prepare.run(configure("data_prepare", *places))
+    data_prepare.run(configure("data prepare", *places))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["train", "validation"]
     assert lines[0].endswith(f"in {Path(lines[0].split(' in ')[1])}")
-    data_prepare.run(configure("data_prepare", *places, "json=true"))
+    data_prepare.run(configure("data prepare", *places, "json=true"))
     found = json.loads(capsys.readouterr().out)
     assert sum(split["num_documents"] for split in found.values()) == 20
     for split in found.values():
@@ -39,21 +39,21 @@ def test_prepare_writes_every_split_once(configure, places, capsys, tmp_path: Pa
 
 
 def test_prepare_one_split_and_what_training_validates_on(configure, places, capsys) -> None:
-    data_prepare.run(configure("data_prepare", *places, "split=validation", "data.validation_bytes=100"))
+    data_prepare.run(configure("data prepare", *places, "split=validation", "data.validation_bytes=100"))
     assert "100 bytes" in capsys.readouterr().out
     with pytest.raises(UserError, match="splits train and validation, not 'test'"):
-        data_prepare.run(configure("data_prepare", *places, "split=test"))
+        data_prepare.run(configure("data prepare", *places, "split=test"))
     (path,) = (place for place in places if place.startswith("data.path"))
     one = [path + "/07.txt" if place == path else place for place in places]
-    data_prepare.run(configure("data_prepare", *one, "split=train"))
+    data_prepare.run(configure("data prepare", *one, "split=train"))
     assert capsys.readouterr().out.startswith("train: 1 document, ")
-    all_train = configure("data_prepare", *one, "data.validation_fraction=0")
+    all_train = configure("data prepare", *one, "data.validation_fraction=0")
     data_prepare.run(all_train)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["train"]
 
 
 def test_inspect_reports_and_plots(configure, places, capsys, tmp_path: Path) -> None:
-    data_inspect.run(configure("data_inspect", *places, "context_length=40", "samples=2"))
+    data_inspect.run(configure("data inspect", *places, "context_length=40", "samples=2"))
     out = capsys.readouterr().out
     for part in ("documents, ", "bytes per document: min ", "valid UTF-8: 100.00% of the documents", "zstd"):
         assert part in out
@@ -66,7 +66,7 @@ def test_inspect_reports_and_plots(configure, places, capsys, tmp_path: Path) ->
 def test_inspect_as_json(configure, places, capsys, tmp_path: Path) -> None:
     plot = tmp_path / "here.png"
     overrides = ["json=true", "max_bytes=500", f"plot={plot}", "split=validation", "context_length=40"]
-    data_inspect.run(configure("data_inspect", *places, *overrides))
+    data_inspect.run(configure("data inspect", *places, *overrides))
     found = json.loads(capsys.readouterr().out)
     assert (found["bytes"], sum(found["histogram"]), found["ascii_share"]) == (500, 500, 1.0)
     assert found["meta"]["split"] == "validation"
@@ -85,7 +85,7 @@ def test_inspect_as_json(configure, places, capsys, tmp_path: Path) -> None:
 )
 def test_inspect_with_wrong_settings(override, message, configure, places) -> None:
     with pytest.raises(UserError, match=message):
-        data_inspect.run(configure("data_inspect", *places, override))
+        data_inspect.run(configure("data inspect", *places, override))
 
 
 def from_its_parent(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -100,9 +100,9 @@ def test_a_run_on_a_relative_path_is_resumed_there_and_evaluated_from_anywhere(
 ) -> None:
     relative = from_its_parent(corpus, monkeypatch)
     run_dir = start("relative", *relative)
-    assert checkpoints.run_config(run_dir)["data"]["source"]["path"] == str(corpus)
+    assert checkpoints.read(run_dir).config["data"]["source"]["path"] == str(corpus)
     assert start("relative", *relative, "trainer.max_steps=14") == run_dir
-    assert checkpoints.read(run_dir)["global_step"] == 14
+    assert checkpoints.read(run_dir).step == 14
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     evaluate.run(configure("eval", f"ckpt={run_dir}"))
@@ -114,8 +114,8 @@ def test_a_run_that_stored_a_relative_path_goes_on(start, corpus: Path, monkeypa
     relative = from_its_parent(corpus, monkeypatch)
     monkeypatch.setattr("mambabyte.data.DataSettings.with_absolute_paths", lambda settings: settings)
     run_dir = start("relative", *relative)
-    assert checkpoints.run_config(run_dir)["data"]["source"]["path"] == corpus.name
+    assert checkpoints.read(run_dir).config["data"]["source"]["path"] == corpus.name
     monkeypatch.undo()
     monkeypatch.chdir(corpus.parent)
     start("relative", *relative, "trainer.max_steps=14")
-    assert checkpoints.read(run_dir)["global_step"] == 14
+    assert checkpoints.read(run_dir).step == 14

@@ -80,23 +80,24 @@ def test_the_sentence_names_the_protocol(configure, finished: Path, capsys) -> N
         "split=test",
         "precision=fp8",
         "context_length=0",
-        "show=-1",
-        ["prove=true", "protocol=sliding"],
-        ["prove=true", "precision=bf16"],
+        ["metrics=[heatmap]", "heatmap_bytes=0"],
+        ["metrics=[proof]", "protocol=sliding"],
+        ["metrics=[proof]", "precision=bf16"],
         ["protocol=sliding", "stride=99"],
         ["metrics=[bpb,utf8]", "samples=0"],
     ],
 )
-def test_wrong_settings_are_told_in_a_sentence(override: str | list[str], configure, finished: Path) -> None:
+def test_wrong_settings_are_reported_in_a_sentence(
+    override: str | list[str], configure, finished: Path
+) -> None:
     overrides = [override] if isinstance(override, str) else override
     with pytest.raises(UserError):
         evaluate.run(configure("eval", f"ckpt={finished}", *overrides))
 
 
 EVERYTHING = [
-    "metrics=[bpb,word_perplexity,compressors,noise,lengths,utf8]",
-    "prove=true",
-    "show=60",
+    "metrics=[bpb,word_perplexity,compressors,noise,lengths,utf8,proof,heatmap]",
+    "heatmap_bytes=60",
     "samples=2",
     "sample_bytes=8",
     "max_bytes=400",
@@ -120,7 +121,7 @@ def test_every_figure_is_found(configure, finished: Path, capsys, tmp_path: Path
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bits.html", "lengths.png"]
 
 
-def test_every_figure_is_told(configure, finished: Path, capsys, tmp_path: Path) -> None:
+def test_every_figure_is_reported(configure, finished: Path, capsys, tmp_path: Path) -> None:
     evaluate.run(configure("eval", f"ckpt={finished}", *EVERYTHING, f"output_dir={tmp_path}/out"))
     out = capsys.readouterr().out
     for part in (

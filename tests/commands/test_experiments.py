@@ -21,7 +21,7 @@ SCALED_DOWN = [
     "trainer.micro_batch_size=2",
     "trainer.global_batch_bytes=256",
     "trainer.accelerator=cpu",
-    "callbacks.validation_bytes=256",
+    "callbacks.validate_bytes=256",
     "callbacks.sample_bytes=8",
 ]
 EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
@@ -42,13 +42,13 @@ def books(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_trains(experiment: str, configure, books: Path, tmp_path: Path) -> None:
     cfg = configure("train", f"experiment={experiment}")
-    needs_data = "path" in cfg.data
+    needs_data = "path" in cfg.data.source
     own = [f"data.path={books}"] if needs_data else ["data.validation_bytes=4096"]
     places = [f"run_dir={tmp_path}/run", f"data.folder={tmp_path}/prepared"]
     cfg = configure("train", f"experiment={experiment}", *SCALED_DOWN, *own, *places)
     assert cfg.name == experiment
     train.run(cfg)
-    assert checkpoints.read(tmp_path / "run")["global_step"] == 3
+    assert checkpoints.read(tmp_path / "run").step == 3
 
 
 def test_pg19_is_the_recipe_of_the_paper(configure) -> None:

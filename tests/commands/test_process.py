@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mambabyte import checkpoints
-from tests.commands.conftest import FILES, TINY
+from tests.conftest import FILES, TINY
 
 
 def test_sigterm_saves_and_leaves_with_the_code_of_a_resumable_stop(corpus: Path, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_sigterm_saves_and_leaves_with_the_code_of_a_resumable_stop(corpus: Path
     assert out == ""
     assert err.splitlines()[-1].startswith("mambabyte: stopped at step")
     assert "Traceback" not in err
-    assert checkpoints.read(run_dir)["global_step"] >= 2
+    assert checkpoints.read(run_dir).step >= 2
 
 
 def test_processes_killed_and_stopped_from_outside_end_with_the_bits_of_one_left_alone(
@@ -78,5 +78,5 @@ def test_processes_killed_and_stopped_from_outside_end_with_the_bits_of_one_left
     assert code in (-signal.SIGKILL, 0), said
     code, said = process(0, lambda: False)
     assert code == 0, said
-    ours, theirs = (checkpoints.read(folder)["state_dict"] for folder in (run_dir, finished))
+    ours, theirs = (checkpoints.read(folder).state_dict for folder in (run_dir, finished))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

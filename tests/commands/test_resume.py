@@ -16,7 +16,7 @@ import torch
 from mambabyte import checkpoints
 from mambabyte.runs.metrics_csv import read_metrics
 from tests import driver
-from tests.commands.conftest import SENTENCE, TINY
+from tests.conftest import SENTENCE, TINY
 
 QUICK = ["callbacks.sample_every=0", "callbacks.validate_every=0"]
 
@@ -57,8 +57,8 @@ def assert_same_end(folder: Path, one: str, other: str, step: int = 12) -> None:
     assert [row["step"] for row in rows(folder / one)] == list(range(2, step + 1, 2))
     assert rows(folder / one) == rows(folder / other)
     a, b = (checkpoints.read(folder / name) for name in (one, other))
-    assert a["global_step"] == step
-    assert_same(a, b)
+    assert a.step == step
+    assert_same(a.content, b.content)
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:

@@ -15,12 +15,12 @@ import yaml
 
 from mambabyte import checkpoints
 from mambabyte.errors import Interrupted, UserError
-from mambabyte.runs.run_directory import hold
+from mambabyte.runs.run_directory import lock_run_directory
 from mambabyte.training.module import ByteLMModule
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return checkpoints.read(run_dir)["state_dict"]
+    return checkpoints.read(run_dir).state_dict
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_signal_saves_a_whole_step_and_the_same_command_ends_with_the_same_bit
     with pytest.raises(Interrupted, match="step 8"):
         start("stopped")
     run_dir = tmp_path / "runs" / "stopped"
-    assert checkpoints.read(run_dir)["global_step"] == 8
+    assert checkpoints.read(run_dir).step == 8
     assert not (run_dir / "summary.json").exists()
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
 
@@ -194,7 +194,7 @@ def test_a_complete_run_says_so_and_reports_again(start, capsys) -> None:
     start("again")
     assert capsys.readouterr().out == first
     start("again", "trainer.max_steps=14")
-    assert checkpoints.read(run_dir)["global_step"] == 14
+    assert checkpoints.read(run_dir).step == 14
 
 
 def test_a_run_on_the_cpu_is_measured_there_beside_a_gpu(start, monkeypatch) -> None:
@@ -259,7 +259,7 @@ def test_a_diverging_run_stops_at_the_step_and_keeps_its_checkpoint(
     with pytest.raises(UserError, match="at step 7 "):
         start("diverged")
     run_dir = tmp_path / "runs" / "diverged"
-    assert checkpoints.read(run_dir)["global_step"] == 5
+    assert checkpoints.read(run_dir).step == 5
     assert all(tensor.isfinite().all() for tensor in weights(run_dir).values())
 
     monkeypatch.undo()
@@ -310,7 +310,7 @@ def test_wrong_settings_are_told_in_a_sentence(override: str, sentence: str, sta
 
 def test_two_processes_do_not_train_in_one_directory(start, tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "busy"
-    with hold(run_dir, {}), pytest.raises(UserError, match="another process"):
+    with lock_run_directory(run_dir, {}), pytest.raises(UserError, match="another process"):
         start("busy")
     start("busy", "trainer.max_steps=2")
 

@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# Builds the image's CPU variant without a Docker engine, and uses it as a cluster would: as a stranger's user, with
-# signals. Run by hand, as root, on Debian with buildah and debootstrap; wants some 10 GB in $WORK.
+# Builds the image's CPU variant without a Docker engine, and uses it as a cluster would: under another user id, with
+# signals. Run by hand, as root, on Debian with buildah and debootstrap; needs about 10 GB in $WORK.
 #
-#   WORK           where the stand-in for the base image, the image and its volume live (default: a new folder)
-#   TORCH_INDEX    an index of PyTorch's CPU builds, or
-#   TORCH_WHEELS   a folder that holds torch's CPU wheel for the base's Python; the build sees it as /torch
-#   PIP_CONFIG     a pip.conf for the build, given as its secret; with TORCH_WHEELS it says find-links = /torch
-#   CERTIFICATES   a bundle of certificates that the build has to trust, where a proxy shows its own
+#   WORK           the folder for the stand-in base image, the image and its volume (default: a new folder)
+#   TORCH_INDEX    an index with PyTorch's CPU builds, or
+#   TORCH_WHEELS   a folder with torch's CPU wheel for the base's Python; the build sees it as /torch
+#   PIP_CONFIG     a pip.conf passed to the build as a secret; with TORCH_WHEELS it sets find-links = /torch
+#   CERTIFICATES   a bundle of certificates for the build to trust, for use behind a proxy that has its own
 #   SUITE          the Debian release of the stand-in (default: bookworm, whose Python is 3.11)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 WORK=${WORK:-$(mktemp -d)}
 SUITE=${SUITE:-bookworm}
 export BUILDAH_ISOLATION=chroot
-user=4242 # neither root nor the image's own
+user=4242 # neither root nor the image's own user
 mkdir -p "$WORK"
 
 storage() { buildah --root "$WORK/storage" --runroot "$WORK/run" "$@"; }
 say() { printf '\n== %s\n' "$*" >&2; }
 fail() { echo "FAILED: $*" >&2; exit 1; }
 
-# The same packages that python:VERSION-slim-bookworm gives the Dockerfile: an interpreter with venv, certificates.
+# What the Dockerfile needs of python:VERSION-slim-bookworm: an interpreter with venv, and certificates.
 if [ ! -f "$WORK/base.tar" ]; then
   say "a stand-in for the base image: Debian $SUITE"
   debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv "$SUITE" "$WORK/base" ${MIRROR:+"$MIRROR"} \
@@ -43,7 +43,7 @@ storage bud --format docker --tag mambabyte --pull-never \
   ${TORCH_INDEX:+--build-arg TORCH_INDEX="$TORCH_INDEX"} ${TORCH_WHEELS:+--volume "$TORCH_WHEELS:/torch:ro"} \
   ${PIP_CONFIG:+--secret id=pip,src="$PIP_CONFIG"} . > "$WORK/build.log" 2>&1 || { tail -n 30 "$WORK/build.log"; fail "the build"; }
 
-say "what the image says of itself"
+say "the image's configuration"
 storage inspect --type image mambabyte > "$WORK/image.json"
 python3 - "$WORK/image.json" << 'PYTHON'
 import json, sys
@@ -59,12 +59,13 @@ done
 
 container=$(storage from --pull-never mambabyte)
 trap 'storage rm "$container" > /dev/null' EXIT
-storage config --volume /srv- "$container" # or the image's own volume, which we cannot look into, hides ours
+storage config --volume /srv- "$container" # otherwise the image's own volume, which is inaccessible here, would hide ours
 rm -rf "$WORK/srv" && mkdir -p "$WORK/srv" && chown "$user" "$WORK/srv"
 in_image() { storage run --user "$user" --volume "$WORK/srv:/srv" "$container" -- "$@"; }
 mambabyte() { in_image tini -- mambabyte "$@"; }
 
-say "no pip.conf, no pip, a list of what is in it"
+say "no pip.conf, no pip, a complete list of components"
+# shellcheck disable=SC2016 # expanded in the image
 in_image sh -c 'test ! -e /etc/pip.conf && test ! -e /opt/mambabyte/bin/pip && test "$(id -u)" != 0' || fail "leftovers"
 in_image python3 -c '
 import json
@@ -84,9 +85,9 @@ mambabyte train experiment=tiny
 say "eval"
 mambabyte eval --bpb --json ckpt=runs/tiny max_bytes=16384
 
-say "SIGTERM while it trains: saved, exit code 75, resumed by the same command"
+say "SIGTERM during training: saved, exit code 75, resumed by the same command"
 preempted=(train experiment=tiny name=preempted trainer.max_steps=400 callbacks.sample_every=0)
-# The isolation has no process namespace of its own: the shell's number is tini's, and ours to signal.
+# chroot isolation has no process namespace, so the shell's process id, which tini takes over, is valid here too.
 in_image sh -c 'echo $$ > /srv/pid; exec tini -- mambabyte "$@"' sh "${preempted[@]}" &
 job=$!
 for _ in $(seq 300); do
@@ -97,7 +98,7 @@ kill -TERM "$(cat "$WORK/srv/pid")"
 code=0; wait "$job" || code=$?
 [ "$code" = 75 ] || fail "exit code $code after SIGTERM, not 75"
 mambabyte "${preempted[@]}" 2> >(tee "$WORK/resumed.log" >&2)
-grep -q "goes on from step" "$WORK/resumed.log" || fail "it did not resume"
+grep -q "from step" "$WORK/resumed.log" || fail "it did not resume"
 
 say "passed"
 echo "To clean up: buildah --root $WORK/storage --runroot $WORK/run rmi --all; rm -r $WORK" >&2

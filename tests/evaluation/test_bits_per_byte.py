@@ -10,7 +10,7 @@ import torch
 
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
-from mambabyte.evaluation import evaluate
+from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.evaluation.bits_per_byte import bootstrap_interval
 from mambabyte.models import ByteLM, MambaByteConfig
 
@@ -37,7 +37,7 @@ def by_hand(model: ByteLM, corpus: ByteCorpus, context_of: Callable[[int], int])
 def test_disjoint_is_the_double_loop(model: ByteLM, corpus: ByteCorpus, context_length: int) -> None:
     # windows of context_length predictions begin at bytes 1, 1 + L, 1 + 2L, ... and see one byte before that
     expected = by_hand(model, corpus, lambda p: (p - 1) // context_length * context_length)
-    result = evaluate(model, corpus, "disjoint", context_length=context_length, batch_size=3)
+    result = evaluate(model, corpus, Protocol("disjoint", context_length, batch_size=3))
     assert result.nats == pytest.approx(expected, rel=1e-5)  # fp32 logits, computed in other shapes
     assert (result.bytes, result.documents) == (corpus.num_bytes, corpus.num_documents)
     assert result.bits_per_byte == result.nats / result.bytes / math.log(2)
@@ -49,7 +49,7 @@ def test_stateful_sees_the_whole_document(
     model: ByteLM, corpus: ByteCorpus, chunk: int, batch_size: int
 ) -> None:
     expected = by_hand(model, corpus, lambda p: 0)
-    result = evaluate(model, corpus, "stateful", context_length=chunk, batch_size=batch_size)
+    result = evaluate(model, corpus, Protocol("stateful", chunk, batch_size=batch_size))
     assert result.nats == pytest.approx(expected, rel=1e-5)
     assert result.bytes == corpus.num_bytes
 
@@ -63,7 +63,7 @@ def test_sliding_is_the_double_loop(
         return max(0, -(-(position - context_length) // stride)) * stride
 
     expected = by_hand(model, corpus, context_of)
-    result = evaluate(model, corpus, "sliding", context_length, 3, stride=stride)
+    result = evaluate(model, corpus, Protocol("sliding", context_length, stride, batch_size=3))
     assert result.nats == pytest.approx(expected, rel=1e-5)
     assert (result.bytes, result.protocol["stride"]) == (corpus.num_bytes, stride)
 
@@ -71,90 +71,96 @@ def test_sliding_is_the_double_loop(
 def test_sliding_by_the_whole_context_is_disjoint_and_half_is_the_default(
     model: ByteLM, corpus: ByteCorpus
 ) -> None:
-    assert evaluate(model, corpus, "sliding", 8, stride=8).nats == evaluate(model, corpus, "disjoint", 8).nats
-    halves = [evaluate(model, corpus, "sliding", 8, stride=stride).nats for stride in (None, 4)]
-    assert halves[0] == halves[1] != evaluate(model, corpus, "disjoint", 8).nats
+    disjoint = evaluate(model, corpus, Protocol("disjoint", 8)).nats
+    assert evaluate(model, corpus, Protocol("sliding", 8, stride=8)).nats == disjoint
+    halves = [evaluate(model, corpus, Protocol("sliding", 8, stride=stride)).nats for stride in (None, 4)]
+    assert halves[0] == halves[1] != disjoint
 
 
 def test_the_protocols_differ_here(model: ByteLM, corpus: ByteCorpus) -> None:
     # or the tests above could not tell them apart
-    figures = [evaluate(model, corpus, protocol, 8).nats for protocol in ("disjoint", "stateful")]
+    figures = [evaluate(model, corpus, Protocol(protocol, 8)).nats for protocol in ("disjoint", "stateful")]
     assert figures[0] != pytest.approx(figures[1], rel=1e-3)
 
 
 def test_max_bytes_cuts_the_corpus(model: ByteLM, corpus: ByteCorpus) -> None:
     cut = ByteCorpus(corpus.bytes[:45], np.array([0, 1, 3, 43, 45]), list("abcd"))
-    result = evaluate(model, corpus, context_length=8, max_bytes=45)
-    assert result.nats == pytest.approx(evaluate(model, cut, context_length=8).nats, rel=1e-9)
+    result = evaluate(model, corpus, Protocol(context_length=8), max_bytes=45)
+    assert result.nats == pytest.approx(evaluate(model, cut, Protocol(context_length=8)).nats, rel=1e-9)
     assert (result.bytes, result.documents, result.protocol["max_bytes"]) == (45, 4, 45)
 
 
 def test_documents_of_one_byte_cost_eight_bits(model: ByteLM) -> None:
     corpus = ByteCorpus(np.array([7, 7, 7], np.uint8), np.array([0, 1, 2, 2, 3]), list("abcd"))
     for protocol in ("disjoint", "stateful"):
-        assert evaluate(model, corpus, protocol, 8).bits_per_byte == pytest.approx(8, rel=1e-12)
+        assert evaluate(model, corpus, Protocol(protocol, 8)).bits_per_byte == pytest.approx(8, rel=1e-12)
 
 
 def test_every_byte_is_reported_once(model: ByteLM, corpus: ByteCorpus) -> None:
     for protocol in ("disjoint", "stateful"):
         seen: list[tuple[int, int]] = []
-        evaluate(
-            model, corpus, protocol, 8, 2, progress=lambda done, total, seen=seen: seen.append((done, total))
-        )
+        how = Protocol(protocol, 8, batch_size=2)
+        evaluate(model, corpus, how, progress=lambda done, total, seen=seen: seen.append((done, total)))
         assert seen[-1] == (corpus.num_bytes, corpus.num_bytes)
         assert sorted(seen) == seen
 
 
 def test_the_result_names_data_and_weights(model: ByteLM, corpus: ByteCorpus) -> None:
-    first = evaluate(model, corpus, context_length=8)
+    first = evaluate(model, corpus, Protocol(context_length=8))
     assert first.data_fingerprint == corpus.fingerprint
     other = MambaByteConfig(d_model=32, n_layer=2, d_state=4).build()
-    assert evaluate(other, corpus, context_length=8).weights_fingerprint != first.weights_fingerprint
+    assert (
+        evaluate(other, corpus, Protocol(context_length=8)).weights_fingerprint != first.weights_fingerprint
+    )
     assert first.to_dict()["protocol"]["name"] == "disjoint"
 
 
 def test_the_model_is_left_as_it_was(model: ByteLM, corpus: ByteCorpus) -> None:
     model.train()
-    evaluate(model, corpus, context_length=8)
+    evaluate(model, corpus, Protocol(context_length=8))
     assert model.training
     model.eval()
-    evaluate(model, corpus, context_length=8)
+    evaluate(model, corpus, Protocol(context_length=8))
     assert not model.training
 
 
 def test_bf16_is_near_fp32_and_said(model: ByteLM, corpus: ByteCorpus) -> None:
-    result = evaluate(model, corpus, context_length=8, precision="bf16")
+    result = evaluate(model, corpus, Protocol(context_length=8, precision="bf16"))
     assert result.precision == "bf16"
     # 8 bits of mantissa in logits of size 10
-    assert result.nats == pytest.approx(evaluate(model, corpus, context_length=8).nats, rel=2e-2)
+    assert result.nats == pytest.approx(evaluate(model, corpus, Protocol(context_length=8)).nats, rel=2e-2)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"protocol": "folding"},
+        {"name": "folding"},
         {"precision": "fp16"},
         {"batch_size": 0},
         {"context_length": 0},
-        {"max_bytes": 0},
-        {"protocol": "sliding", "stride": 0},
-        {"protocol": "sliding", "context_length": 8, "stride": 9},
+        {"name": "sliding", "stride": 0},
+        {"name": "sliding", "context_length": 8, "stride": 9},
     ],
 )
-def test_wrong_settings_are_user_errors(model: ByteLM, corpus: ByteCorpus, settings: dict) -> None:
+def test_wrong_settings_are_user_errors(settings: dict) -> None:
     with pytest.raises(UserError):
-        evaluate(model, corpus, **settings)
+        Protocol(**settings)
+
+
+def test_no_bytes_at_all_are_a_user_error(model: ByteLM, corpus: ByteCorpus) -> None:
+    with pytest.raises(UserError, match="max_bytes must be 1 or more"):
+        evaluate(model, corpus, Protocol(), max_bytes=0)
 
 
 def test_every_document_has_its_own_figure(model: ByteLM, corpus: ByteCorpus) -> None:
-    result = evaluate(model, corpus, "stateful", 8)
+    result = evaluate(model, corpus, Protocol("stateful", 8))
     assert [document.name for document in result.per_document] == corpus.names
     assert [document.bytes for document in result.per_document] == np.diff(corpus.offsets).tolist()
     assert result.per_document[0].bits_per_byte == pytest.approx(8, rel=1e-12)  # one byte
     alone = ByteCorpus(corpus.document(2), np.array([0, len(corpus.document(2))]), ["2"])
     # fp32, batches of other shapes
     assert result.per_document[2].bits_per_byte == pytest.approx(
-        evaluate(model, alone, "stateful", 8).bits_per_byte, rel=1e-5
+        evaluate(model, alone, Protocol("stateful", 8)).bits_per_byte, rel=1e-5
     )
     bits = sum(document.bytes * document.bits_per_byte for document in result.per_document)
     assert bits / result.bytes == pytest.approx(result.bits_per_byte, rel=1e-12)
@@ -171,10 +177,10 @@ def test_the_interval_is_that_of_resampled_documents() -> None:
     assert bootstrap_interval(nats[:1], lengths[:1]) is None
 
 
-def test_an_empty_split_is_told(model: ByteLM) -> None:
+def test_an_empty_split_is_reported(model: ByteLM) -> None:
     nothing = ByteCorpus(np.zeros(0, np.uint8), np.array([0, 0]), ["empty"])
     with pytest.raises(UserError, match="no bytes"):
-        evaluate(model, nothing)
+        evaluate(model, nothing, Protocol())
 
 
 @pytest.mark.parametrize("protocol", ["disjoint", "sliding", "stateful"])
@@ -186,14 +192,14 @@ def test_a_model_without_probabilities_gives_no_figure(
     with torch.no_grad():
         broken.lm_head.weight[3, 0] = value
     with pytest.raises(UserError, match="no probabilities"):
-        evaluate(broken, corpus, protocol, 8)
+        evaluate(broken, corpus, Protocol(protocol, 8))
 
 
 def test_another_vocabulary_gives_no_figure(model: ByteLM, corpus: ByteCorpus) -> None:
     other = deepcopy(model)
     other.lm_head = torch.nn.Linear(32, 320, bias=False)
     with pytest.raises(UserError, match="320 symbols"):
-        evaluate(other, corpus)
+        evaluate(other, corpus, Protocol())
 
 
 def test_a_model_whose_state_grows_cannot_be_stateful(
@@ -201,5 +207,5 @@ def test_a_model_whose_state_grows_cannot_be_stateful(
 ) -> None:
     monkeypatch.setattr(type(model), "recurrent", False)
     with pytest.raises(UserError, match="protocol=disjoint"):
-        evaluate(model, corpus, "stateful")
-    assert evaluate(model, corpus, "disjoint").bytes == corpus.num_bytes
+        evaluate(model, corpus, Protocol("stateful"))
+    assert evaluate(model, corpus, Protocol("disjoint")).bytes == corpus.num_bytes

@@ -11,8 +11,8 @@ import torch
 
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
-from mambabyte.evaluation import SavedProgress, evaluate
-from mambabyte.evaluation.load_balancing import deal
+from mambabyte.evaluation import Protocol, SavedProgress, evaluate
+from mambabyte.evaluation.load_balancing import documents_per_rank
 from mambabyte.models import ByteLM
 
 PROTOCOLS = ("disjoint", "sliding", "stateful")
@@ -23,12 +23,14 @@ import json, sys
 sys.path.insert(0, {here!r})
 import torch
 from conftest import small_corpus, small_model
-from mambabyte.evaluation import evaluate
+from mambabyte.evaluation import Protocol, evaluate
 torch.set_num_threads(1)
 store = torch.distributed.FileStore({store!r}, {ranks})
 torch.distributed.init_process_group("gloo", store=store, rank=int(sys.argv[1]), world_size={ranks})
 for protocol in {protocols!r}:
-    result = evaluate(small_model(torch.float64), small_corpus(), protocol, 8, 3, all_ranks=True)
+    result = evaluate(
+        small_model(torch.float64), small_corpus(), Protocol(protocol, 8, batch_size=3), all_ranks=True
+    )
     print(json.dumps(result.to_dict()))
 torch.distributed.destroy_process_group()
 """
@@ -41,7 +43,10 @@ def exact(model: ByteLM) -> ByteLM:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_batch_size_changes_nothing(exact: ByteLM, corpus: ByteCorpus, protocol: str) -> None:
-    figures = [evaluate(exact, corpus, protocol, 8, batch_size).nats for batch_size in (1, 2, 7, 1000)]
+    figures = [
+        evaluate(exact, corpus, Protocol(protocol, 8, batch_size=batch_size)).nats
+        for batch_size in (1, 2, 7, 1000)
+    ]
     assert figures == pytest.approx([figures[0]] * 4, rel=1e-9)
 
 
@@ -54,7 +59,10 @@ def test_the_number_of_ranks_changes_nothing(exact: ByteLM, corpus: ByteCorpus, 
     ]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * ranks
-    alone = {protocol: evaluate(exact, corpus, protocol, 8, 3).to_dict() for protocol in PROTOCOLS}
+    alone = {
+        protocol: evaluate(exact, corpus, Protocol(protocol, 8, batch_size=3)).to_dict()
+        for protocol in PROTOCOLS
+    }
     for output in outputs:
         shared = [json.loads(line) for line in output.splitlines()]
         assert [result["protocol"]["name"] for result in shared] == list(PROTOCOLS)
@@ -69,10 +77,10 @@ def test_the_number_of_ranks_changes_nothing(exact: ByteLM, corpus: ByteCorpus, 
 
 def test_ranks_get_every_document_once_and_like_shares() -> None:
     lengths = [5, 100, 1, 40, 40, 20, 7]
-    hands = deal(lengths, 3)
-    assert sorted(index for hand in hands for index in hand) == list(range(len(lengths)))
-    assert sorted(sum(lengths[i] for i in hand) for hand in hands) == [53, 60, 100]
-    assert deal([3], 2) == [[0], []]
+    shares = documents_per_rank(lengths, 3)
+    assert sorted(index for share in shares for index in share) == list(range(len(lengths)))
+    assert sorted(sum(lengths[i] for i in share) for share in shares) == [53, 60, 100]
+    assert documents_per_rank([3], 2) == [[0], []]
 
 
 class Killed(Exception):
@@ -84,23 +92,21 @@ def test_an_interrupted_evaluation_goes_on(
     exact: ByteLM, corpus: ByteCorpus, protocol: str, tmp_path: Path
 ) -> None:
     saved = SavedProgress(tmp_path, every=0)
-    settings = {"protocol": protocol, "context_length": 8, "batch_size": 3}
+    how = Protocol(protocol, 8, batch_size=3)
 
     def killed(done: int, total: int) -> None:
         if done > total // 2:
             raise Killed
 
     with pytest.raises(Killed):
-        evaluate(exact, corpus, **settings, saved_progress=saved, progress=killed)
+        evaluate(exact, corpus, how, saved_progress=saved, progress=killed)
     (note,) = tmp_path.iterdir()
     # another measurement of the same model does not take it for its own
-    other = evaluate(exact, corpus, protocol, 16, 3, saved_progress=saved)
+    other = evaluate(exact, corpus, Protocol(protocol, 16, batch_size=3), saved_progress=saved)
     assert note.exists()
     seen: list[int] = []
-    resumed = evaluate(
-        exact, corpus, **settings, saved_progress=saved, progress=lambda done, _: seen.append(done)
-    )
-    whole = evaluate(exact, corpus, **settings)
+    resumed = evaluate(exact, corpus, how, saved_progress=saved, progress=lambda done, _: seen.append(done))
+    whole = evaluate(exact, corpus, how)
     assert seen[0] > corpus.num_bytes // 4
     assert seen[-1] == corpus.num_bytes
     assert resumed.nats == pytest.approx(whole.nats, rel=1e-9)
@@ -111,28 +117,30 @@ def test_an_interrupted_evaluation_goes_on(
 def test_a_damaged_note_starts_the_evaluation_again(
     exact: ByteLM, corpus: ByteCorpus, tmp_path: Path
 ) -> None:
-    saved = SavedProgress(tmp_path, every=0)
+    saved, how = SavedProgress(tmp_path, every=0), Protocol("stateful", 8, batch_size=3)
 
     def killed(done: int, total: int) -> None:
         if done > total // 2:
             raise Killed
 
     with pytest.raises(Killed):
-        evaluate(exact, corpus, "stateful", 8, 3, saved_progress=saved, progress=killed)
+        evaluate(exact, corpus, how, saved_progress=saved, progress=killed)
     (note,) = tmp_path.iterdir()
     note.write_bytes(note.read_bytes()[:100])
-    resumed = evaluate(exact, corpus, "stateful", 8, 3, saved_progress=saved)
-    assert resumed.nats == pytest.approx(evaluate(exact, corpus, "stateful", 8, 3).nats, rel=1e-9)
+    resumed = evaluate(exact, corpus, how, saved_progress=saved)
+    assert resumed.nats == pytest.approx(evaluate(exact, corpus, how).nats, rel=1e-9)
 
 
-def test_a_place_that_cannot_be_written_is_told(exact: ByteLM, corpus: ByteCorpus, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_reported(
+    exact: ByteLM, corpus: ByteCorpus, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="output_dir"):
-        evaluate(exact, corpus, saved_progress=SavedProgress(tmp_path / "file", every=0))
+        evaluate(exact, corpus, Protocol(), saved_progress=SavedProgress(tmp_path / "file", every=0))
 
 
 def test_float64_is_computed_in_float64(exact: ByteLM, model: ByteLM, corpus: ByteCorpus) -> None:
-    nats = [evaluate(m, corpus, "disjoint", 8).nats for m in (exact, model)]
+    nats = [evaluate(m, corpus, Protocol("disjoint", 8)).nats for m in (exact, model)]
     assert nats[0] == pytest.approx(nats[1], rel=1e-5)
     assert nats[0] != pytest.approx(nats[1], rel=1e-12)  # or the tolerance above would mean nothing
     assert exact(torch.tensor([[1]])).dtype == torch.float64

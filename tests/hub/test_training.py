@@ -24,7 +24,7 @@ SIZE = [
     "trainer.global_batch_bytes=256",
     "trainer.micro_batch_size=2",
     "trainer.accelerator=cpu",
-    "callbacks.validation_bytes=256",
+    "callbacks.validate_bytes=256",
     "callbacks.sample_bytes=8",
     "callbacks.checkpoint_every=6",
 ]
@@ -41,9 +41,9 @@ class World:
     def assert_ends_as_the_undisturbed(self, name: str) -> None:
         assert driver.windows(self.folder / f"{name}.log") == driver.windows(self.folder / "whole.log")
         ours, whole = (checkpoints.read(self.folder / run) for run in (name, "whole"))
-        assert ours["global_step"] == whole["global_step"] == 24
-        for key, tensor in whole["state_dict"].items():
-            assert torch.equal(ours["state_dict"][key], tensor), key
+        assert ours.step == whole.step == 24
+        for key, tensor in whole.state_dict.items():
+            assert torch.equal(ours.state_dict[key], tensor), key
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import torch
 
 from mambabyte import checkpoints
 from mambabyte.data import ByteCorpus
-from mambabyte.evaluation import evaluate
+from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.generation import Sampler, generate
 from mambabyte.models import MambaByteConfig
 
@@ -68,7 +68,7 @@ def test_its_bits_per_byte_are_ours(
     corpus = ByteCorpus(
         np.concatenate(data), np.concatenate(([0], np.cumsum([len(d) for d in data]))), list("abcd")
     )
-    ours = evaluate(checkpoints.load_model(checkpoint), corpus, "disjoint", 8)
+    ours = evaluate(checkpoints.load_model(checkpoint), corpus, Protocol("disjoint", 8))
     # sums of the same float64 nats in another order
     assert found["results"]["texts"]["bits_per_byte,none"] == pytest.approx(ours.bits_per_byte, rel=1e-9)
 
@@ -109,7 +109,7 @@ def test_the_device_that_the_harness_asks_for_unasked_need_not_be_there(checkpoi
     from mambabyte.integrations.lm_eval import ByteHarness
 
     with patch("torch.cuda.is_available", return_value=False):
-        assert ByteHarness(str(checkpoint), device="cuda:0")._device == torch.device("cpu")
+        assert ByteHarness(str(checkpoint), device="cuda:0").device == torch.device("cpu")
 
 
 def test_its_command_line_knows_our_models_and_explains_itself(checkpoint: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mambabyte.models import (
     TransformerConfig,
 )
 from mambabyte.models.gated_s4d import S4D
-from mambabyte.models.layers import attend, rotate, rotation
+from mambabyte.models.layers import apply_rotary, causal_attention, rotary_factors
 
 MEGABYTE = MegaByteConfig(
     patch_size=4,
@@ -77,13 +77,13 @@ def test_perceiver_ar_ends_a_window_as_the_paper_does():
     torch.nn.init.normal_(model.lm_head.weight)
     bytes, cross, latents = random_bytes(2, 18), model.cross, 6
     x = model.embedding(bytes)
-    turn = rotation(torch.arange(18), model.config.rotary_channels, model.config.rope_base)
+    rotary = rotary_factors(torch.arange(18), model.config.rotary_channels, model.config.rope_base)
     residual = cross.latents(x[:, -latents:])
     q = cross.query(cross.latent_norm(residual, None)[0]).view(2, latents, 2, 16)
     k, v = (t.view(2, 18, 2, 16) for t in cross.key_value(cross.input_norm(x, None)[0]).chunk(2, -1))
-    attended = attend(rotate(q, turn[-latents:]), rotate(k, turn), v)
+    attended = causal_attention(apply_rotary(q, rotary[-latents:]), apply_rotary(k, rotary), v)
     normed, residual = cross.feed_forward_norm(residual, cross.out(attended))
-    out = model.stack(residual + cross.feed_forward(normed), None, turn[-latents:])[0]
+    out = model.stack(residual + cross.feed_forward(normed), None, rotary[-latents:])[0]
     # fp32 in another order, logits of order 10
     assert torch.allclose(model(bytes)[:, -latents:], model.lm_head(out), atol=1e-4)
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mambabyte import checkpoints
 from mambabyte.commands import train
-from mambabyte.config.composition import config_dir
 from mambabyte.models import (
     CNNConfig,
     GatedS4DConfig,
@@ -22,6 +20,7 @@ from mambabyte.models import (
     PerceiverARConfig,
     TransformerConfig,
 )
+from mambabyte.training.settings import TrainSettings
 
 MODELS = {
     "mambabyte": MambaByteConfig(d_model=32, n_layer=2, d_state=4),
@@ -344,11 +343,10 @@ def test_small_configs_take_real_steps(choice, tmp_path):
     overrides = [
         f"model={choice}", "data=files", f"data.path={folder}", "data.windows=packed", "context_length=64",
         "data.validation_fraction=0.2", "trainer.max_steps=3", "trainer.micro_batch_size=2",
-        "trainer.global_batch_bytes=256", "trainer.accelerator=cpu", "callbacks.validation_bytes=256",
+        "trainer.global_batch_bytes=256", "trainer.accelerator=cpu", "callbacks.validate_bytes=256",
         "callbacks.sample_every=3", "callbacks.sample_bytes=8", f"run_dir={tmp_path}/run",
         f"data.folder={tmp_path}/prepared",
     ]  # fmt: skip
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        train.run(compose("train", overrides))
-    assert checkpoints.read(tmp_path / "run")["global_step"] == 3
+    train.run(TrainSettings.compose(*overrides))
+    assert checkpoints.read(tmp_path / "run").step == 3
     assert 1.5e6 < checkpoints.load_model(tmp_path / "run").num_parameters() < 2.0e6

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mambabyte.models.layers import append, attend, rotate, rotation
+from mambabyte.models.layers import append_to_cache, apply_rotary, causal_attention, rotary_factors
 
 
 def naive_attention(q, k, v, window):
@@ -20,7 +20,7 @@ def test_attend_is_masked_softmax(window, length, before):
     q = torch.randn(2, length, 3, 4, generator=generator, dtype=torch.float64)
     k, v = torch.randn(2, 2, before + length, 3, 4, generator=generator, dtype=torch.float64)
     expected = naive_attention(q, k, v, window or 10**9)
-    assert torch.allclose(attend(q, k, v, window), expected, atol=1e-12)
+    assert torch.allclose(causal_attention(q, k, v, window), expected, atol=1e-12)
 
 
 def test_rotary_scores_depend_on_distance_alone():
@@ -28,9 +28,12 @@ def test_rotary_scores_depend_on_distance_alone():
     q, k = torch.randn(2, 1, 1, 1, 8, generator=generator)
 
     def score(q_place, k_place):
-        turned = [rotate(x, rotation(torch.tensor([p]), 6, 100.0)) for x, p in ((q, q_place), (k, k_place))]
-        assert torch.equal(turned[0][..., 6:], q[..., 6:]), "channels beyond the first 6 are left alone"
-        return (turned[0] * turned[1]).sum().item()
+        rotated = [
+            apply_rotary(x, rotary_factors(torch.tensor([p]), 6, 100.0))
+            for x, p in ((q, q_place), (k, k_place))
+        ]
+        assert torch.equal(rotated[0][..., 6:], q[..., 6:]), "channels beyond the first 6 are left alone"
+        return (rotated[0] * rotated[1]).sum().item()
 
     assert score(13, 9) == pytest.approx(score(4, 0), abs=1e-5)
     assert abs(score(13, 9) - score(13, 8)) > 1e-3
@@ -39,19 +42,19 @@ def test_rotary_scores_depend_on_distance_alone():
 @torch.no_grad()
 def test_append_copies_only_what_is_new_and_keeps_earlier_caches():
     new = torch.arange(400.0).view(1, 400, 1, 1)
-    cache = append(append(new[:, :0], new[:, :3]), new[:, 3:4])
+    cache = append_to_cache(append_to_cache(new[:, :0], new[:, :3]), new[:, 3:4])
     buffers = set()
     for t in range(4, 400):
-        cache = append(cache, new[:, t : t + 1])
+        cache = append_to_cache(cache, new[:, t : t + 1])
         buffers.add(cache.data_ptr())
         assert torch.equal(cache, new[:, : t + 1])
     assert len(buffers) < 8, "396 bytes were copied a few times only"
-    branch = append(cache, -new[:, :1])
-    assert torch.equal(append(cache, new[:, :1])[:, -1], new[:, 0])
+    branch = append_to_cache(cache, -new[:, :1])
+    assert torch.equal(append_to_cache(cache, new[:, :1])[:, -1], new[:, 0])
     assert torch.equal(branch[:, -1], -new[:, 0]) and torch.equal(branch[:, :-1], new)
 
 
 def test_append_has_gradients():
     cache = torch.ones(1, 2, 1, 1, requires_grad=True)
-    append(cache, torch.ones(1, 1, 1, 1)).sum().backward()
+    append_to_cache(cache, torch.ones(1, 1, 1, 1)).sum().backward()
     assert torch.equal(cache.grad, torch.ones(1, 2, 1, 1))

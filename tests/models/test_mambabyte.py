@@ -157,13 +157,13 @@ def test_config_round_trip_and_refusals():
         ({"_target_": "os.system", "command": "true"}, "does not have"),
         ({"_target_": "mambabyte.models.config_from_dict"}, "does not have"),
         ({"_target_": "mambabyte.models.ByteLMConfig"}, "does not have"),
-        ({"_target_": "mambabyte.models.MambaByteConfig", "depth": 3}, "no field 'depth'"),
+        ({"_target_": "mambabyte.models.MambaByteConfig", "depth": 3}, "no setting model.depth"),
         (
             {"_target_": "mambabyte.models.MambaByteConfig", "d_model": "wide"},
-            "model.d_model must be of type int",
+            "model.d_model must be an integer",
         ),
         ({"_target_": "mambabyte.models.MambaByteConfig", "d_model": 0}, "at least 1"),
-        ({"_target_": "mambabyte.models.MambaByteConfig", "norm": "batch"}, "'layer' or 'rms'"),
+        ({"_target_": "mambabyte.models.MambaByteConfig", "norm": "batch"}, "one of layer, rms"),
     ]:
         with pytest.raises(UserError, match=message):
             config_from_dict(description)

@@ -1,4 +1,4 @@
-"""The ops as the papers write them, one step at a time in fp64: slow, and too simple to be wrong."""
+"""The ops as the papers write them, one step at a time in fp64: slow, and simple to check by reading."""
 
 import torch
 from torch.nn.functional import silu, softplus
@@ -17,7 +17,7 @@ def naive_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, doc
 
 
 def naive_causal_conv1d(x, weight, bias, initial_state, document_start=None):
-    """Each output from the inputs of its own document that lie within the width."""
+    """Each output from those inputs of its own document that are within the width."""
     width = weight.shape[1]
     rows = torch.cat([initial_state, x], 1)
     out = []
@@ -33,6 +33,6 @@ def naive_causal_conv1d(x, weight, bias, initial_state, document_start=None):
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest deviation over the expected tensor's largest magnitude; NaN anywhere fails every comparison."""
+    """Largest deviation relative to the expected tensor's largest magnitude. A NaN fails every comparison."""
     scale = expected.abs().max().clamp_min(1e-12)
     return ((actual.double() - expected.double()).abs().max() / scale).item()

@@ -5,8 +5,8 @@ import torch
 
 from mambabyte.models import MambaByteConfig
 from mambabyte.ops import causal_conv1d, selective_scan
-from tests.ops.test_causal_conv1d import make_arguments as conv_arguments
-from tests.ops.test_selective_scan import make_arguments as scan_arguments
+from tests.ops.causal_conv1d.test_causal_conv1d import make_arguments as conv_arguments
+from tests.ops.selective_scan.test_selective_scan import make_arguments as scan_arguments
 
 
 @pytest.mark.parametrize("resets", [False, True])

@@ -1,24 +1,29 @@
-"""What the image is built from, read as text: tests/docker builds and runs it, by hand."""
+"""The Docker image, without an engine: parse its recipe, run its commands. tests/docker builds it by hand."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from mambabyte.cli import main as cli
+from mambabyte.errors import Interrupted
+
 ROOT = Path(__file__).parents[2]
 LOCKS = ROOT / "docker" / "locks"
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
-ENTRYPOINT = ["tini", "--", "mambabyte"]
 
 
 def instructions() -> list[tuple[str, str]]:
-    """(instruction, arguments) of the Dockerfile, continued lines joined, comments left out."""
+    """(instruction, arguments) of the Dockerfile, without comments; continued lines are joined."""
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [tuple(line.split(None, 1)) for line in joined.splitlines() if line]  # type: ignore[misc]
@@ -29,7 +34,7 @@ def arguments(name: str) -> list[str]:
 
 
 def pins(lock: str) -> dict[str, list[str]]:
-    """The versions of each package in a lock: one, or one for each range of Pythons."""
+    """The versions of each package in a lock file: one, or one per range of Python versions."""
     found: dict[str, list[str]] = {}
     for name, version in re.findall(r"^([a-z0-9-]+)==([\w.+]+)", (LOCKS / f"{lock}.lock").read_text(), re.M):
         found.setdefault(name, []).append(version)
@@ -37,7 +42,7 @@ def pins(lock: str) -> dict[str, list[str]]:
 
 
 def names(text: str) -> set[str]:
-    """The names of the requirements that a piece of TOML quotes."""
+    """The names of the requirements quoted in a piece of TOML."""
     return {name.lower() for name in re.findall(r'"([A-Za-z][\w-]*)', text)}
 
 
@@ -49,28 +54,31 @@ def test_the_base_is_a_version_and_an_argument():
     assert {text.split(" AS ")[0] for text in arguments("FROM")} - stages == {"${BASE}"}
 
 
-def test_what_is_copied_is_there_and_reaches_the_engine():
-    """.dockerignore lists what may pass; the checkout's own files are the only source."""
-    rules = (ROOT / ".dockerignore").read_text().splitlines()
-    allowed = [line[1:] for line in rules if line.startswith("!")]
-    assert "*" in rules
-    for path in allowed:
-        assert (ROOT / path).exists(), path
-    copied = [text for text in arguments("COPY") if not text.startswith("--from")]
-    assert copied == ["docker/locks docker/locks", ". ."]
-    # What hatchling reads to build the wheel, and what the wheel is made of.
-    assert {"pyproject.toml", "README.md", "LICENSE", "conf", "mambabyte", "docker/locks"} == set(allowed)
-    assert arguments("ADD") == []
+def test_the_build_context_holds_the_locks_and_builds_the_wheel(tmp_path: Path):
+    pytest.importorskip("hatchling", reason="the wheel is built with the dev extra")
+    first, *rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] != "#"]
+    assert first == "*"  # nothing enters the context unless a rule below lets it in
+    for path in [rule[1:] for rule in rules if rule.startswith("!")]:
+        copy = shutil.copytree if (ROOT / path).is_dir() else shutil.copy
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        copy(ROOT / path, tmp_path / path)
+    for lock in re.findall(r"docker/locks/\S+?\.lock", " ".join(arguments("RUN"))):
+        for torch in ("cpu", "cuda"):
+            assert (tmp_path / lock.replace("$TORCH", torch)).exists(), lock
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    built = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert list(tmp_path.glob("dist/mambabyte-*.whl"))
 
 
-def test_every_package_that_is_fetched_is_checked_by_its_hash():
+def test_every_downloaded_package_is_checked_by_its_hash():
     commands = [part.strip() for text in arguments("RUN") for part in text.split("&&")]
     pip = [command for command in commands if re.search(r"pip\b.* (install|wheel|download)\b", command)]
     assert len(pip) >= 6
     for command in pip:
         local = command.endswith((" .", "./*/")) or "--no-index" in command
         assert local != ("--require-hashes" in command), command
-        # A package without a wheel is built by what the locks name.
+        # A package without a wheel is built with the locked build tools.
         assert "wheel" not in command.split() or "--no-build-isolation" in command
     for lock in LOCKS.glob("*.lock"):
         for entry in re.split(r"\n(?=\S)", lock.read_text().strip()):
@@ -85,7 +93,7 @@ def test_locks_hold_what_the_project_needs_in_the_tested_versions():
     assert names(needed[1]) <= {*project, *cuda}
     assert cuda["torch"] == [cpu["torch"][0].removesuffix("+cpu")] and list(cpu) == ["torch"]
     assert not project.keys() & cuda.keys()
-    # Nothing of CUDA reaches an image of the CPU build.
+    # No CUDA package enters the CPU image.
     assert not [name for name in project if name.startswith(("nvidia", "cuda", "triton"))]
     assert list(pins("kernels")) == ["causal-conv1d", "mamba-ssm"]
     # The locks are for Python 3.11 and later.
@@ -95,11 +103,30 @@ def test_locks_hold_what_the_project_needs_in_the_tested_versions():
             assert name not in tested or versions == [tested[name]], name
 
 
-def test_signals_reach_the_program_of_a_user_without_rights():
-    assert json.loads(arguments("ENTRYPOINT")[0]) == ENTRYPOINT
-    assert re.search(r'CMD \["mambabyte", "doctor"\]$', arguments("HEALTHCHECK")[0])
-    assert json.loads(arguments("VOLUME")[0]) == ["/srv"]
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", arguments("USER")[-1])
+def test_the_image_runs_the_program_and_its_health_check(tmp_path: Path):
+    """In exec form, so that no shell holds a signal back, with a stand-in for tini."""
+    (tmp_path / "tini").write_text('#!/bin/sh\nshift\nexec "$@"\n')
+    (tmp_path / "mambabyte").write_text(f'#!/bin/sh\nexec {sys.executable} -m mambabyte "$@"\n')
+    for program in ("tini", "mambabyte"):
+        (tmp_path / program).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    started = json.loads(arguments("ENTRYPOINT")[0]) + json.loads(arguments("CMD")[0])
+    checked = json.loads(arguments("HEALTHCHECK")[0].partition("CMD ")[2])
+    for command, says in ((started, "commands:"), ([*checked, "--offline"], "Training can start.")):
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout
+
+
+def test_everything_that_is_written_lands_in_the_volume():
+    (volume,) = json.loads(arguments("VOLUME")[0])
+    runtime = next(text for text in arguments("ENV") if "XDG_CACHE_HOME" in text)
+    written = re.findall(r"(?:HOME|\w+_DIR)=(\S+)", runtime)
+    assert len(written) >= 4
+    mounts = [volume.split(":")[1] for volume in compose()["volumes"]]
+    assert all(Path(path).is_relative_to(volume) for path in [*written, *mounts, arguments("WORKDIR")[-1]])
 
 
 def test_no_secret_and_no_index_is_left_in_the_image():
@@ -109,71 +136,105 @@ def test_no_secret_and_no_index_is_left_in_the_image():
         assert not re.search(r"token|password|api_key|://", text, re.IGNORECASE), text
 
 
-def test_compose_reserves_the_gpus_and_keeps_runs_data_and_caches():
-    composed = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
-    service = composed["services"]["mambabyte"]
+def compose() -> dict:
+    return yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]["mambabyte"]
+
+
+def test_compose_builds_this_checkout_and_trains_without_a_secret_in_the_file(capsys):
+    service = compose()
     assert (ROOT / "docker" / service["build"]).resolve() == ROOT
-    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
-    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
-    # By name alone: the values come from the shell.
-    assert service["environment"] == ["WANDB_API_KEY", "HF_TOKEN"]
-    mounts = dict(volume.split(":") for volume in service["volumes"])
-    assert mounts == {"runs": "/srv/runs", "data": "/srv/data", "cache": "/srv/cache"}
-    assert set(composed["volumes"]) == set(mounts)
-    assert service["command"] == ["train", "+experiment=pg19"]
-    assert service["restart"].startswith("on-failure")
+    assert not [name for name in service["environment"] if "=" in name]  # the values come from the shell
+    assert cli.main([*service["command"], "--cfg", "job"]) == 0
+    assert "name: pg19" in capsys.readouterr().out
 
 
-def test_the_kubernetes_job_meets_at_its_first_pod_and_goes_on_after_a_preemption():
+def test_the_kubernetes_job_meets_at_its_first_pod_and_resumes_after_a_preemption(capsys):
+    launcher = pytest.importorskip("torch.distributed.run")
     service, job = yaml.safe_load_all((ROOT / "docker" / "kubernetes.yaml").read_text())
     name, spec = job["metadata"]["name"], job["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
-    options = dict(part.split("=", 1) for part in container["args"] if part.startswith("--"))
-    assert spec["completionMode"] == "Indexed"
-    assert spec["completions"] == spec["parallelism"] == int(options["--nnodes"])
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == int(options["--nproc-per-node"])
-    host, port = options["--rdzv-endpoint"].split(":")
+    *entrypoint, program = container["command"]
+    assert [*entrypoint, "mambabyte"] == json.loads(arguments("ENTRYPOINT")[0])
+    assert program == "torchrun"
+    options = launcher.get_args_parser().parse_args(container["args"])
+    assert options.module and options.training_script == "mambabyte"
+    assert spec["completions"] == spec["parallelism"] == int(options.nnodes)
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == int(options.nproc_per_node)
+    host, port = options.rdzv_endpoint.split(":")
     assert host == f"{name}-0.{service['metadata']['name']}"
-    assert service["spec"]["clusterIP"] == "None" and service["spec"]["ports"][0]["port"] == int(port)
+    assert service["spec"]["ports"][0]["port"] == int(port)
     assert service["spec"]["selector"] == {"job-name": name}
     assert pod["subdomain"] == service["metadata"]["name"]
-    assert container["command"] == [*ENTRYPOINT[:2], "torchrun"]
-    assert container["args"][-3:] == ["train", "+experiment=pg19", "trainer=ddp"]
-    # Time for the ranks to save, and 75 no failure.
-    assert int(options["--shutdown-timeout"]) < pod["terminationGracePeriodSeconds"]
-    exits = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
-    assert exits == [{"containerName": container["name"], "operator": "In", "values": [75]}]
-    assert pod["restartPolicy"] == "Never" and pod["securityContext"]["runAsNonRoot"]
+    assert options.shutdown_timeout < pod["terminationGracePeriodSeconds"]  # the ranks have time to save
+    (exits,) = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert (exits["containerName"], exits["values"]) == (container["name"], [Interrupted.exit_code])
+    user = f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}"
+    assert user == arguments("USER")[-1] and pod["securityContext"]["runAsUser"] > 0
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
+    assert cli.main([*options.training_script_args, "--cfg", "job"]) == 0
+    assert "name: pg19" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["docker/lock.sh", "tests/docker/build_and_run.sh"])
-def test_scripts_parse(script):
-    assert (ROOT / script).stat().st_mode & 0o100
-    subprocess.run(["bash", "-n", ROOT / script], check=True)
+UV = """#!/bin/sh
+# What uv does where every version is kept: the lock again, without its comments, with one new package.
+while [ "$1" != --output-file ]; do shift; done
+grep -v '^#' "$2" > "$2.new" || true
+[ "$(basename "$2")" != all ] || printf '%s\n' nvidia-new==1 zebra==1 >> "$2.new"
+mv "$2.new" "$2"
+"""
 
 
-def test_an_audit_counts_what_was_asked_and_names_what_was_found():
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder to lock in, with a stand-in for uv."""
+    shutil.copytree(ROOT / "docker", tmp_path / "docker")
+    for name in ("constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "uv").write_text(UV)
+    (tmp_path / "bin" / "uv").chmod(0o755)
+    return tmp_path
+
+
+def test_locking_keeps_every_pin_and_sorts_what_is_new(checkout: Path):
+    environment = {**os.environ, "PATH": f"{checkout}/bin:{os.environ['PATH']}", "TORCH_INDEX": ""}
+    done = subprocess.run([checkout / "docker" / "lock.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "torch-cpu.lock" in done.stderr
+    new = {"project": "zebra==1\n", "torch-cuda": "nvidia-new==1\n"}
+    for lock in LOCKS.glob("*.lock"):
+        assert (checkout / "docker" / "locks" / lock.name).read_text() == lock.read_text() + new.get(
+            lock.stem, ""
+        )
+
+
+def test_the_script_that_builds_the_image_by_hand_parses():
+    script = ROOT / "tests" / "docker" / "build_and_run.sh"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_an_audit_counts_the_packages_and_names_the_vulnerable_ones():
     spec = importlib.util.spec_from_file_location("audit", ROOT / "docker" / "audit.py")
     assert spec and spec.loader
     audit = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(audit)
-    sound = {"name": "sound", "version": "1", "vulns": []}
+    clean = {"name": "clean", "version": "1", "vulns": []}
     unknown = {"name": "unknown", "skip_reason": "Dependency not found"}
-    weak = {
-        "name": "weak",
+    affected = {
+        "name": "affected",
         "version": "2",
         "vulns": [{"id": "CVE-1", "fix_versions": ["2.1"]}, {"id": "CVE-2", "fix_versions": []}],
     }
-    assert audit.summary({"dependencies": [sound, unknown]}) == (
-        "1 of 2 packages audited, 0 with a known weakness; the service has no answer for the others",
+    assert audit.summary({"dependencies": [clean, unknown]}) == (
+        "1 of 2 packages audited, 0 with a known vulnerability; the service has no answer for the others",
         False,
     )
-    text, is_weak = audit.summary({"dependencies": [weak, unknown]})
-    assert is_weak
+    text, vulnerable = audit.summary({"dependencies": [affected, unknown]})
+    assert vulnerable
     assert text.splitlines()[1:] == [
-        "  weak 2: CVE-1, mended in 2.1",
-        "  weak 2: CVE-2, mended in no version yet",
+        "  affected 2: CVE-1, fixed in 2.1",
+        "  affected 2: CVE-2, not fixed yet",
     ]

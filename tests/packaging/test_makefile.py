@@ -1,4 +1,4 @@
-"""The Makefile's order of things, with a stand-in for Python that writes down how it is called."""
+"""What each Makefile target runs, recorded by a stand-in for Python."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Make:
 
     def __call__(self, *arguments: str, fail: str = "") -> subprocess.CompletedProcess[str]:
         self.log.write_text("")
-        # A make that runs these tests must not steer the one they run.
+        # Under `make test`, keep the outer make's settings out of this one.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MF"))}
         return subprocess.run(
             ["make", "PYTHON=./stand-in", *arguments],
@@ -82,14 +82,17 @@ def test_torch_comes_from_the_index_that_is_given(make):
     )
 
 
-def test_test_installs_the_developers_tools_then_lints_and_tests(make):
+def test_test_installs_the_development_tools_then_lints_and_tests(make):
     assert make("test").returncode == 0
-    assert make.calls[-3:] == [
+    assert make.calls[-5:] == [
         "python -m pip install --quiet -c constraints.txt --editable .[dev]",
         "ruff check .",
-        "python -m pytest -q",
+        "ruff format --check .",
+        "mypy ",
+        "python -m pytest -q -n auto --dist loadfile",
     ]
-    assert make("test", fail="check").returncode != 0
+    for fail in ("check", "format", "-m pytest"):
+        assert make("test", fail=fail).returncode != 0
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,11 @@ def test_gpu_check_installs_nothing(make):
     ]
 
 
-def test_continuous_integration_runs_make_test():
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    assert "exec make test" in script.read_text()
+def test_continuous_integration_runs_make_test_in_the_checkout(tmp_path):
+    (tmp_path / "make").write_text('#!/bin/sh\necho "$PWD: make $*"\n')
+    (tmp_path / "make").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [ROOT / ".ci" / "run"], env={**os.environ, "PATH": path}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"{ROOT}: make test\n")

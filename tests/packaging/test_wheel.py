@@ -1,4 +1,4 @@
-"""The wheel carries its configuration and works from any folder; what it imports it also declares."""
+"""The wheel contains its configuration, works from any folder, and declares what it imports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the checkout, so that the checkout stays as it is."""
+    """Built from a copy of the checkout, so that the checkout is not changed."""
     pytest.importorskip("build", reason="the wheel is built with the dev extra")
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
@@ -56,7 +56,7 @@ def test_the_wheel_holds_the_program_its_kernels_and_every_yaml(wheel: Path):
 def test_the_installed_wheel_composes_its_configuration_elsewhere(wheel: Path, tmp_path: Path):
     target, elsewhere = tmp_path / "target", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    # --ignore-installed: a development environment may hold the same version from the checkout.
+    # --ignore-installed: a development environment may have the same version installed from the checkout.
     install = [
         sys.executable,
         "-m",
@@ -84,12 +84,12 @@ def test_the_installed_wheel_composes_its_configuration_elsewhere(wheel: Path, t
 
 
 def requirements(text: str) -> set[str]:
-    """The normalised names of the requirements quoted in a piece of TOML or listed in a constraints file."""
+    """The normalised names of the requirements in a piece of TOML or a constraints file."""
     return set(re.findall(r'^\s*"?([a-z][a-z0-9-]*)[<>=]', text, re.M))
 
 
 def section(name: str) -> str:
-    """The requirements of one list of pyproject.toml, each on a line (tomllib is no part of Python 3.10)."""
+    """The requirements in one list of pyproject.toml, one per line (Python 3.10 has no tomllib)."""
     found = re.search(rf"^{name} = \[(.*?)\]$", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
     assert found
     return "\n".join(re.findall(r'"[^"]+"', found[1]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mambabyte.models import LSTMConfig, TransformerConfig
-from mambabyte.reporting import compare, read_run
+from mambabyte.reporting import compare
+from mambabyte.runs.run import read_run
 
 
 def comparisons_of(*directories):
@@ -57,7 +58,7 @@ def test_curves_over_different_shares_are_said(write_run) -> None:
     assert "the first 200 or 1,000 bytes" in notes[0]
 
 
-def test_models_of_one_class_and_size_are_told_apart_by_their_settings(write_run) -> None:
+def test_models_of_one_class_and_size_are_distinguished_by_their_settings(write_run) -> None:
     base = {"d_model": 16, "n_layer": 1}
     models = [TransformerConfig(**base, n_head=2), TransformerConfig(**base, n_head=4), LSTMConfig(**base)]
     runs = [write_run(f"{i}", model=model) for i, model in enumerate(models)]

@@ -11,9 +11,10 @@ import re
 import pytest
 
 from mambabyte.models import TransformerConfig
-from mambabyte.reporting import compare, read_run, tables
+from mambabyte.reporting import compare, tables
 from mambabyte.reporting.figures import FIGURES, draw
 from mambabyte.reporting.html import to_html
+from mambabyte.runs.run import read_run
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_a_model_has_one_colour_and_a_figure_its_own_axis(comparisons) -> None:
         assert entries == [*dict.fromkeys(comparisons[0].labels), "at the end, on all bytes"]
         ends.append((stars[0].get_xdata()[0], axes.get_xlabel()))
     assert ends[0] == (2.56, "bytes trained (kB)")
-    flops = 2560 * run.training_flops
+    flops = 2560 * run.training_flops_per_byte
     assert ends[1] == (pytest.approx(flops / 1e6), "training FLOPs ($10^{6}$)")
     assert ends[2] == (5.0, "time spent on training steps (seconds)")
 

@@ -1,4 +1,4 @@
-"""The report of a model whose state grows: no stateful figure, and nothing said of one."""
+"""The report at the end of a run."""
 
 from mambabyte.runs.summary import report
 
@@ -23,3 +23,18 @@ def test_a_model_without_a_stateful_figure_is_reported_without_it() -> None:
     both, alone = report(summary), report({**summary, "validation_stateful": None})
     assert "carried through each document: 2.2500" in both
     assert alone == "\n".join(line for line in both.split("\n") if "stateful" not in line)
+
+
+def test_the_report_shows_no_control_characters() -> None:
+    protocol = {"name": "disjoint", "context_length": 8}
+    validation = {"bits_per_byte": 2.0, "bytes": 9, "documents": 1, "protocol": protocol}
+    summary = {
+        "validation": validation,
+        "validation_stateful": {**validation, "protocol": {"name": "stateful", "context_length": 8}},
+        "compressors": {"gzip -9": 3.0},
+        "sample": "a\x1b[2J\nb",
+        "run_dir": "runs/x",
+    }
+    text = report({**summary, "parameters": 5, "step": 2, "loss_curve": "runs/x/loss_curve.png"})
+    assert "\x1b" not in text
+    assert "  a\ufffd[2J\n  b\n" in text

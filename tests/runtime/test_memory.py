@@ -1,4 +1,4 @@
-"""Peak memory begins anew with each job."""
+"""Peak memory is reset for each job."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import torch
 from mambabyte.runtime import memory
 from mambabyte.runtime.memory import PeakMemory
 
-# In a process of its own: the system may take idle pages from one as large as pytest's while the test runs.
+# In a process of its own: the system may reclaim idle pages from one as large as pytest's.
 PROGRAM = """
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from mambabyte.runtime.memory import PeakMemory
 
 first = PeakMemory(torch.device("cpu"))
 before = first.bytes()
-block = np.ones(2**23)  # 64 MiB, which the allocator gives back to the system when it is freed
+block = np.ones(2**23)  # 64 MiB, which the allocator returns to the system when freed
 size = block.nbytes
 held = first.bytes()
 del block
@@ -30,13 +30,13 @@ assert again < peak - 0.5 * size, (peak, again)
 """
 
 
-def test_the_peak_is_of_the_time_since_it_was_made() -> None:
+def test_the_peak_is_since_construction() -> None:
     if PeakMemory(torch.device("cpu")).bytes() is None:
-        pytest.skip("this system does not tell")
+        pytest.skip("this system does not report it")
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_system_that_does_not_tell(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(memory, "_PROCESS", tmp_path / "none")
+def test_a_system_that_does_not_report_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "PROC_SELF", tmp_path / "none")
     assert PeakMemory(torch.device("cpu")).bytes() is None

@@ -1,4 +1,4 @@
-"""Planted secrets are in nothing that a command writes or prints, its crashes included."""
+"""Commands neither write nor print planted secrets, not even when they crash."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mambabyte.errors import UserError
-from mambabyte.runtime.secrets import HIDDEN, redacted, refuse_secrets
+from mambabyte.runtime.secrets import HIDDEN, redact, refuse_secrets
 
 WANDB_KEY = "5ec2e70f" * 5  # forty hexadecimal digits, as wandb's older keys
 HUB_TOKEN = "hf_" + "PlantedTokenOfTheHub" * 2
@@ -41,14 +41,14 @@ class Folder:
         (path / "corpus.txt").write_text("".join(sentences))
         home = path / "home"
         home.mkdir()
-        # Not the service of a wandb run that another test has begun: it writes to that test's folder.
+        # Not the wandb service that another test has started, which writes to that test's folder.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
         self.environment = {**inherited, **PLANTED, "HOME": str(home), "OMP_NUM_THREADS": "1"}
-        # The compiled kernels are this user's, as in the other tests.
+        # Use the same compiled kernels as the other tests.
         self.environment.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
 
     def run(self, *arguments: str, program: tuple[str, ...] = ("-m", "mambabyte")) -> tuple[int, str]:
-        """Exit code and output, in which no secret is, nor in any file of the folder."""
+        """Run a command; returns its exit code and output. Neither they nor any file may hold a secret."""
         done = subprocess.run(
             [sys.executable, *program, *arguments],
             cwd=self.path, env=self.environment, capture_output=True, timeout=300,
@@ -75,14 +75,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return folder
 
 
-def test_a_run_keeps_none_in_configuration_checkpoint_metrics_and_the_loggers_files(trained):
+def test_a_run_writes_none_to_configuration_checkpoint_metrics_or_logs(trained):
     names = {path.name for path in trained.files()}
     assert {"config.yaml", "metrics.csv", "summary.json", "debug.log"} <= names
     assert any(path.suffix == ".ckpt" for path in trained.files())
     assert any(path.suffix == ".wandb" for path in trained.files())
 
 
-def test_what_reads_the_run_prints_none(trained):
+def test_commands_that_read_the_run_print_none(trained):
     for command in (
         ["eval", "--bpb", "--json", "ckpt=runs/kept", "device=cpu"],
         ["report", "runs/kept", "--output", "report"],
@@ -93,7 +93,7 @@ def test_what_reads_the_run_prints_none(trained):
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_doctor_says_that_they_are_there_and_no_more(trained, form):
+def test_doctor_reports_only_that_they_exist(trained, form):
     _, output = trained.run("doctor", *form)
     assert "wandb" in output and "hugging face" in output
 
@@ -109,7 +109,7 @@ def test_doctor_says_that_they_are_there_and_no_more(trained, form):
         "callbacks.sample_prompt=${oc.env:HF_TOKEN}",
     ],
 )
-def test_a_secret_among_the_settings_is_refused(trained, override):
+def test_a_secret_in_an_override_is_refused(trained, override):
     key = override.partition("=")[0]
     for more in ([], ["-m"]):  # in a sweep, Hydra itself keeps the overrides
         code, output = trained.run(*TINY, override, *more)
@@ -118,7 +118,7 @@ def test_a_secret_among_the_settings_is_refused(trained, override):
         assert "Traceback" not in output
 
 
-def test_a_secret_in_ones_own_yaml_is_refused(trained):
+def test_a_secret_in_a_users_yaml_is_refused(trained):
     folder = trained.path / "mine" / "experiment"
     folder.mkdir(parents=True)
     text = "# @package _global_\nname: mine\ncallbacks: {sample_prompt: '${oc.env:WANDB_API_KEY}'}\n"
@@ -136,10 +136,10 @@ def test_a_secret_in_ones_own_yaml_is_refused(trained):
         [f"https://reader:{PASSWORD}@host"],
         ["--token", HUB_TOKEN],
         [f"experiment={HUB_TOKEN}"],
-        ["data=pg19", "data.retries=1"],  # asks the hub behind the address with the password
+        ["data=pg19", "data.retries=1"],  # contacts the hub at the address that holds the password
     ],
 )
-def test_a_complaint_does_not_repeat_it(trained, faulty):
+def test_an_error_message_does_not_repeat_it(trained, faulty):
     code, output = trained.run("train", "name=faulty", *faulty)
     assert code == 1
     assert "Traceback" not in output
@@ -164,7 +164,7 @@ def test_a_crash_does_not_print_it(trained):
     assert output.count("Traceback") == 2
 
 
-def test_what_is_no_secret_stays(monkeypatch):
+def test_ordinary_text_is_not_redacted(monkeypatch):
     monkeypatch.setenv("TEST_API_KEY", "short")
     plain = [
         "hf://datasets/emozilla/pg19@5ec2e70f5ec2e70f5ec2e70f5ec2e70f5ec2e70f/data.parquet",
@@ -173,12 +173,12 @@ def test_what_is_no_secret_stays(monkeypatch):
         "somebody@example.org: https://host/path?split=train&tokens=3",
     ]
     for text in plain:
-        assert redacted(text) == text
+        assert redact(text) == text
     refuse_secrets({"data": {"path": plain, "seed": 3, "nothing": None}})
 
 
-def test_one_deep_inside_is_found(monkeypatch):
+def test_a_nested_secret_is_found(monkeypatch):
     monkeypatch.setenv("SOME_SERVICE_TOKEN", "a-token-of-a-service")
     with pytest.raises(UserError, match=r"^data\.paths\.here holds a password or a token"):
         refuse_secrets({"data": {"paths": ["corpus", {"here": "folder/a-token-of-a-service"}]}})
-    assert redacted("a-token-of-a-service, twice: a-token-of-a-service") == f"{HIDDEN}, twice: {HIDDEN}"
+    assert redact("a-token-of-a-service, twice: a-token-of-a-service") == f"{HIDDEN}, twice: {HIDDEN}"

@@ -1,4 +1,4 @@
-"""Activation checkpointing changes what is kept for backward, and nothing else."""
+"""Activation checkpointing keeps less for backward and changes nothing else."""
 
 import copy
 
@@ -16,7 +16,7 @@ from mambabyte.models import (
     PerceiverARConfig,
     TransformerConfig,
 )
-from mambabyte.training.activation_checkpointing import recompute_blocks
+from mambabyte.training.activation_checkpointing import checkpoint_activations
 
 MODELS = {
     "mambabyte": MambaByteConfig(d_model=32, n_layer=3, d_state=4),
@@ -31,19 +31,19 @@ MODELS = {
 
 @pytest.fixture(params=MODELS)
 def models(request):
-    """A model, and the same model that recomputes its blocks."""
+    """A model and a copy of it that recomputes its blocks."""
     torch.manual_seed(0)
     model = MODELS[request.param].build()
     with torch.no_grad():
-        for parameter in model.parameters():  # a head that begins at zero has no gradients behind it
+        for parameter in model.parameters():  # a head initialized to zero passes no gradients on
             parameter += 0.02 * torch.randn_like(parameter)
     recomputing = copy.deepcopy(model)
-    recompute_blocks(recomputing)
+    checkpoint_activations(recomputing)
     return model, recomputing
 
 
 def gradients(model, documents, autocast=False):
-    """The loss's gradients, and the bytes that were kept for backward; `documents`: packed, after a state."""
+    """The gradients and the bytes kept for backward; `documents`: packed, from a given initial state."""
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(0, 256, (2, 33), generator=generator)
     before, marks = None, None

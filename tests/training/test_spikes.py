@@ -1,22 +1,22 @@
-"""Which steps are spikes, and what is kept of them."""
+"""Which steps are spikes, and what is recorded about them."""
 
 from __future__ import annotations
 
 import torch
 
-from mambabyte.training.spikes import HISTORY, SpikeWatch
+from mambabyte.training.spikes import HISTORY, SpikeDetector
 
 NAN = float("nan")
 
 
-def judged(watch: SpikeWatch, steps: list[tuple[float, float]], first: int = 1) -> list[int]:
-    """The steps, among those of (loss, gradient norm), that were left out."""
+def judged(detector: SpikeDetector, steps: list[tuple[float, float]], first: int = 1) -> list[int]:
+    """The steps, among those of (loss, gradient norm), that were skipped."""
     out = []
     for step, (loss, norm) in enumerate(steps, start=first):
-        watch.see(step, {"step": step}, torch.zeros(1), torch.ones(1))
-        if watch.judge(step, torch.tensor(loss), torch.tensor(norm)):
+        detector.record(step, {"step": step}, torch.zeros(1), torch.ones(1))
+        if detector.judge(step, torch.tensor(loss), torch.tensor(norm)):
             out.append(step)
-    found = watch.found(wait=True)
+    found = detector.found(wait=True)
     assert [spike.step for spike in found] == out
     assert all(spike.micro_batches[0][0] == {"step": spike.step} for spike in found)
     return out
@@ -30,9 +30,9 @@ def usual(steps: int) -> list[tuple[float, float]]:
 def test_what_is_not_finite_is_a_spike_with_or_without_threshold() -> None:
     steps = [(2.0, 1.0), (NAN, 1.0), (2.0, float("inf")), (2.0, 1e30), (float("-inf"), NAN)]
     for threshold in (None, 6.0):
-        watch = SpikeWatch(threshold, torch.device("cpu"))
-        assert judged(watch, steps) == [2, 3, 5]
-        assert watch.skipped_steps == 3
+        detector = SpikeDetector(threshold, torch.device("cpu"))
+        assert judged(detector, steps) == [2, 3, 5]
+        assert detector.skipped_steps == 3
 
 
 def test_the_threshold_is_in_standard_deviations_of_loss_and_of_norm() -> None:
@@ -41,17 +41,17 @@ def test_the_threshold_is_in_standard_deviations_of_loss_and_of_norm() -> None:
         ((2.61, 1.0), True),
         ((2.0, 2.19), False),
         ((2.0, 2.21), True),
-        ((0.0, 0.0), False),  # what is small is no spike
+        ((0.0, 0.0), False),  # small values are no spikes
     ):
-        watch = SpikeWatch(6.0, torch.device("cpu"))
-        assert judged(watch, [*usual(HISTORY), spike]) == [HISTORY + 1] * is_one
+        detector = SpikeDetector(6.0, torch.device("cpu"))
+        assert judged(detector, [*usual(HISTORY), spike]) == [HISTORY + 1] * is_one
 
 
-def test_half_a_history_comes_first_and_spikes_are_no_part_of_it() -> None:
-    watch = SpikeWatch(6.0, torch.device("cpu"))
-    assert judged(watch, [*usual(HISTORY // 2 - 1), (9.0, 9.0)]) == []
-    watch = SpikeWatch(6.0, torch.device("cpu"))
-    assert judged(watch, [*usual(HISTORY // 2), (9.0, 9.0), (9.0, 9.0), *usual(HISTORY), (9.0, 9.0)]) == [
+def test_half_a_history_is_needed_and_spikes_do_not_enter_it() -> None:
+    detector = SpikeDetector(6.0, torch.device("cpu"))
+    assert judged(detector, [*usual(HISTORY // 2 - 1), (9.0, 9.0)]) == []
+    detector = SpikeDetector(6.0, torch.device("cpu"))
+    assert judged(detector, [*usual(HISTORY // 2), (9.0, 9.0), (9.0, 9.0), *usual(HISTORY), (9.0, 9.0)]) == [
         HISTORY // 2 + 1,
         HISTORY // 2 + 2,
         HISTORY // 2 + 3 + HISTORY,
@@ -59,19 +59,19 @@ def test_half_a_history_comes_first_and_spikes_are_no_part_of_it() -> None:
 
 
 def test_the_oldest_steps_are_forgotten() -> None:
-    watch = SpikeWatch(6.0, torch.device("cpu"))
+    detector = SpikeDetector(6.0, torch.device("cpu"))
     high = [(loss + 7, norm) for loss, norm in usual(HISTORY)]
-    assert judged(watch, [*high, *usual(HISTORY), (9.0, 1.0)]) == [2 * HISTORY + 1]
+    assert judged(detector, [*high, *usual(HISTORY), (9.0, 1.0)]) == [2 * HISTORY + 1]
 
 
-def test_spikes_in_a_row_are_counted_and_a_copy_goes_on_alike() -> None:
-    watch = SpikeWatch(6.0, torch.device("cpu"))
-    judged(watch, [*usual(HISTORY), (NAN, 1.0), (9.0, 1.0)])
-    again = SpikeWatch(6.0, torch.device("cpu"))
-    again.load_state_dict(watch.state_dict())
-    for each in (watch, again):
+def test_spikes_in_a_row_are_counted_and_a_restored_detector_continues() -> None:
+    detector = SpikeDetector(6.0, torch.device("cpu"))
+    judged(detector, [*usual(HISTORY), (NAN, 1.0), (9.0, 1.0)])
+    again = SpikeDetector(6.0, torch.device("cpu"))
+    again.load_state_dict(detector.state_dict())
+    for each in (detector, again):
         for step, loss in ((HISTORY + 3, 9.0), (HISTORY + 4, 2.0), (HISTORY + 5, NAN)):
-            each.see(step, {}, torch.zeros(1), torch.ones(1))
+            each.record(step, {}, torch.zeros(1), torch.ones(1))
             each.judge(step, torch.tensor(loss), torch.tensor(1.0))
         assert [(spike.step - HISTORY, spike.in_a_row) for spike in each.found(wait=False)] == [
             (3, 3),

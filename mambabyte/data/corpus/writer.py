@@ -14,7 +14,7 @@ from typing import Any
 
 from mambabyte.data.sources.documents import Document
 from mambabyte.errors import UserError
-from mambabyte.runtime.atomic_write import whole_file
+from mambabyte.runtime.atomic_write import atomic_write
 
 FILES = ("bytes.bin", "offsets.bin", "names.bin", "name_offsets.bin")
 _BUFFER = 1 << 20
@@ -81,7 +81,7 @@ class CorpusWriter:
             "files": {name: [file.size, file.sha256] for name, file in self._files.items()},
         }
         journal = self.folder / "journal.json"
-        with explaining_write_errors(self.folder.parent), whole_file(journal) as stream:
+        with explaining_write_errors(self.folder.parent), atomic_write(journal) as stream:
             stream.write(json.dumps(record).encode())
         self._journaled = True
         self._journal_due = time.monotonic() + JOURNAL_SECONDS
@@ -98,7 +98,7 @@ class CorpusWriter:
             "sha256": {name: file.sha256 for name, file in self._files.items()},
         }
         with explaining_write_errors(self.folder.parent):
-            with whole_file(self.folder / "meta.json") as stream:
+            with atomic_write(self.folder / "meta.json") as stream:
                 stream.write((json.dumps(meta, indent=1) + "\n").encode())
             (self.folder / "journal.json").unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from urllib.error import HTTPError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from mambabyte.errors import UserError
-from mambabyte.runtime.secrets import redacted
+from mambabyte.runtime.secrets import redact
 
 _LONGEST_WAIT = 60.0  # seconds, if the server asks for none
 _LONGEST_REQUESTED_WAIT = 600.0  # seconds, that a server may ask for
@@ -78,7 +78,7 @@ def _is_temporary(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     if answer := _answer(error):
         return f"HTTP {answer[0]} {answer[1]}".strip()
-    return redacted((str(error).splitlines() or [""])[0]) or type(error).__name__
+    return redact((str(error).splitlines() or [""])[0]) or type(error).__name__
 
 
 def _wait(state: Any) -> float:

@@ -1,60 +1,80 @@
-"""Bits per byte against how far into a document a byte stands, and against how long the context is."""
+"""Bits per byte by a byte's position in its document, and by the length of the context."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mambabyte.evaluation.bits_per_byte import FIRST_BYTE_NATS, scored_spans
+from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Protocol, Span, scored_spans
+from mambabyte.evaluation.studies import Study
 from mambabyte.models import ByteLM
+from mambabyte.runtime.progress import ProgressCallback
 
 FURTHEST = 64  # times the training length
-Progress = Callable[[str], Callable[[int, int], None]]
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """The two curves: lists of (bytes, bits per byte), ascending.
+class ContextCurves:
+    """Two curves, each a list of (bytes, bits per byte), ascending.
 
-    by_position: bytes at positions [n, 2n) of their documents, positions counted from 1; each from all bytes
-    before it, or for a model whose state grows from those in its window of the training length.
-    by_context: all bytes, the documents cut into windows of n predictions (protocol disjoint).
+    by_position: the bytes at positions [n, 2n) of their documents, counted from 1; each from all bytes before
+    it, or for a model whose state grows from those in its window of the training length.
+    by_context: all bytes, with the documents cut into windows of n predictions (protocol ``disjoint``).
     """
 
     training_length: int
     by_position: list[tuple[int, float]]
     by_context: list[tuple[int, float]]
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
-
-def measure_lengths(
+def context_curve_study(
     model: ByteLM,
     documents: Sequence[np.ndarray],
     training_length: int,
-    batch_size: int,
-    precision: str = "fp32",
-    progress: Progress | None = None,
-) -> Lengths:
-    """Both curves on these documents, up to 64 times the training length or the longest document.
+    protocol: Protocol,
+    title: str,
+    plot: Path,
+    progress: Callable[[str], ProgressCallback],
+) -> Study:
+    """Measure the curves and draw them to ``plot``."""
+    curves = measure_context_curves(model, documents, training_length, protocol, progress)
+    plot_context_curves(curves, f"{title}, {sum(map(len, documents)):,} bytes", plot)
+    lines = ["n, bits per byte at positions from n to 2n, and in windows of n bytes:"]
+    both = dict(curves.by_position), dict(curves.by_context)
+    for n in sorted(both[0].keys() | both[1].keys()):
+        cells = [f"{curve[n]:10.4f}" if n in curve else " " * 10 for curve in both]
+        lines.append(f"  {n:12,}{''.join(cells)}".rstrip())
+    return Study(asdict(curves) | {"plot": str(plot)}, [*lines, f"plot: {plot}"])
 
-    A recurrent model reads a window longer than the training length in chunks of that length, so memory
-    stays what it was in training.
+
+def measure_context_curves(
+    model: ByteLM,
+    documents: Sequence[np.ndarray],
+    training_length: int,
+    protocol: Protocol,
+    progress: Callable[[str], ProgressCallback] | None = None,
+) -> ContextCurves:
+    """Both curves, up to 64 times the training length or the longest document.
+
+    A recurrent model reads windows longer than the training length in chunks of that length, so that it needs
+    no more memory than in training.
+
+    Args:
+        protocol: gives batch size and precision only.
+        progress: called with a label, gives the callback for one measurement.
     """
-    longest = max(map(len, documents))
-    furthest = min(longest, FURTHEST * training_length)
-    show = progress or (lambda label: lambda done, total: None)
-    protocol = "stateful" if model.recurrent else "disjoint"
-    spans = scored_spans(
-        model, documents, protocol, training_length, batch_size, precision, progress=show("by position")
-    )
+
+    def measure(label: str, name: str, pieces: Sequence[np.ndarray], length: int) -> Iterator[list[Span]]:
+        how = replace(protocol, name=name, context_length=length, stride=None)
+        return scored_spans(model, pieces, how, progress=progress(label) if progress else None)
+
+    furthest = min(max(map(len, documents)), FURTHEST * training_length)
     nats, counts = np.zeros(64), np.zeros(64, dtype=np.int64)
     nats[0], counts[0] = FIRST_BYTE_NATS * len(documents), len(documents)
-    for batch in spans:
+    name = "stateful" if model.recurrent else "disjoint"
+    for batch in measure("by position", name, documents, training_length):
         for span in batch:
             octave = np.log2(np.arange(span.start + 1, span.start + 1 + len(span.nats))).astype(np.int64)
             nats += np.bincount(octave, span.nats, 64)
@@ -65,19 +85,17 @@ def measure_lengths(
     total = sum(map(len, documents))
     by_context = []
     for context in contexts(training_length, furthest if model.recurrent else training_length):
-        # windows that share a byte: stateful on these pieces is disjoint on the documents, in constant memory
+        # pieces that share a byte: `stateful` on them is `disjoint` on the documents, in constant memory
         pieces = [
             document[start : start + context + 1]
             for document in documents
             for start in range(0, max(1, len(document) - 1), context)
         ]
-        chunk = min(context, training_length)
-        label = f"context {context:,}"
-        spans = scored_spans(model, pieces, protocol, chunk, batch_size, precision, progress=show(label))
+        spans = measure(f"context {context:,}", name, pieces, min(context, training_length))
         found = sum(float(span.nats.sum()) for batch in spans for span in batch)
         found += FIRST_BYTE_NATS * len(documents)
         by_context.append((context, found / total / math.log(2)))
-    return Lengths(training_length, by_position, by_context)
+    return ContextCurves(training_length, by_position, by_context)
 
 
 def contexts(training_length: int, furthest: int) -> list[int]:
@@ -87,18 +105,18 @@ def contexts(training_length: int, furthest: int) -> list[int]:
     return sorted(length for length in lengths if 1 <= length <= max(furthest, 1))
 
 
-def plot_lengths(lengths: Lengths, title: str, path: Path) -> None:
-    """Draw both curves over a logarithmic axis, the training length marked."""
+def plot_context_curves(curves: ContextCurves, title: str, path: Path) -> None:
+    """Draw both curves over a logarithmic axis, with the training length marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot(*zip(*lengths.by_position, strict=True), "o-", label="bytes at this position of the document")
-    if lengths.by_context:
-        axes.plot(*zip(*lengths.by_context, strict=True), "s-", label="all bytes, windows of this length")
-    axes.axvline(lengths.training_length, color="grey", linestyle="--", label="training length")
+    axes.plot(*zip(*curves.by_position, strict=True), "o-", label="bytes at this position of the document")
+    if curves.by_context:
+        axes.plot(*zip(*curves.by_context, strict=True), "s-", label="all bytes, windows of this length")
+    axes.axvline(curves.training_length, color="grey", linestyle="--", label="training length")
     axes.set_xscale("log", base=2)
     axes.set(xlabel="bytes", ylabel="bits per byte", title=title)
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Where the bits go: text coloured by the bits per byte of each character, for a terminal and as HTML."""
+"""Text coloured by the bits per byte of each character, for a terminal and as HTML."""
 
 import html
 import math
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mambabyte.evaluation.bits_per_byte import FIRST_BYTE_NATS, scored_spans
+from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Protocol, scored_spans
+from mambabyte.evaluation.studies import Study
 from mambabyte.models import ByteLM
 
 _MOST = 8.0  # bits per byte of a uniform guess, the strongest colour
@@ -22,26 +23,29 @@ class Character:
     bits_per_byte: float
 
 
-def byte_bits(
-    model: ByteLM,
-    documents: Sequence[np.ndarray],
-    protocol: str,
-    context_length: int,
-    batch_size: int,
-    precision: str = "fp32",
-    stride: int | None = None,
-) -> list[np.ndarray]:
-    """For each document the bits (length,) float64 of its bytes under the protocol."""
+def heatmap_study(
+    model: ByteLM, documents: Sequence[np.ndarray], protocol: Protocol, title: str, page: Path
+) -> Study:
+    """The documents in colour; the HTML goes to ``page``."""
+    bits = byte_bits(model, documents, protocol)
+    texts = [characters(bytes(data), each) for data, each in zip(documents, bits, strict=True)]
+    write_html(texts, f"{title}: where the bits go ({protocol.name})", page)
+    return Study(
+        str(page), [*map(to_terminal, texts), f"from white (0 bits per byte) to red (8 and more): {page}"]
+    )
+
+
+def byte_bits(model: ByteLM, documents: Sequence[np.ndarray], protocol: Protocol) -> list[np.ndarray]:
+    """For each document the bits (length,) float64 of its bytes."""
     bits = [np.full(len(document), FIRST_BYTE_NATS / math.log(2)) for document in documents]
-    spans = scored_spans(model, documents, protocol, context_length, batch_size, precision, stride)
-    for batch in spans:
+    for batch in scored_spans(model, documents, protocol):
         for span in batch:
             bits[span.document][span.start : span.start + len(span.nats)] = span.nats / math.log(2)
     return bits
 
 
 def characters(data: bytes, bits: np.ndarray) -> list[Character]:
-    """The characters of the bytes, each with the mean of its bytes' bits."""
+    """The characters of ``data``, each with the mean of its bytes' bits."""
     found, place = [], 0
     for text in data.decode("utf-8", "surrogateescape"):
         size = len(text.encode("utf-8", "surrogateescape"))
@@ -52,11 +56,11 @@ def characters(data: bytes, bits: np.ndarray) -> list[Character]:
 
 
 def to_terminal(text: Sequence[Character]) -> str:
-    """With ANSI colours of 24 bits, from white to red."""
+    """The text with 24-bit ANSI colours, from white to red."""
     painted = []
     for character in text:
-        other = round(255 * (1 - _strength(character.bits_per_byte)))
-        # a terminal would obey the control characters that a text may hold
+        other = _green_and_blue(character)
+        # a terminal would obey control characters in the text
         shown = character.text if character.text.isprintable() else {"\n": "↵"}.get(character.text, "\ufffd")
         painted.append(f"\x1b[30;48;2;255;{other};{other}m{shown}\x1b[0m")
         if character.text == "\n":
@@ -65,7 +69,7 @@ def to_terminal(text: Sequence[Character]) -> str:
 
 
 def write_html(documents: Sequence[Sequence[Character]], title: str, path: Path) -> None:
-    """A page of its own, without scripts; a character's bits per byte appear under the pointer."""
+    """Write a self-contained page without scripts; hovering over a character shows its bits per byte."""
     pieces = [
         "<!doctype html><meta charset='utf-8'>",
         f"<title>{html.escape(title)}</title><h1>{html.escape(title)}</h1>",
@@ -77,7 +81,7 @@ def write_html(documents: Sequence[Sequence[Character]], title: str, path: Path)
         pieces.append("<pre>")
         for character in document:
             shown = "↵\n" if character.text == "\n" else character.text
-            other = round(255 * (1 - _strength(character.bits_per_byte)))
+            other = _green_and_blue(character)
             pieces.append(
                 f"<span style='background:rgb(255,{other},{other})' title='{character.bits_per_byte:.2f}'>"
                 f"{html.escape(shown)}</span>"
@@ -87,5 +91,5 @@ def write_html(documents: Sequence[Sequence[Character]], title: str, path: Path)
     path.write_text("".join(pieces) + "\n", encoding="utf-8")
 
 
-def _strength(bits: float) -> float:
-    return min(1.0, max(0.0, bits / _MOST))
+def _green_and_blue(character: Character) -> int:
+    return round(255 * (1 - min(1.0, max(0.0, character.bits_per_byte / _MOST))))

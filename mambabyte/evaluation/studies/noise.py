@@ -1,6 +1,6 @@
-"""Noised texts: the six kinds of MambaByte's Table 6 (after ByT5, arXiv 2105.13626), at its probabilities.
+"""Robustness to noise: the six kinds of MambaByte's Table 6 (after ByT5, arXiv 2105.13626).
 
-Noise falls on characters. Bytes that are no UTF-8 count as a character each and come through unchanged.
+Noise falls on characters. Each byte that is not valid UTF-8 counts as a character and stays unchanged.
 """
 
 import random
@@ -9,6 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from mambabyte.data import ByteCorpus
+from mambabyte.evaluation.bits_per_byte import BitsPerByte, first_documents
+from mambabyte.evaluation.studies import Study
+from mambabyte.evaluation.studies.word_perplexity import count_words, perplexity
 
 Noise = Callable[[str, random.Random], str]
 
@@ -19,29 +22,29 @@ def drop(probability: float) -> Noise:
 
 
 def repeat(probability: float) -> Noise:
-    """Each character is followed, with this probability, by one to three more of itself."""
+    """Each character is followed, with this probability, by one to three copies of itself."""
     return lambda text, draws: "".join(
         c * (1 + draws.randint(1, 3)) if draws.random() < probability else c for c in text
     )
 
 
 def antspeak(text: str, draws: random.Random) -> str:
-    """Every character becomes a capital with a space before it: "an owl" is " A N   O W L"."""
+    """Every character becomes upper case with a space before it: "an owl" is " A N   O W L"."""
     return "".join(f" {c.upper()}" for c in text)
 
 
 def uppercase(probability: float) -> Noise:
-    """Each character becomes a capital with this probability."""
+    """Each character becomes upper case with this probability."""
     return lambda text, draws: "".join(c.upper() if draws.random() < probability else c for c in text)
 
 
 def random_case(text: str, draws: random.Random) -> str:
-    """Each character becomes a capital or a small letter, with equal probability."""
+    """Each character becomes upper or lower case, with equal probability."""
     return "".join(c.upper() if draws.random() < 0.5 else c.lower() for c in text)
 
 
 def swap(probability: float) -> Noise:
-    """Each character changes places with the next, with this probability; none moves twice."""
+    """Each character is swapped with the next, with this probability; none moves twice."""
 
     def apply(text: str, draws: random.Random) -> str:
         characters = list(text)
@@ -70,10 +73,35 @@ NOISES: dict[str, Noise] = {
 }
 
 
-def noised(corpus: ByteCorpus, name: str, max_bytes: int | None = None, seed: int = 0) -> ByteCorpus:
-    """The corpus (its first ``max_bytes``) with one of ``NOISES`` in it, the same for the same seed."""
-    from mambabyte.evaluation.bits_per_byte import first_documents
+def noise_study(
+    corpus: ByteCorpus,
+    clean: BitsPerByte,
+    measure: Callable[[ByteCorpus, str], BitsPerByte],
+    max_bytes: int | None,
+) -> Study:
+    """Every noise on the first ``max_bytes`` of the corpus.
 
+    Args:
+        clean: the same bytes without noise.
+        measure: called with a noised corpus and the name of the noise; measures as ``clean`` was measured.
+    """
+    words = count_words(first_documents(corpus, max_bytes))
+    before = perplexity(clean.nats, words)
+    rows = []
+    for name in NOISES:
+        result = measure(noised(corpus, name, max_bytes), name)
+        after = perplexity(result.nats, words)
+        rows.append(
+            {"noise": name, "bits_per_byte": result.bits_per_byte, "bytes": result.bytes}
+            | {"word_perplexity": after, "increase": after - before}
+        )
+    lines = [f"noise: bits per byte, and word perplexity above {before:.6g}:"]
+    lines += [f"  {row['noise']:16}{row['bits_per_byte']:8.4f}{row['increase']:+14.6g}" for row in rows]
+    return Study(rows, lines)
+
+
+def noised(corpus: ByteCorpus, name: str, max_bytes: int | None = None, seed: int = 0) -> ByteCorpus:
+    """The first ``max_bytes`` of the corpus with one of ``NOISES``, the same for the same seed."""
     draws = random.Random(f"{name} {seed}")
     documents = [
         NOISES[name](bytes(document).decode("utf-8", "surrogateescape"), draws)

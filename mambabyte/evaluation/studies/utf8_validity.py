@@ -1,17 +1,17 @@
-"""How much of what a model writes is valid UTF-8: a byte model has to learn that too (arXiv 2606.14122)."""
+"""How much of what a model generates is valid UTF-8, which a byte model has to learn (arXiv 2606.14122)."""
 
 import codecs
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from mambabyte.errors import UserError
+from mambabyte.evaluation.studies import Study
 from mambabyte.generation import Sampler, generate
 from mambabyte.models import ByteLM
 
 
 @dataclass(frozen=True)
-class Validity:
-    """Shares of the samples that are valid, and of all bytes that stand in valid characters."""
+class Utf8Validity:
+    """The share of samples that are valid, and the share of all bytes that are part of valid characters."""
 
     valid_samples: float
     valid_bytes: float
@@ -19,19 +19,22 @@ class Validity:
     sample_bytes: int
     temperature: float
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
-    def __str__(self) -> str:
-        return (
-            f"{100 * self.valid_samples:.1f} % of {self.samples} samples are valid UTF-8, "
-            f"{100 * self.valid_bytes:.2f} % of their bytes ({self.sample_bytes} bytes each, "
-            f"temperature {self.temperature:g})"
-        )
+def utf8_study(model: ByteLM, samples: int, sample_bytes: int) -> Study:
+    found = measure_utf8_validity(model, samples, sample_bytes)
+    line = (
+        f"samples: {100 * found.valid_samples:.1f} % of {samples} samples are valid UTF-8, "
+        f"{100 * found.valid_bytes:.2f} % of their bytes ({sample_bytes} bytes each, "
+        f"temperature {found.temperature:g})"
+    )
+    return Study(asdict(found), [line])
 
 
-def utf8_validity(model: ByteLM, samples: int, sample_bytes: int, temperature: float = 1.0) -> Validity:
-    """Draw samples from a line's start, with seeds 0, 1, ...; a character cut off by the end is no fault.
+def measure_utf8_validity(
+    model: ByteLM, samples: int, sample_bytes: int, temperature: float = 1.0
+) -> Utf8Validity:
+    """Draw samples that begin at the start of a line, with seeds 0, 1, ...; a last character that the end of
+    the sample cuts off counts as valid.
 
     Raises:
         UserError: fewer than one sample, or one byte.
@@ -42,7 +45,7 @@ def utf8_validity(model: ByteLM, samples: int, sample_bytes: int, temperature: f
         bytes(generate(model, b"", sample_bytes, Sampler(temperature, seed=seed))) for seed in range(samples)
     ]
     invalid = [invalid_bytes(sample) for sample in drawn]
-    return Validity(
+    return Utf8Validity(
         sum(count == 0 for count in invalid) / samples,
         1 - sum(invalid) / (samples * sample_bytes),
         samples,
@@ -52,6 +55,6 @@ def utf8_validity(model: ByteLM, samples: int, sample_bytes: int, temperature: f
 
 
 def invalid_bytes(data: bytes) -> int:
-    """Bytes that belong to no character, but for the beginning of one that the end cuts off."""
+    """Bytes that belong to no character, except the beginning of one that the end cuts off."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     return sum("\udc80" <= character <= "\udcff" for character in decoder.decode(data))

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from mambabyte.data import ByteCorpus
+from mambabyte.evaluation.studies import Study
 
-_CHUNK = 1 << 24
+CHUNK_BYTES = 1 << 24  # read at a time
 _IS_SPACE = np.zeros(256, dtype=bool)
 _IS_SPACE[list(b" \t\n\v\f\r")] = True
-# Bytes and words (wc -w) of PG19's splits, as MambaByte's release gives them with its perplexities.
+# Bytes and words (wc -w) of PG19's splits, which MambaByte's release publishes with its perplexities.
 PG19 = {
     "train": (11_677_824_216, 1_973_048_393),
     "validation": (17_733_002, 3_007_061),
@@ -22,20 +23,23 @@ PG19_NAMES = ("deepmind/pg19", "emozilla/pg19", "fla-hub/pg19")
 
 @dataclass(frozen=True)
 class WordPerplexity:
-    """The figure, the counts it rests on, and where they come from: ``counted``, or ``published``."""
+    """Word perplexity and the counts behind it, which are ``counted`` or ``published``."""
 
     word_perplexity: float
     bytes: int
     words: int
     counts: str
 
-    def __str__(self) -> str:
-        source = "as published for PG19" if self.counts == "published" else "of the split"
-        return f"{self.word_perplexity:,.2f} ({self.bytes:,} bytes, {self.words:,} words {source})"
+
+def word_perplexity_study(nats_per_byte: float, corpus: ByteCorpus) -> Study:
+    found = measure_word_perplexity(nats_per_byte, corpus)
+    source = "as published for PG19" if found.counts == "published" else "of the split"
+    counts = f"{found.bytes:,} bytes, {found.words:,} words {source}"
+    return Study(asdict(found), [f"word perplexity: {found.word_perplexity:,.2f} ({counts})"])
 
 
 def word_perplexity(nats_per_byte: float, split_bytes: int, split_words: int) -> float:
-    """exp(nats per byte x bytes per word), the bytes and words of the whole split; infinite without words."""
+    """exp(nats per byte x bytes per word), over the whole split; infinite without words."""
     return perplexity(nats_per_byte * split_bytes, split_words)
 
 
@@ -45,9 +49,9 @@ def perplexity(nats: float, words: int) -> float:
 
 
 def measure_word_perplexity(nats_per_byte: float, corpus: ByteCorpus) -> WordPerplexity:
-    """From the published counts for a whole split of PG19 as the hub has it, else from the corpus's own.
+    """From the published counts for a whole split of PG19 from the hub, else from counts of the corpus.
 
-    The counts are of the whole corpus, also where only its first bytes were scored.
+    Counts are of the whole corpus, even if only its first bytes were scored.
     """
     identity = corpus.meta.get("identity", {})
     published = PG19.get(corpus.meta.get("split", "")) if identity.get("name") in PG19_NAMES else None
@@ -63,12 +67,12 @@ def measure_word_perplexity(nats_per_byte: float, corpus: ByteCorpus) -> WordPer
 
 
 def count_words(documents: Iterable[np.ndarray]) -> int:
-    """As ``LC_ALL=C wc -w`` counts the files: runs of bytes that are not ASCII white space."""
+    """Count words as ``LC_ALL=C wc -w`` does: runs of bytes that are not ASCII white space."""
     words = 0
     for document in documents:
         after_space = True
-        for start in range(0, len(document), _CHUNK):
-            space = _IS_SPACE[document[start : start + _CHUNK]]
+        for start in range(0, len(document), CHUNK_BYTES):
+            space = _IS_SPACE[document[start : start + CHUNK_BYTES]]
             words += int(np.count_nonzero(space[:-1] & ~space[1:])) + int(after_space and not space[0])
             after_space = bool(space[-1])
     return words

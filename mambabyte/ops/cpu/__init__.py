@@ -1,1 +1,1 @@
-"""The fused CPU kernels: C++ compiled once on the machine that runs it, called through ctypes."""
+"""The fused CPU kernels: C++, compiled once on each machine and called through ctypes."""

@@ -1,8 +1,8 @@
 """Compiles the C++ kernels at first use and loads them.
 
-The library is kept in a user cache under a key of the sources, the compiler and the processor, so it is built
-once per machine (a few seconds) and never used on another kind of processor. The kernels use no PyTorch
-headers: tensors cross as plain pointers.
+The library is cached per user under a key of the sources, the compiler and the processor, so it is built once
+per machine (in a few seconds) and never used on another kind of processor. The kernels use no PyTorch
+headers: they get tensors as plain pointers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 SOURCES = ("selective_scan.cpp", "causal_conv1d.cpp", "residual_norm.cpp", "mamba_step.cpp")
-HEADERS = ("vector.h",)
+HEADERS = ("kernel.h", "vector.h")
 # No -ffast-math: it would reassociate the rounding in exp2, and leave the whole process flushing denormals.
 FLAGS = (
     "-O3",
@@ -43,7 +44,7 @@ def cache_folder() -> Path:
 
 
 def find_compiler() -> str | None:
-    """The first C++ compiler of ``$CXX``, c++, g++, clang++ that is on the path."""
+    """The first of ``$CXX``, c++, g++ and clang++ that is on the path."""
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if name and shutil.which(name):
             return shutil.which(name)
@@ -52,7 +53,7 @@ def find_compiler() -> str | None:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The loaded kernels, compiled first if this machine has not done so yet.
+    """Load the kernels, after compiling them if this machine has not done so yet.
 
     Raises:
         KernelUnavailable: no compiler, or the sources do not compile here.
@@ -64,14 +65,32 @@ def library() -> ctypes.CDLL:
         path = _cached_path(compiler)
         if not path.exists():
             _compile(compiler, path)
-        loaded = ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path))
     except OSError as error:
         raise KernelUnavailable(f"the compiled kernels cannot be stored or loaded ({error})") from error
-    return loaded
+
+
+@functools.cache
+def kernel(name: str, **structures: type[ctypes.Structure]) -> Any:
+    """The C function `mambabyte_<name>`, after a check that the structures it reads have the size that the
+    compiler gave them: `mambabyte_<structure>_size()` bytes, by the keyword's name.
+
+    Raises:
+        KernelUnavailable: as `library`.
+        RuntimeError: the fields of a structure differ between Python and C++.
+    """
+    for structure, fields in structures.items():
+        expected = getattr(library(), f"mambabyte_{structure}_size")()
+        if ctypes.sizeof(fields) != expected:
+            raise RuntimeError(
+                f"the fields of {structure} differ between Python ({ctypes.sizeof(fields)} bytes) and C++ "
+                f"({expected} bytes): make {fields.__module__} match the C++ source"
+            )
+    return getattr(library(), f"mambabyte_{name}")
 
 
 def available() -> tuple[bool, str]:
-    """Whether the kernels can be used, and the reason in a few words."""
+    """Whether the kernels can be used, and why or why not in a few words."""
     try:
         library()
     except KernelUnavailable as error:
@@ -95,9 +114,7 @@ def _cached_path(compiler: str) -> Path:
         folder = Path(tempfile.gettempdir()) / f"mambabyte-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
-            raise KernelUnavailable(
-                f"{folder} belongs to somebody else, and {cache_folder()} is not writable"
-            )
+            raise KernelUnavailable(f"{folder} belongs to another user, and {cache_folder()} is not writable")
     return folder / f"kernels-{digest.hexdigest()[:16]}.so"
 
 
@@ -118,7 +135,7 @@ def _compile(compiler: str, path: Path) -> None:
         command = [compiler, *FLAGS, *tuning, *(str(here / name) for name in SOURCES), "-o", temporary]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode == 0:
-            os.replace(temporary, path)  # another process may have won the race: either file will do
+            os.replace(temporary, path)  # another process may have built it meanwhile: either file will do
             return
         os.unlink(temporary)
         message = message or (result.stderr.strip().splitlines() or ["no message"])[0]

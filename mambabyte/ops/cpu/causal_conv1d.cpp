@@ -1,12 +1,14 @@
-// Depthwise causal convolution with SiLU on a CPU, forward and backward: out[t] = silu(bias + sum_j w[j] x[t - j]).
-// Rows before t = 0 come from the carried state; rows before a document's start count as zero.
+// Depthwise causal convolution with SiLU on a CPU, forward and backward:
 //
-// Channels are the vector lanes. Time is walked in chunks of kChunk rows, and inside a chunk one block of channels
-// at a time, with the taps, the weights and their gradients in registers: each input is loaded once.
-#include <algorithm>
+//   out[t] = silu(bias + sum_j weight[j] x[t - j])
+//
+// Rows before t = 0 come from the initial state; rows before a document's start count as zero.
+//
+// Channels are the vector lanes. Time runs in chunks of kChunk rows, and inside a chunk one block of channels at a
+// time, with the taps, the weights and their gradients in registers, so each input is loaded once.
 #include <vector>
 
-#include "vector.h"
+#include "kernel.h"
 
 namespace mambabyte {
 namespace {
@@ -40,53 +42,56 @@ namespace {
 template <class T, int W>
 class CausalConv1d {
  public:
-  CausalConv1d(const CausalConv1dArguments& a, int64_t task)
-      : a_(a), b_(task / tasks_per_row(a)), first_(task % tasks_per_row(a) * kChannelsPerTask),
-        last_(std::min(a.channels, first_ + kChannelsPerTask)), x_(static_cast<const T*>(a.x)) {}
+  CausalConv1d(const CausalConv1dArguments& arguments, int64_t task)
+      : arguments_(arguments), batch_(task / tasks_per_row(arguments)),
+        first_(task % tasks_per_row(arguments) * kChannelsPerTask),
+        last_(std::min(arguments.channels, first_ + kChannelsPerTask)), x_(static_cast<const T*>(arguments.x)) {}
 
-  static int64_t tasks_per_row(const CausalConv1dArguments& a) {
-    return (a.channels + kChannelsPerTask - 1) / kChannelsPerTask;
+  static int64_t tasks_per_row(const CausalConv1dArguments& arguments) {
+    return ceil_divide(arguments.channels, kChannelsPerTask);
   }
 
   void forward() {
-    for (int64_t begin = 0; begin < a_.length; begin += kChunk) {
+    for (int64_t begin = 0; begin < arguments_.length; begin += kChunk) {
       const bool resets = find_resets(begin);
-      for (int64_t c = first_; c < last_; c += kLanes)
-        resets ? forward_block<true>(begin, c) : forward_block<false>(begin, c);
+      for (int64_t channel = first_; channel < last_; channel += kLanes)
+        resets ? forward_block<true>(begin, channel) : forward_block<false>(begin, channel);
     }
   }
 
   void backward() {
     std::vector<Gradients> gradients(kBlocksPerTask);
-    for (int64_t begin = (a_.length - 1) / kChunk * kChunk; begin >= 0; begin -= kChunk) {
+    for (int64_t begin = (arguments_.length - 1) / kChunk * kChunk; begin >= 0; begin -= kChunk) {
       const bool resets = find_resets(begin);
-      for (int64_t c = first_; c < last_; c += kLanes) {
-        Gradients& gradient = gradients[(c - first_) / kLanes];
-        resets ? backward_block<true>(begin, c, gradient) : backward_block<false>(begin, c, gradient);
+      for (int64_t channel = first_; channel < last_; channel += kLanes) {
+        Gradients& gradient = gradients[(channel - first_) / kLanes];
+        resets ? backward_block<true>(begin, channel, gradient) : backward_block<false>(begin, channel, gradient);
       }
     }
-    for (int64_t c = first_; c < last_; c += kLanes) {
-      const Gradients& gradient = gradients[(c - first_) / kLanes];
-      for (int j = 0; j < W; ++j) store(a_.grad_weight + (b_ * W + j) * a_.channels + c, gradient.weight[j], lanes(c));
-      store(a_.grad_bias + b_ * a_.channels + c, gradient.bias, lanes(c));
+    for (int64_t channel = first_; channel < last_; channel += kLanes) {
+      const Gradients& gradient = gradients[(channel - first_) / kLanes];
+      float* grad_weight = arguments_.grad_weight + batch_ * W * arguments_.channels + channel;
+      for (int j = 0; j < W; ++j) store(grad_weight + j * arguments_.channels, gradient.weight[j], lanes(channel));
+      store(arguments_.grad_bias + batch_ * arguments_.channels + channel, gradient.bias, lanes(channel));
+      float* grad_state = arguments_.grad_state + batch_ * (W - 1) * arguments_.channels + channel;
       for (int j = 0; j < W - 1; ++j)
-        store(a_.grad_state + (b_ * (W - 1) + W - 2 - j) * a_.channels + c, gradient.rows[j], lanes(c));
+        store(grad_state + (W - 2 - j) * arguments_.channels, gradient.rows[j], lanes(channel));
     }
   }
 
  private:
   struct Gradients {
     Vec weight[W] = {}, bias = {};
-    Vec rows[W] = {};  // of the W - 1 rows before the chunk, nearest first: they still lack their own chunk's share
+    Vec rows[W] = {};  // of the W - 1 rows before the chunk, nearest first, without their own chunk's part
   };
 
-  int lanes(int64_t c) const { return int(std::min<int64_t>(kLanes, a_.channels - c)); }
-  int steps(int64_t begin) const { return int(std::min<int64_t>(kChunk, a_.length - begin)); }
+  int lanes(int64_t channel) const { return lanes_from(channel, arguments_.channels); }
+  int steps(int64_t begin) const { return int(std::min<int64_t>(kChunk, arguments_.length - begin)); }
 
   // Fills keep_[t][j], 0 where row t - j belongs to an earlier document; false if the chunk has no such row.
   bool find_resets(int64_t begin) {
-    if (!a_.document_start) return false;
-    const uint8_t* start = a_.document_start + b_ * a_.length;
+    if (!arguments_.document_start) return false;
+    const uint8_t* start = arguments_.document_start + batch_ * arguments_.length;
     bool found = false;
     for (int t = 0; t < steps(begin); ++t) {
       float keep = 1.0f;
@@ -98,58 +103,59 @@ class CausalConv1d {
     return found;
   }
 
-  Vec row(int64_t t, int64_t c) const {
-    if (t < 0) return load(a_.state + (b_ * (W - 1) + W - 1 + t) * a_.channels + c, lanes(c));
-    return load(x_ + b_ * a_.x_batch_stride + t * a_.x_time_stride + c, lanes(c));
+  Vec row(int64_t t, int64_t channel) const {
+    if (t < 0)
+      return load(arguments_.state + (batch_ * (W - 1) + W - 1 + t) * arguments_.channels + channel, lanes(channel));
+    return load(x_ + batch_ * arguments_.x_batch_stride + t * arguments_.x_time_stride + channel, lanes(channel));
   }
 
-  void load_weight(int64_t c, Vec* weight) const {
-    for (int j = 0; j < W; ++j) weight[j] = load(a_.weight + j * a_.channels + c, lanes(c));
+  void load_weight(int64_t channel, Vec* weight) const {
+    for (int j = 0; j < W; ++j) weight[j] = load(arguments_.weight + j * arguments_.channels + channel, lanes(channel));
   }
 
   template <bool Resets>
-  void forward_block(int64_t begin, int64_t c) const {
-    const int lanes = this->lanes(c);
-    const Vec bias = load(a_.bias + c, lanes);
+  void forward_block(int64_t begin, int64_t channel) const {
+    const int lanes = this->lanes(channel);
+    const Vec bias = load(arguments_.bias + channel, lanes);
     Vec weight[W], taps[W];
-    load_weight(c, weight);
-    for (int j = 1; j < W; ++j) taps[j] = row(begin - j, c);
-    T* out = static_cast<T*>(a_.out) + (b_ * a_.length + begin) * a_.channels + c;
+    load_weight(channel, weight);
+    for (int j = 1; j < W; ++j) taps[j] = row(begin - j, channel);
+    T* out = static_cast<T*>(arguments_.out) + (batch_ * arguments_.length + begin) * arguments_.channels + channel;
     for (int t = 0; t < steps(begin); ++t) {
-      taps[0] = row(begin + t, c);
+      taps[0] = row(begin + t, channel);
       Vec pre = bias;
       for (int j = 0; j < W; ++j) pre += weight[j] * (Resets ? taps[j] * keep_[t][j] : taps[j]);
-      store(out + t * a_.channels, pre * sigmoid(pre), lanes);
+      store(out + t * arguments_.channels, pre * sigmoid(pre), lanes);
       for (int j = W - 1; j > 0; --j) taps[j] = taps[j - 1];
     }
   }
 
   template <bool Resets>
-  void backward_block(int64_t begin, int64_t c, Gradients& gradient) const {
-    const int lanes = this->lanes(c), steps = this->steps(begin);
-    const int64_t offset = (b_ * a_.length + begin) * a_.channels + c;
-    const T* grad_out = static_cast<const T*>(a_.grad_out) + offset;
-    T* grad_x = static_cast<T*>(a_.grad_x) + offset;
-    const Vec bias = load(a_.bias + c, lanes);
+  void backward_block(int64_t begin, int64_t channel, Gradients& gradient) const {
+    const int lanes = this->lanes(channel), steps = this->steps(begin);
+    const int64_t offset = (batch_ * arguments_.length + begin) * arguments_.channels + channel;
+    const T* grad_out = static_cast<const T*>(arguments_.grad_out) + offset;
+    T* grad_x = static_cast<T*>(arguments_.grad_x) + offset;
+    const Vec bias = load(arguments_.bias + channel, lanes);
     Vec weight[W], taps[W], rows[W];  // rows[j]: gradient of row t - j so far
-    load_weight(c, weight);
+    load_weight(channel, weight);
     Gradients sums = gradient;
     for (int j = 0; j < W; ++j) rows[j] = sums.rows[j];
-    for (int j = 0; j < W - 1; ++j) taps[j + 1] = row(begin + steps - 1 - j, c);
+    for (int j = 0; j < W - 1; ++j) taps[j + 1] = row(begin + steps - 1 - j, channel);
     for (int t = steps - 1; t >= 0; --t) {
       for (int j = 0; j < W - 1; ++j) taps[j] = taps[j + 1];
-      taps[W - 1] = row(begin + t - (W - 1), c);
+      taps[W - 1] = row(begin + t - (W - 1), channel);
       Vec pre = bias;
       for (int j = 0; j < W; ++j) pre += weight[j] * (Resets ? taps[j] * keep_[t][j] : taps[j]);
       const Vec gate = sigmoid(pre);
-      const Vec grad = load(grad_out + t * a_.channels, lanes) * gate * (1.0f + pre * (1.0f - gate));
+      const Vec grad = load(grad_out + t * arguments_.channels, lanes) * gate * (1.0f + pre * (1.0f - gate));
       sums.bias += grad;
       for (int j = 0; j < W; ++j) {
         const Vec kept = Resets ? grad * keep_[t][j] : grad;
         sums.weight[j] += kept * taps[j];
         rows[j] += kept * weight[j];
       }
-      store(grad_x + t * a_.channels, rows[0], lanes);
+      store(grad_x + t * arguments_.channels, rows[0], lanes);
       for (int j = 0; j < W - 1; ++j) rows[j] = rows[j + 1];
       rows[W - 1] = Vec{};
     }
@@ -157,41 +163,36 @@ class CausalConv1d {
     gradient = sums;
   }
 
-  const CausalConv1dArguments& a_;
-  const int64_t b_, first_, last_;
+  const CausalConv1dArguments& arguments_;
+  const int64_t batch_, first_, last_;
   const T* x_;
   float keep_[kChunk][W];
 };
 
 template <class T, int W>
-void run_all(const CausalConv1dArguments& a, bool backward) {
-  const int64_t tasks = a.batch * CausalConv1d<T, W>::tasks_per_row(a);
-#pragma omp parallel for schedule(static) num_threads(a.threads) if (a.threads > 1)
-  for (int64_t task = 0; task < tasks; ++task) {
-    FlushDenormals guard;
-    CausalConv1d<T, W> conv(a, task);
-    backward ? conv.backward() : conv.forward();
-  }
+void run(const CausalConv1dArguments& arguments, bool backward) {
+  const int64_t tasks = arguments.batch * CausalConv1d<T, W>::tasks_per_row(arguments);
+  run_tasks(tasks, arguments.threads, [&](int64_t task) {
+    CausalConv1d<T, W> convolution(arguments, task);
+    backward ? convolution.backward() : convolution.forward();
+  });
 }
 
-template <class T>
-void dispatch_width(const CausalConv1dArguments& a, bool backward) {
-  if (a.width == 2) run_all<T, 2>(a, backward);
-  if (a.width == 3) run_all<T, 3>(a, backward);
-  if (a.width == 4) run_all<T, 4>(a, backward);
-}
-
-void dispatch(const CausalConv1dArguments& a, bool backward) {
-  if (a.bfloat16)
-    dispatch_width<BFloat16>(a, backward);
-  else
-    dispatch_width<float>(a, backward);
+void dispatch(const CausalConv1dArguments& arguments, bool backward) {
+  with_activation_type(arguments.bfloat16, [&](auto activation) {
+    using T = decltype(activation);
+    if (arguments.width == 2) run<T, 2>(arguments, backward);
+    if (arguments.width == 3) run<T, 3>(arguments, backward);
+    if (arguments.width == 4) run<T, 4>(arguments, backward);
+  });
 }
 
 }  // namespace
 }  // namespace mambabyte
 
 extern "C" {
-void mambabyte_causal_conv1d_forward(const mambabyte::CausalConv1dArguments* a) { mambabyte::dispatch(*a, false); }
-void mambabyte_causal_conv1d_backward(const mambabyte::CausalConv1dArguments* a) { mambabyte::dispatch(*a, true); }
+using mambabyte::CausalConv1dArguments;
+int mambabyte_causal_conv1d_arguments_size() { return sizeof(CausalConv1dArguments); }
+void mambabyte_causal_conv1d_forward(const CausalConv1dArguments* a) { mambabyte::dispatch(*a, false); }
+void mambabyte_causal_conv1d_backward(const CausalConv1dArguments* a) { mambabyte::dispatch(*a, true); }
 }

@@ -1,11 +1,13 @@
 // The residual stream's addition and the norm after it in one pass over memory, forward and backward:
-//   x = residual + update,   out = (x - mean) / sqrt(var + epsilon) * weight + bias
-// with mean = 0 and var = mean(x^2) for the RMS norm. Rows are split over tasks; each task sums its own share of
-// the gradients of weight and bias, so that results do not depend on the order in which threads run.
-#include <algorithm>
+//
+//   x = residual + update
+//   out = (x - mean) / sqrt(var + epsilon) * weight + bias        RMS norm: mean = 0, var = mean(x^2)
+//
+// Rows are split over tasks; each task sums its own part of the gradients of weight and bias, so results do not depend
+// on the order in which threads run.
 #include <vector>
 
-#include "vector.h"
+#include "kernel.h"
 
 namespace mambabyte {
 
@@ -30,105 +32,101 @@ namespace {
 template <class T>
 class ResidualNorm {
  public:
-  ResidualNorm(const ResidualNormArguments& a, int64_t task)
-      : a_(a), first_(a.rows * task / a.tasks), last_(a.rows * (task + 1) / a.tasks), task_(task),
-        blocks_((a.width + kLanes - 1) / kLanes), x_(blocks_) {}
+  ResidualNorm(const ResidualNormArguments& arguments, int64_t task)
+      : arguments_(arguments), first_(arguments.rows * task / arguments.tasks),
+        last_(arguments.rows * (task + 1) / arguments.tasks), task_(task),
+        blocks_(ceil_divide(arguments.width, kLanes)), x_(blocks_) {}
 
   void forward() {
-    const T* update = static_cast<const T*>(a_.update);
+    const T* update = static_cast<const T*>(arguments_.update);
     for (int64_t row = first_; row < last_; ++row) {
       for (int64_t block = 0; block < blocks_; ++block) {
-        const int64_t at = row * a_.width + block * kLanes;
-        x_[block] = load(a_.residual + at, lanes(block));
+        const int64_t at = row * arguments_.width + block * kLanes;
+        x_[block] = load(arguments_.residual + at, lanes(block));
         if (update) x_[block] += load(update + at, lanes(block));
-        store(a_.sum + at, x_[block], lanes(block));
+        store(arguments_.sum + at, x_[block], lanes(block));
       }
       normalise();
       for (int64_t block = 0; block < blocks_; ++block) {
-        Vec y = x_[block] * load(a_.weight + block * kLanes, lanes(block));
-        if (a_.bias) y += load(a_.bias + block * kLanes, lanes(block));
-        store(static_cast<T*>(a_.out) + row * a_.width + block * kLanes, y, lanes(block));
+        Vec y = x_[block] * load(arguments_.weight + block * kLanes, lanes(block));
+        if (arguments_.bias) y += load(arguments_.bias + block * kLanes, lanes(block));
+        store(static_cast<T*>(arguments_.out) + row * arguments_.width + block * kLanes, y, lanes(block));
       }
     }
   }
 
   void backward() {
+    const T* grad_out = static_cast<const T*>(arguments_.grad_out);
     std::vector<Vec> grad_weight(blocks_), grad_bias(blocks_), grad(blocks_);
     for (int64_t row = first_; row < last_; ++row) {
       for (int64_t block = 0; block < blocks_; ++block)
-        x_[block] = load(a_.residual + row * a_.width + block * kLanes, lanes(block));
+        x_[block] = load(arguments_.residual + row * arguments_.width + block * kLanes, lanes(block));
       const float scale = normalise();
       Vec total = {}, projected = {};
       for (int64_t block = 0; block < blocks_; ++block) {
-        const Vec out = load(static_cast<const T*>(a_.grad_out) + row * a_.width + block * kLanes, lanes(block));
+        const Vec out = load(grad_out + row * arguments_.width + block * kLanes, lanes(block));
         grad_weight[block] += out * x_[block];
         grad_bias[block] += out;
-        grad[block] = out * load(a_.weight + block * kLanes, lanes(block));
+        grad[block] = out * load(arguments_.weight + block * kLanes, lanes(block));
         total += grad[block];
         projected += grad[block] * x_[block];
       }
-      const float mean = a_.rms ? 0.0f : mambabyte::sum(total) / a_.width;
-      const float along = mambabyte::sum(projected) / a_.width;
+      const float mean = arguments_.rms ? 0.0f : mambabyte::sum(total) / arguments_.width;
+      const float along = mambabyte::sum(projected) / arguments_.width;
       for (int64_t block = 0; block < blocks_; ++block) {
-        const int64_t at = row * a_.width + block * kLanes;
-        const Vec passed = load(a_.grad_sum + at, lanes(block));
-        store(a_.grad_residual + at, passed + (grad[block] - mean - x_[block] * along) * scale, lanes(block));
+        const int64_t at = row * arguments_.width + block * kLanes;
+        const Vec passed = load(arguments_.grad_sum + at, lanes(block));
+        store(arguments_.grad_residual + at, passed + (grad[block] - mean - x_[block] * along) * scale, lanes(block));
       }
     }
     for (int64_t block = 0; block < blocks_; ++block) {
-      const int64_t at = task_ * a_.width + block * kLanes;
-      store(a_.grad_weight + at, grad_weight[block], lanes(block));
-      if (a_.grad_bias) store(a_.grad_bias + at, grad_bias[block], lanes(block));
+      const int64_t at = task_ * arguments_.width + block * kLanes;
+      store(arguments_.grad_weight + at, grad_weight[block], lanes(block));
+      if (arguments_.grad_bias) store(arguments_.grad_bias + at, grad_bias[block], lanes(block));
     }
   }
 
  private:
-  int lanes(int64_t block) const { return int(std::min<int64_t>(kLanes, a_.width - block * kLanes)); }
+  int lanes(int64_t block) const { return lanes_from(block * kLanes, arguments_.width); }
 
-  // Turns the row x_ into its normalised form; returns 1 / sqrt(var + epsilon). Missing lanes stay zero.
+  // Normalises the row x_ in place and returns 1 / sqrt(var + epsilon). Lanes that are not in use stay zero.
   float normalise() {
     float mean = 0;
-    if (!a_.rms) {
+    if (!arguments_.rms) {
       Vec total = {};
       for (const Vec& x : x_) total += x;
-      mean = mambabyte::sum(total) / a_.width;
+      mean = mambabyte::sum(total) / arguments_.width;
       for (Vec& x : x_) x -= mean;
       Vec& last = x_[blocks_ - 1];
       for (int i = lanes(blocks_ - 1); i < kLanes; ++i) last[i] = 0;
     }
     Vec squares = {};
     for (const Vec& x : x_) squares += x * x;
-    const float scale = 1.0f / std::sqrt(mambabyte::sum(squares) / a_.width + a_.epsilon);
+    const float scale = 1.0f / std::sqrt(mambabyte::sum(squares) / arguments_.width + arguments_.epsilon);
     for (Vec& x : x_) x *= scale;
     return scale;
   }
 
-  const ResidualNormArguments& a_;
+  const ResidualNormArguments& arguments_;
   const int64_t first_, last_, task_, blocks_;
   std::vector<Vec> x_;
 };
 
-template <class T>
-void run_all(const ResidualNormArguments& a, bool backward) {
-#pragma omp parallel for schedule(static) num_threads(a.threads) if (a.threads > 1)
-  for (int64_t task = 0; task < a.tasks; ++task) {
-    FlushDenormals guard;
-    ResidualNorm<T> norm(a, task);
-    backward ? norm.backward() : norm.forward();
-  }
-}
-
-void dispatch(const ResidualNormArguments& a, bool backward) {
-  if (a.bfloat16)
-    run_all<BFloat16>(a, backward);
-  else
-    run_all<float>(a, backward);
+void dispatch(const ResidualNormArguments& arguments, bool backward) {
+  with_activation_type(arguments.bfloat16, [&](auto activation) {
+    run_tasks(arguments.tasks, arguments.threads, [&](int64_t task) {
+      ResidualNorm<decltype(activation)> norm(arguments, task);
+      backward ? norm.backward() : norm.forward();
+    });
+  });
 }
 
 }  // namespace
 }  // namespace mambabyte
 
 extern "C" {
-void mambabyte_residual_norm_forward(const mambabyte::ResidualNormArguments* a) { mambabyte::dispatch(*a, false); }
-void mambabyte_residual_norm_backward(const mambabyte::ResidualNormArguments* a) { mambabyte::dispatch(*a, true); }
+using mambabyte::ResidualNormArguments;
+int mambabyte_residual_norm_arguments_size() { return sizeof(ResidualNormArguments); }
+void mambabyte_residual_norm_forward(const ResidualNormArguments* a) { mambabyte::dispatch(*a, false); }
+void mambabyte_residual_norm_backward(const ResidualNormArguments* a) { mambabyte::dispatch(*a, true); }
 }

@@ -1,5 +1,5 @@
-// Sixteen float lanes, written with the compiler's portable vector extension: one AVX-512 register, two AVX2
-// registers or four NEON registers from the same source.
+// Vectors of sixteen float lanes in the compiler's portable vector extension: one AVX-512 register, two AVX2 registers
+// or four NEON registers from the same source.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -26,7 +26,7 @@ static inline Vec to_float(HalfVec bits) {
   return reinterpret_cast<Vec>(__builtin_convertvector(bits, UintVec) << 16);
 }
 
-// Round to nearest even, as PyTorch does; a NaN stays a NaN because the quiet bit is set first.
+// Rounds to nearest even, as PyTorch does. Setting the quiet bit keeps a NaN a NaN.
 static inline HalfVec to_bfloat16(Vec x) {
 #if defined(__AVX512BF16__)
   return reinterpret_cast<HalfVec>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
@@ -38,8 +38,8 @@ static inline HalfVec to_bfloat16(Vec x) {
 #endif
 }
 
-// `lanes` < kLanes only in the last block of channels: the missing lanes read as zero and are not written. Whole
-// registers have a path of their own, or the compiler would send them through memory.
+// `lanes` < kLanes only in the last block of channels: the lanes not in use read as zero and are not written. Full
+// registers have a path of their own, because the compiler would otherwise send them through memory.
 template <class Register, class T>
 static inline Register load_lanes(const T* p, int lanes) {
   Register v = {};
@@ -80,8 +80,8 @@ static inline void store(BFloat16* p, Vec x, int lanes) {
     std::memcpy(p, &v, lanes * sizeof(BFloat16));
 }
 
-// Kernels that walk down the rows of a (B, L, D) tensor, one block of channels at a time, jump from row to row, which
-// the processor does not foresee: they ask for the next block of a row while they read this one.
+// Kernels that read one block of channels from each row of a (B, L, D) tensor jump from row to row, which hardware
+// prefetchers do not follow. So they prefetch the next block of a row while they read this one.
 template <class T>
 static inline void prefetch_next(const T* p) {
   __builtin_prefetch(p + kLanes);
@@ -95,7 +95,7 @@ static inline float scalar(BFloat16 x) {
   return value;
 }
 
-// In halves: four short additions after one another instead of fifteen.
+// By halves: a chain of four additions instead of fifteen.
 static inline float sum(Vec v) {
   typedef float Half __attribute__((vector_size(32)));
   typedef float Quarter __attribute__((vector_size(16)));
@@ -109,7 +109,7 @@ static inline float sum(Vec v) {
 }
 
 // x[i] = 2^x[i]: x = n + f with integer n and |f| <= 1/2, a polynomial of degree 5 for 2^f (relative error 1e-7), then
-// the exponent is raised by n. The K of them go hand in hand, so that each waits for its own result only.
+// n is added to the exponent. The K of them are interleaved to hide latency.
 template <int K>
 static inline void exp2_all(Vec* x) {
   Vec n[K], p[K];
@@ -152,7 +152,7 @@ static inline Vec absolute(Vec x) {
 }
 
 static inline Vec sigmoid(Vec x) {
-  // exp of a non-positive number only, so that nothing overflows
+  // exp of a non-positive number cannot overflow.
   const Vec e = exp2(absolute(x) * -kLog2E);
   return (x >= 0.0f ? splat(1.0f) : e) / (1.0f + e);
 }
@@ -162,7 +162,7 @@ struct Softplus {
 };
 
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|), with log1p(t) = 2 atanh(t / (2 + t)): accurate for the small step sizes
-// (1e-3) where 1 + t would round t away. One division serves both results.
+// (1e-3) where 1 + t would round t away. Both results share one division.
 static inline Softplus softplus(Vec x) {
   const Vec t = exp2(absolute(x) * -kLog2E);
   const Vec reciprocal = 1.0f / ((1.0f + t) * (2.0f + t));
@@ -176,8 +176,8 @@ static inline Softplus softplus(Vec x) {
   return {(x > 0.0f ? x : splat(0.0f)) + log1p, (x >= 0.0f ? splat(1.0f) : t) * ((2.0f + t) * reciprocal)};
 }
 
-// Decayed states become denormal numbers, on which x86 cores are a hundred times slower: flush them to zero while a
-// kernel runs, and put the thread's mode back afterwards.
+// Decayed states become denormal numbers, on which x86 cores are a hundred times slower. This flushes them to zero
+// while a kernel runs and restores the thread's mode afterwards.
 class FlushDenormals {
  public:
 #if defined(__SSE__)

@@ -1,4 +1,4 @@
-"""Mamba's selective scan: one function, several backends, the same numbers."""
+"""Mamba's selective scan on several backends that agree."""
 
 from mambabyte.ops.selective_scan.interface import selective_scan
 

@@ -1,11 +1,12 @@
-"""The selective scan, whatever it runs on."""
+"""The selective scan on any backend."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.selective_scan.fused import selective_scan_fused
+from mambabyte.ops.selective_scan.custom_op import selective_scan_fused
+from mambabyte.ops.selective_scan.inputs import ScanInputs
 from mambabyte.ops.selective_scan.reference import selective_scan_reference
 
 
@@ -24,11 +25,12 @@ def selective_scan(
     document_start: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Mamba's selective recurrence (arXiv 2312.00752, section 3.2), with softplus, skip and gate.
+    """Mamba's selective scan (arXiv 2312.00752, section 3.2) with softplus, skip connection and gate.
 
-    Letters: B batch, L length, D inner channels, N state size. Arithmetic is fp32 whatever
-    the activations are, fp64 when they are fp64. Every floating argument has a gradient, the states included,
-    so that a scan cut anywhere and carried on from its state equals the whole.
+    The equations are in `mambabyte.ops.selective_scan.reference`. Letters: B batch, L length, D inner
+    channels, N state size. Arithmetic is fp32 for any activations, or fp64 for fp64 ones. Every floating-
+    point argument has a gradient, states included, so a scan that is split anywhere and resumed from its
+    state equals the whole.
 
     Args:
         u, delta, z: (B, L, D) input, step size before bias and softplus, and gate (or None).
@@ -36,46 +38,46 @@ def selective_scan(
         B, C: (B, L, N) input and output projections, shared by all channels.
         initial_state: (B, D, N) state before the first step; zero when None.
         document_start: (B, L) boolean; the state is reset to zero before each marked step.
-        backend: "reference" or "cpu"; by default the fastest one that serves the tensors' device and dtype.
+        backend: "cpu", "triton", "mamba_ssm" or "reference"; by default the first of them that serves u's
+            device and dtype. See `mambabyte.ops.backends` for what each serves and how to override it.
 
     Returns:
-        out (B, L, D) in u's dtype, and with `return_final_state` the state (B, D, N) after the last step,
+        out (B, L, D) in u's dtype, and with `return_final_state` the state (B, D, N) after the last step, in
         fp32 (fp64).
 
     Raises:
         ValueError: shapes that do not fit together, or a backend that cannot serve these tensors.
     """
-    _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, document_start)
-    arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, document_start)
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, document_start)
+    _check_shapes(inputs)
     backend = choose_backend("selective_scan", u.device, u.dtype, backend)
     if backend == "reference":
-        out, state = selective_scan_reference(*arguments)
+        out, state = selective_scan_reference(inputs)
     else:
-        out, state = selective_scan_fused(backend, *arguments)
+        out, state = selective_scan_fused(backend, inputs)
     return (out, state) if return_final_state else out
 
 
-def _check_shapes(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, initial_state: Tensor | None, document_start: Tensor | None,
-) -> None:  # fmt: skip
+def _check_shapes(inputs: ScanInputs) -> None:
+    u, A = inputs.u, inputs.A
     if u.dim() != 3 or A.dim() != 2 or 0 in u.shape:
         raise ValueError(
             f"u must be a non-empty (B, L, D) and A (D, N), not {tuple(u.shape)} and {tuple(A.shape)}"
         )
     batch, length, channels = u.shape
     states = A.shape[1]
-    expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
-        ("delta", delta, (batch, length, channels)),
-        ("A", A, (channels, states)),
-        ("B", B, (batch, length, states)),
-        ("C", C, (batch, length, states)),
-        ("D", D, (channels,)),
-        ("z", z, (batch, length, channels)),
-        ("delta_bias", delta_bias, (channels,)),
-        ("initial_state", initial_state, (batch, channels, states)),
-        ("document_start", document_start, (batch, length)),
-    ]
-    for name, tensor, shape in expected:
+    expected = {
+        "delta": (batch, length, channels),
+        "A": (channels, states),
+        "B": (batch, length, states),
+        "C": (batch, length, states),
+        "D": (channels,),
+        "z": (batch, length, channels),
+        "delta_bias": (channels,),
+        "initial_state": (batch, channels, states),
+        "document_start": (batch, length),
+    }
+    for name, shape in expected.items():
+        tensor = getattr(inputs, name)
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, not {tuple(tensor.shape)}")

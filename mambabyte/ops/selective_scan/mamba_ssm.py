@@ -1,4 +1,4 @@
-"""mamba_ssm's compiled scan for CUDA, where it can do what is asked: no initial state, no document starts.
+"""mamba_ssm's compiled scan for CUDA, which takes no initial state and no document starts.
 
 The extension's functions take channels before time (mamba_ssm 2.x, `ops/selective_scan_interface.py` and
 `csrc/selective_scan/selective_scan.cpp`):
@@ -8,8 +8,8 @@ The extension's functions take channels before time (mamba_ssm 2.x, `ops/selecti
         -> grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_delta_bias[, grad_z]
 
 with u, delta, z (B, D, L) and B, C (B, 1, N, L) of one dtype, A, D and delta_bias fp32, and x (B, D, chunks,
-2 N) fp32, whose last chunk's odd entries are the final state. Its gradients are sums by atomic additions, so
-they may differ in the last bits from run to run.
+2 N) fp32, where the last chunk's odd entries are the final state. It sums gradients with atomic additions,
+so they may differ in the last bits from run to run.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambabyte.ops.selective_scan.inputs import ScanInputs
+
 
 def available() -> tuple[bool, str]:
-    """Whether the compiled scan can run here, and why (not)."""
+    """Whether the compiled scan can run here, and why or why not."""
     for name in ("mamba_ssm", "selective_scan_cuda"):
         if importlib.util.find_spec(name) is None:
             return False, f"{name} is not installed"
@@ -36,10 +38,17 @@ def _extension() -> Any:
     return importlib.import_module("selective_scan_cuda")
 
 
-def _inputs(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
+def _as_the_extension_reads(inputs: ScanInputs) -> tuple[Tensor | None, ...]:
+    """The first eight arguments of `fwd` and `bwd`.
+
+    Raises:
+        ValueError: an initial state or document starts are given.
+    """
+    u, delta, A, B, C, D, z, delta_bias, _, initial_state, document_start = inputs
+    for name, tensor in (("initial_state", initial_state), ("document_start", document_start)):
+        if tensor is not None:
+            raise ValueError(f"mamba_ssm's scan takes no {name}: use the triton backend")
+
     def time_last(tensor: Tensor) -> Tensor:
         return tensor.to(u.dtype).transpose(1, 2).contiguous()
 
@@ -59,54 +68,43 @@ def _inputs(
 
 
 def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
-    """Shape of the states that `forward` keeps: the extension walks 2,048 steps at a time."""
+    """Shape of the states that `forward` keeps: the extension scans 2,048 steps at a time."""
     return u.shape[0], u.shape[2], -(-u.shape[1] // 2048), 2 * A.shape[1]
 
 
-def forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
-    document_start: Tensor | None, keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Arguments as `mambabyte.ops.selective_scan`; returns out (B, L, D) in u's dtype, the final state
-    (B, D, N) fp32, and for backward the extension's x, `states_shape`, or an empty tensor.
+def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """out (B, L, D) in u's dtype, the final state (B, D, N) fp32, and for backward the extension's x of shape
+    `states_shape`, or an empty tensor.
 
     Raises:
         ValueError: an initial state or document starts are given.
     """
-    if initial_state is not None:
-        raise ValueError("mamba_ssm's scan takes no initial_state: use the triton backend")
-    if document_start is not None:
-        raise ValueError("mamba_ssm's scan takes no document_start: use the triton backend")
-    out, x, *gated = _extension().fwd(*_inputs(u, delta, A, B, C, D, z, delta_bias), delta_softplus)
+    arguments = _as_the_extension_reads(inputs)
+    out, x, *gated = _extension().fwd(*arguments, inputs.delta_softplus)
     final_state = x[:, :, -1, 1::2].contiguous()
     out = (gated[0] if gated else out).transpose(1, 2).contiguous()
     return out, final_state, x if keep_states else x.new_empty(0)
 
 
 def backward(
-    grad_out: Tensor, grad_final_state: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
-    C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
-    document_start: Tensor | None, states: Tensor,
-) -> tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, None
-]:  # fmt: skip
+    grad_out: Tensor, grad_final_state: Tensor | None, inputs: ScanInputs, states: Tensor
+) -> tuple[Tensor | None, ...]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias in their dtypes, and None for the initial state.
 
     Raises:
-        ValueError: there is a gradient of the final state, which the extension cannot take.
+        ValueError: document starts are given, or a gradient of the final state, which the extension cannot
+            take.
     """
-    if document_start is not None:
-        raise ValueError("mamba_ssm's scan takes no document_start: use the triton backend")
+    arguments = _as_the_extension_reads(inputs)
     if grad_final_state is not None:
         raise ValueError("mamba_ssm's scan has no gradient of the final state: use the triton backend")
     extension = _extension()
-    inputs = _inputs(u, delta, A, B, C, D, z, delta_bias)
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, *_ = inputs
     # The gate's gradient needs the scan's output before the gate, which the forward pass does not return.
-    ungated = None if z is None else extension.fwd(*inputs, delta_softplus)[0]
+    ungated = None if z is None else extension.fwd(*arguments, delta_softplus)[0]
     grad = grad_out.to(u.dtype).transpose(1, 2).contiguous()
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias, *rest = extension.bwd(
-        *inputs, grad, states, ungated, None, delta_softplus, False
+        *arguments, grad, states, ungated, None, delta_softplus, False
     )
     return (
         grad_u.transpose(1, 2).contiguous(),

@@ -1,25 +1,25 @@
 """The selective scan in Triton for CUDA, forward and backward (arXiv 2312.00752, section 3.3.2).
 
-One warp per program, channels on its lanes. A program walks a stretch of time in chunks: u, delta, z and the
+Each program is one warp with channels on its lanes. It scans a stretch of time in chunks: u, delta, z and the
 gradients of a chunk are (chunk, block) tiles with time in each lane's registers, so the recurrence is a chain
-of fused multiply-adds without shuffles. The N states are a loop around it; between chunks they live in a
-(B, spans, N, D) buffer that stays in cache, and (B, L, D, N) is never written. For tiles to be laid out so,
-the compiler must not know that pointers are aligned: it would give a lane eight channels and spread time over
+of fused multiply-adds without shuffles. A loop over the N states surrounds it; between chunks they are in a
+(B, spans, N, D) buffer that stays in cache, and (B, L, D, N) is never written. This layout requires that the
+compiler not know that pointers are aligned: otherwise it gives each lane eight channels and spreads time over
 lanes.
 
-Programs are spread over channels and batch and, where these are few and in all of backward, over spans of
-SPAN steps too: a span is walked from zero, `join_kernel` joins the spans, and each is walked again from its
-true state. Forward keeps the state at the start of each span, (B, L / SPAN, N, D) fp32; backward first walks
-them again for the state at the start of each chunk, a temporary of 1 / BACKWARD_CHUNK of a (B, L, D, N) fp32
-tensor.
+Programs are spread over channels and batch. Where these are few, and always in backward, they are also spread
+over spans of SPAN steps: each span is scanned from a zero state, `combine_kernel` computes every span's true
+initial state, and each span is scanned again from it. Forward keeps the state at the start of each span,
+(B, L / SPAN, N, D) fp32. Backward first scans again for the state at the start of each chunk, a temporary of
+1 / BACKWARD_CHUNK of a (B, L, D, N) fp32 tensor.
 
 The gradients of B and C are summed over the channels of a block in the kernel and over blocks afterwards:
-(B, D / BACKWARD_BLOCK, N, L) fp32 each, together 2 / BACKWARD_BLOCK of a (B, L, D, N) fp32 tensor. Nothing is
-added atomically, so results are the same from run to run.
+(B, D / BACKWARD_BLOCK, N, L) fp32 each, together 2 / BACKWARD_BLOCK of a (B, L, D, N) fp32 tensor. There are
+no atomic additions, so results are the same from run to run.
 """
 
-# A kernel's tensors have the letters of `forward` and `backward`. Capitals of several letters are constants
-# of the compilation: the only parameters with annotations, as Triton reads them.
+# The kernels' tensors are named as in `forward` and `backward`. Parameters in capitals of several letters are
+# compile-time constants, the only parameters with annotations, because Triton reads these.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def _sigmoid(x):
 
 @_jit
 def _softplus(x):
-    """max(x, 0) + log1p(exp(-|x|)), log1p(e) = 2 atanh(s) for s = e / (2 + e) <= 1/3: the hardware's
-    logarithm is not accurate near 1, where small step sizes are."""
+    """max(x, 0) + log1p(exp(-|x|)), with log1p(e) = 2 atanh(s) for s = e / (2 + e) <= 1/3: the hardware's
+    logarithm is inaccurate near 1, where small step sizes fall."""
     e = tl.exp2(tl.abs(x) * -LOG2_E)
     s = e / (2 + e)
     q = s * s
@@ -61,14 +61,14 @@ def _softplus(x):
 
 @_jit
 def _minus_zero():
-    """The zero for which x + zero is x for every x: a sum that picks a constant row of a tile leaves no code.
-    Made from its bits, as Triton takes a literal -0.0 for 0.0."""
+    """The zero for which x + zero is x for every x, so a sum that picks a constant row of a tile compiles to
+    nothing. Built from its bits, because Triton reads a literal -0.0 as 0.0."""
     return tl.full((1, 1), -(2**31), tl.int32).to(tl.float32, bitcast=True)
 
 
 @_jit
-def _scan(decay, update, state, rows, CHUNK: tl.constexpr):
-    """The state after each step and the part of it carried from before, (CHUNK, BLOCK); the last, (BLOCK)."""
+def _scan_chunk(decay, update, state, rows, CHUNK: tl.constexpr):
+    """The state after each step and its part from the one before, (CHUNK, BLOCK); the last state, (BLOCK)."""
     states, carried, zero = update, decay, _minus_zero()
     for i in tl.static_range(CHUNK):
         now = rows[:, None] == i
@@ -80,8 +80,8 @@ def _scan(decay, update, state, rows, CHUNK: tl.constexpr):
 
 
 @_jit
-def _reverse_scan(decay, update, adjoint, rows, CHUNK: tl.constexpr):
-    """Gradient of the state after each step, (CHUNK, BLOCK), and of the one before the first, (BLOCK)."""
+def _reverse_scan_chunk(decay, update, adjoint, rows, CHUNK: tl.constexpr):
+    """Gradient of the state after each step, (CHUNK, BLOCK), and of the state before the first, (BLOCK)."""
     gradient, zero = update, _minus_zero()
     for i in tl.static_range(CHUNK):
         now = rows[:, None] == CHUNK - 1 - i
@@ -92,120 +92,123 @@ def _reverse_scan(decay, update, adjoint, rows, CHUNK: tl.constexpr):
 
 
 @_jit
-def _tile(tensor, batch_stride, time_stride, b, first, rows, channel, live):
-    """A (CHUNK, BLOCK) tile of a (B, L, D) tensor from step `first` on, in fp32, zero where not live."""
+def _load_tile(tensor, batch_stride, time_stride, b, first, rows, channel, mask):
+    """A (CHUNK, BLOCK) tile of a (B, L, D) tensor from step `first` on, in fp32, zero outside the mask."""
     start = tensor + b * batch_stride + first * time_stride
-    return tl.load(start + rows[:, None] * time_stride + channel[None, :], mask=live, other=0).to(tl.float32)
+    return tl.load(start + rows[:, None] * time_stride + channel[None, :], mask=mask, other=0).to(tl.float32)
 
 
 @_jit
-def _write(tensor, values, b, first, rows, channel, live, length, channels):
+def _store_tile(tensor, values, b, first, rows, channel, mask, length, channels):
     start = tensor + (b * length + first) * channels
     values = values.to(tensor.dtype.element_ty)
-    tl.store(start + rows[:, None] * channels + channel[None, :], values, mask=live)
+    tl.store(start + rows[:, None] * channels + channel[None, :], values, mask=mask)
 
 
 @_jit
-def _steps(raw, live, SOFTPLUS: tl.constexpr):
-    """Step sizes from delta plus bias; zero where not live, so that these steps leave the state as it is."""
-    return tl.where(live, _softplus(raw) if SOFTPLUS else raw, 0.0)
+def _step_sizes(raw, mask, SOFTPLUS: tl.constexpr):
+    """Step sizes from delta plus bias; zero outside the mask, where a step must not change the state."""
+    return tl.where(mask, _softplus(raw) if SOFTPLUS else raw, 0.0)
 
 
 @_jit
-def _resets(document_start, b, first, rows, in_time, length):
-    """Added to the exponent of the decay: -inf at a document's first step, else 0; (CHUNK)."""
-    start = tl.load(document_start + b * length + first + rows, mask=in_time, other=0)
+def _reset_exponents(document_start, b, first, rows, time_mask, length):
+    """What to add to the decay's exponent, (CHUNK): -inf at a document's first step, else 0."""
+    start = tl.load(document_start + b * length + first + rows, mask=time_mask, other=0)
     return tl.where(start != 0, float("-inf"), 0.0)
 
 
 @_jit
-def _of_state(n, A, B, C, carry, channel, here, channels, batch_row, padded, place):
-    """What the walk needs of state n: its rates (BLOCK), B and C (CHUNK) and its value (BLOCK)."""
+def _load_for_state(n, A, B, C, carry, channel, channel_mask, channels, batch_row, padded, place):
+    """What a scan needs for state n: its rates (BLOCK), B and C (CHUNK) and its value (BLOCK)."""
     row = (batch_row + n) * padded + place
-    A_n = tl.load(A + n * channels + channel, mask=here, other=0)
-    return A_n, tl.load(B + row), tl.load(C + row), tl.load(carry + n * channels, mask=here, other=0)
+    A_n = tl.load(A + n * channels + channel, mask=channel_mask, other=0)
+    return A_n, tl.load(B + row), tl.load(C + row), tl.load(carry + n * channels, mask=channel_mask, other=0)
 
 
 @_jit
-def walk_kernel(
+def scan_kernel(
     u, delta, z, A, B, C, D, delta_bias, document_start,
-    out,  # (B, L, D), or None: then only states are wanted
-    states,  # (B, chunks / KEEP_EVERY, N, D): the state before every so many chunks, or None
+    out,  # (B, L, D), or None to compute only states
+    states,  # (B, chunks / KEEP_EVERY, N, D): the state before every KEEP_EVERY chunks, or None
     carry,  # (B, spans, N, D): in, the state before each span; out, after it
     span_steps,  # (B, spans, D): the sum of a span's step sizes, infinite if a document starts in it; or None
     u_batch, u_time, delta_batch, delta_time, z_batch, z_time,
-    length, padded, channels, width, span_chunks, kept,
+    length, padded, channels, state_size, span_chunks, kept,
     SOFTPLUS: tl.constexpr, KEEP_EVERY: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     b, span = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     channel, rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, CHUNK)
-    here = channel < channels
-    bias = 0.0 if delta_bias is None else tl.load(delta_bias + channel, mask=here, other=0)[None, :]
-    carry += (b * tl.num_programs(1) + span) * width * channels + channel
+    channel_mask = channel < channels
+    bias = 0.0 if delta_bias is None else tl.load(delta_bias + channel, mask=channel_mask, other=0)[None, :]
+    carry += (b * tl.num_programs(1) + span) * state_size * channels + channel
     total = tl.zeros((BLOCK,), tl.float32)
     for chunk in range(span * span_chunks, tl.minimum((span + 1) * span_chunks, tl.cdiv(length, CHUNK))):
         first = chunk * CHUNK
-        in_time = rows < (length - first).to(tl.int32)
-        live = in_time[:, None] & here[None, :]
-        x = _tile(u, u_batch, u_time, b, first, rows, channel, live)
-        raw = _tile(delta, delta_batch, delta_time, b, first, rows, channel, live) + bias
-        steps = _steps(raw, live, SOFTPLUS)
+        time_mask = rows < (length - first).to(tl.int32)
+        mask = time_mask[:, None] & channel_mask[None, :]
+        x = _load_tile(u, u_batch, u_time, b, first, rows, channel, mask)
+        raw = _load_tile(delta, delta_batch, delta_time, b, first, rows, channel, mask) + bias
+        steps = _step_sizes(raw, mask, SOFTPLUS)
         scaled = steps * x
         total += tl.sum(steps, axis=0)
         if document_start is not None:
-            reset = _resets(document_start, b, first, rows, in_time, length)
+            reset = _reset_exponents(document_start, b, first, rows, time_mask, length)
             total -= tl.min(reset, axis=0)
         y = tl.zeros((CHUNK, BLOCK), tl.float32)
         place = first + rows
-        ahead = _of_state(0, A, B, C, carry, channel, here, channels, b * width, padded, place)
-        for n in range(width):
-            # Read one state ahead of the arithmetic: a lone warp has nobody to wait behind.
-            A_n, b_n, c_n, state = ahead
-            following = tl.minimum(n + 1, width - 1)
-            ahead = _of_state(following, A, B, C, carry, channel, here, channels, b * width, padded, place)
+        batch_row = b * state_size
+        loaded = _load_for_state(0, A, B, C, carry, channel, channel_mask, channels, batch_row, padded, place)
+        for n in range(state_size):
+            # Load one state ahead of the arithmetic: with one warp, nothing else hides the latency.
+            A_n, b_n, c_n, state = loaded
+            next_n = tl.minimum(n + 1, state_size - 1)
+            loaded = _load_for_state(
+                next_n, A, B, C, carry, channel, channel_mask, channels, batch_row, padded, place
+            )
             if KEEP_EVERY > 0 and chunk % KEEP_EVERY == 0:
-                slot = ((b * kept + chunk // KEEP_EVERY) * width + n) * channels
-                tl.store(states + slot + channel, state, mask=here)
+                slot = ((b * kept + chunk // KEEP_EVERY) * state_size + n) * channels
+                tl.store(states + slot + channel, state, mask=channel_mask)
             exponent = steps * (A_n * LOG2_E)[None, :]
             if document_start is not None:
                 exponent += reset[:, None]
             update = scaled * b_n[:, None]
-            in_chunk, _, state = _scan(tl.exp2(exponent), update, state, rows, CHUNK)
-            tl.store(carry + n * channels, state, mask=here)
+            in_chunk, _, state = _scan_chunk(tl.exp2(exponent), update, state, rows, CHUNK)
+            tl.store(carry + n * channels, state, mask=channel_mask)
             if out is not None:
                 y += in_chunk * c_n[:, None]
         tl.debug_barrier()  # the next chunk reads what this one wrote to carry
         if out is not None:
             if D is not None:
-                y += tl.load(D + channel, mask=here, other=0)[None, :] * x
+                y += tl.load(D + channel, mask=channel_mask, other=0)[None, :] * x
             if z is not None:
-                gate = _tile(z, z_batch, z_time, b, first, rows, channel, live)
+                gate = _load_tile(z, z_batch, z_time, b, first, rows, channel, mask)
                 y *= gate * _sigmoid(gate)
-            _write(out, y, b, first, rows, channel, live, length, channels)
+            _store_tile(out, y, b, first, rows, channel, mask, length, channels)
     if span_steps is not None:
-        tl.store(span_steps + (b * tl.num_programs(1) + span) * channels + channel, total, mask=here)
+        tl.store(span_steps + (b * tl.num_programs(1) + span) * channels + channel, total, mask=channel_mask)
 
 
 @_jit
-def join_kernel(
-    carry,  # (B, spans, N, D): in, what a span adds to a state; out, the state that enters it
+def combine_kernel(
+    carry,  # (B, spans, N, D): in, a span's final state from zero; out, its true initial state
     boundary,  # (B, N, D): in, the state before the first span; out, after the last
-    span_steps, A, spans, channels, width, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
+    span_steps, A, spans, channels, state_size, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     n, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    here = channel < channels
-    rate = tl.load(A + n * channels + channel, mask=here, other=0) * LOG2_E
-    state = tl.load(boundary + (b * width + n) * channels + channel, mask=here, other=0)
+    channel_mask = channel < channels
+    rate = tl.load(A + n * channels + channel, mask=channel_mask, other=0) * LOG2_E
+    state = tl.load(boundary + (b * state_size + n) * channels + channel, mask=channel_mask, other=0)
     for i in range(spans):
         span = b * spans + (spans - 1 - i if REVERSE else i)
-        steps = tl.load(span_steps + span * channels + channel, mask=here, other=0)
+        steps = tl.load(span_steps + span * channels + channel, mask=channel_mask, other=0)
         decay = tl.where(steps == float("inf"), 0.0, tl.exp2(rate * steps))
-        place = carry + (span * width + n) * channels + channel
-        added = tl.load(place, mask=here, other=0)
-        tl.store(place, state, mask=here)
+        place = carry + (span * state_size + n) * channels + channel
+        added = tl.load(place, mask=channel_mask, other=0)
+        tl.store(place, state, mask=channel_mask)
         state = decay * state + added
-    tl.store(boundary + (b * width + n) * channels + channel, state, mask=here)
+    tl.store(boundary + (b * state_size + n) * channels + channel, state, mask=channel_mask)
 
 
 @_jit
@@ -218,85 +221,86 @@ def backward_kernel(
     grad_B, grad_C,  # (B, blocks, N, L)
     grad_D, grad_delta_bias,
     u_batch, u_time, delta_batch, delta_time, z_batch, z_time, grad_out_batch, grad_out_time,
-    length, padded, channels, width, span_chunks,
+    length, padded, channels, state_size, span_chunks,
     CARRY_ONLY: tl.constexpr, SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     b, span, block = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(0)
     channel, rows = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, CHUNK)
-    here = channel < channels
-    bias = 0.0 if delta_bias is None else tl.load(delta_bias + channel, mask=here, other=0)[None, :]
+    channel_mask = channel < channels
+    bias = 0.0 if delta_bias is None else tl.load(delta_bias + channel, mask=channel_mask, other=0)[None, :]
     span_index = b * tl.num_programs(1) + span
-    carry += span_index * width * channels + channel
+    carry += span_index * state_size * channels + channel
     sum_D, sum_bias = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     chunks = tl.cdiv(length, CHUNK)
     last = tl.minimum((span + 1) * span_chunks, chunks) - 1
     for back in range(last + 1 - span * span_chunks):
         chunk = last - back
         first = chunk * CHUNK
-        in_time = rows < (length - first).to(tl.int32)
-        live = in_time[:, None] & here[None, :]
-        raw = _tile(delta, delta_batch, delta_time, b, first, rows, channel, live) + bias
-        steps = _steps(raw, live, SOFTPLUS)
-        grad_y = _tile(grad_out, grad_out_batch, grad_out_time, b, first, rows, channel, live)
+        time_mask = rows < (length - first).to(tl.int32)
+        mask = time_mask[:, None] & channel_mask[None, :]
+        raw = _load_tile(delta, delta_batch, delta_time, b, first, rows, channel, mask) + bias
+        steps = _step_sizes(raw, mask, SOFTPLUS)
+        grad_y = _load_tile(grad_out, grad_out_batch, grad_out_time, b, first, rows, channel, mask)
         if z is not None:
-            gate = _tile(z, z_batch, z_time, b, first, rows, channel, live)
+            gate = _load_tile(z, z_batch, z_time, b, first, rows, channel, mask)
             grad_y *= gate * _sigmoid(gate)
         if document_start is not None:
-            reset = _resets(document_start, b, first, rows, in_time, length)
+            reset = _reset_exponents(document_start, b, first, rows, time_mask, length)
         if not CARRY_ONLY:
-            scaled = steps * _tile(u, u_batch, u_time, b, first, rows, channel, live)
+            scaled = steps * _load_tile(u, u_batch, u_time, b, first, rows, channel, mask)
             y = tl.zeros((CHUNK, BLOCK), tl.float32)
             grad_steps, grad_scaled = y, y
-        for n in range(width):
-            A_n = tl.load(A + n * channels + channel, mask=here, other=0)
-            column = (b * width + n) * padded + first + rows
+        for n in range(state_size):
+            A_n = tl.load(A + n * channels + channel, mask=channel_mask, other=0)
+            column = (b * state_size + n) * padded + first + rows
             c_n = tl.load(C + column)
-            adjoint = tl.load(carry + n * channels, mask=here, other=0)
+            adjoint = tl.load(carry + n * channels, mask=channel_mask, other=0)
             exponent = steps * (A_n * LOG2_E)[None, :]
             if document_start is not None:
                 exponent += reset[:, None]
             decay = tl.exp2(exponent)
-            grad_state, adjoint = _reverse_scan(decay, grad_y * c_n[:, None], adjoint, rows, CHUNK)
-            tl.store(carry + n * channels, adjoint, mask=here)
+            grad_state, adjoint = _reverse_scan_chunk(decay, grad_y * c_n[:, None], adjoint, rows, CHUNK)
+            tl.store(carry + n * channels, adjoint, mask=channel_mask)
             if not CARRY_ONLY:
                 b_n = tl.load(B + column)
-                before = states + ((b * chunks + chunk) * width + n) * channels + channel
+                before = states + ((b * chunks + chunk) * state_size + n) * channels + channel
                 update = scaled * b_n[:, None]
-                state, carried, _ = _scan(decay, update, tl.load(before, mask=here, other=0), rows, CHUNK)
+                initial = tl.load(before, mask=channel_mask, other=0)
+                state, carried, _ = _scan_chunk(decay, update, initial, rows, CHUNK)
                 y += state * c_n[:, None]
-                partial = ((b * tl.num_programs(0) + block) * width + n) * length + first + rows
-                tl.store(grad_C + partial, tl.sum(grad_y * state, axis=1), mask=in_time)
-                tl.store(grad_B + partial, tl.sum(grad_state * scaled, axis=1), mask=in_time)
+                partial = ((b * tl.num_programs(0) + block) * state_size + n) * length + first + rows
+                tl.store(grad_C + partial, tl.sum(grad_y * state, axis=1), mask=time_mask)
+                tl.store(grad_B + partial, tl.sum(grad_state * scaled, axis=1), mask=time_mask)
                 grad_scaled += grad_state * b_n[:, None]
                 grad_exponent = grad_state * carried
                 grad_steps += grad_exponent * A_n[None, :]
-                place = grad_A + (span_index * width + n) * channels + channel
-                before_A = tl.load(place, mask=here, other=0)
-                tl.store(place, before_A + tl.sum(grad_exponent * steps, axis=0), mask=here)
+                place = grad_A + (span_index * state_size + n) * channels + channel
+                before_A = tl.load(place, mask=channel_mask, other=0)
+                tl.store(place, before_A + tl.sum(grad_exponent * steps, axis=0), mask=channel_mask)
         tl.debug_barrier()  # the next chunk reads what this one wrote to carry and grad_A
         if not CARRY_ONLY:
-            x = _tile(u, u_batch, u_time, b, first, rows, channel, live)
+            x = _load_tile(u, u_batch, u_time, b, first, rows, channel, mask)
             grad_x = grad_scaled * steps
             if D is not None:
-                D_row = tl.load(D + channel, mask=here, other=0)[None, :]
+                D_row = tl.load(D + channel, mask=channel_mask, other=0)[None, :]
                 y += D_row * x
                 grad_x += D_row * grad_y
                 sum_D += tl.sum(grad_y * x, axis=0)
-            _write(grad_u, grad_x, b, first, rows, channel, live, length, channels)
+            _store_tile(grad_u, grad_x, b, first, rows, channel, mask, length, channels)
             grad_raw = grad_steps + grad_scaled * x
             if SOFTPLUS:
-                raw = _tile(delta, delta_batch, delta_time, b, first, rows, channel, live) + bias
+                raw = _load_tile(delta, delta_batch, delta_time, b, first, rows, channel, mask) + bias
                 grad_raw *= _sigmoid(raw)
-            _write(grad_delta, grad_raw, b, first, rows, channel, live, length, channels)
-            sum_bias += tl.sum(tl.where(live, grad_raw, 0.0), axis=0)
+            _store_tile(grad_delta, grad_raw, b, first, rows, channel, mask, length, channels)
+            sum_bias += tl.sum(tl.where(mask, grad_raw, 0.0), axis=0)
             if z is not None:
-                gate = _tile(z, z_batch, z_time, b, first, rows, channel, live)
-                grad = _tile(grad_out, grad_out_batch, grad_out_time, b, first, rows, channel, live)
+                gate = _load_tile(z, z_batch, z_time, b, first, rows, channel, mask)
+                grad = _load_tile(grad_out, grad_out_batch, grad_out_time, b, first, rows, channel, mask)
                 opening = _sigmoid(gate)
                 grad *= y * opening * (1 + gate * (1 - opening))
-                _write(grad_z, grad, b, first, rows, channel, live, length, channels)
+                _store_tile(grad_z, grad, b, first, rows, channel, mask, length, channels)
     if not CARRY_ONLY:
         if grad_D is not None:
-            tl.store(grad_D + span_index * channels + channel, sum_D, mask=here)
+            tl.store(grad_D + span_index * channels + channel, sum_D, mask=channel_mask)
         if grad_delta_bias is not None:
-            tl.store(grad_delta_bias + span_index * channels + channel, sum_bias, mask=here)
+            tl.store(grad_delta_bias + span_index * channels + channel, sum_bias, mask=channel_mask)

@@ -1,1 +1,1 @@
-"""What happens beside the steps."""
+"""Callbacks that act after optimizer steps."""

@@ -1,4 +1,4 @@
-"""metrics.csv: one row per logged step, the run's record that every plot is made from."""
+"""metrics.csv: a row per logged step, from which every plot of a run is made."""
 
 import time
 from pathlib import Path
@@ -15,14 +15,14 @@ from mambabyte.training.planning.peak_flops import peak_flops
 
 
 class Metrics(StepCallback):
-    """Writes a row every ``every`` steps and at validations, and passes it to progress line and logger.
+    """Writes a row every ``every`` steps and at validations; also to the progress line and the logger.
 
-    ``bytes`` counts the bytes of all windows so far, ``seconds`` the time spent on steps in all sittings
-    together; ``bytes_per_second``, ``bits_per_byte`` and ``clipped_share`` (of the steps, those whose
-    gradient was clipped) are over the steps since the last row; ``peak_memory_bytes`` is that of this rank in
-    this sitting; ``model_flops_utilization`` is the share that the model's analytic operations make of what
-    the devices could do (peak_flops.py); ``skipped_steps`` counts those of the run that the optimizer did not
-    take; the rest is ScanStatistics'.
+    ``bytes`` (in all windows so far), ``seconds`` (spent on steps) and ``skipped_steps`` (those the optimizer
+    did not take) are totals of the run, resumptions included. ``bits_per_byte``, ``bytes_per_second`` and
+    ``clipped_share`` (of steps, those with a clipped gradient) are over the steps since the last row.
+    ``peak_memory_bytes`` is this rank's since this process started training. ``model_flops_utilization``
+    is the model's analytic FLOPs over the devices' peak (planning/peak_flops.py). The other callbacks add
+    their :meth:`~StepCallback.columns`; they must come before this one.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Metrics(StepCallback):
         self._module = module
         self._line = ProgressLine(self._max_steps, self._bytes_per_step, trainer.global_step)
         if trainer.is_global_zero:
-            # rows of steps that are about to be taken again would stand there twice
+            # steps after the checkpoint are repeated: drop their rows
             keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
             write_metrics(self._path, keep)
-            self._seconds_per_byte = _least_seconds_per_byte(trainer, module)
+            self._seconds_per_byte = _seconds_per_byte_at_peak(trainer, module)
         self._memory = PeakMemory(trainer.strategy.root_device)
         self._begin_row(trainer.global_step)
 
@@ -72,13 +72,14 @@ class Metrics(StepCallback):
             "bytes": step * self._bytes_per_step,
             "seconds": self._seconds,
             **module.take_row(),
-            "validation_bits_per_byte": module.validation_bits_per_byte,
             "learning_rate": module.learning_rate_at(step - 1),
             "gradient_norm": float(module.gradient_norm),
             "bytes_per_second": speed,
             "peak_memory_bytes": self._memory.bytes(),
-            **module.scan_statistics,
         }
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StepCallback):
+                row.update(callback.columns())
         self._begin_row(step)
         if trainer.is_global_zero:
             row["model_flops_utilization"] = speed * self._seconds_per_byte
@@ -90,14 +91,14 @@ class Metrics(StepCallback):
 
     def _begin_row(self, step: int) -> None:
         self._row_step = step
-        self._row_start = time.perf_counter() - self._module.seconds_beside_training
+        self._row_start = time.perf_counter() - self._module.seconds_excluded
 
     def _since_row(self) -> float:
-        return time.perf_counter() - self._module.seconds_beside_training - self._row_start
+        return time.perf_counter() - self._module.seconds_excluded - self._row_start
 
 
-def _least_seconds_per_byte(trainer: Trainer, module: ByteLMModule) -> float:
-    """What training on a byte would take if all devices did nothing but multiply."""
+def _seconds_per_byte_at_peak(trainer: Trainer, module: ByteLMModule) -> float:
+    """How long training on a byte would take with all devices at their peak."""
     precision: Literal["fp32", "bf16"] = "bf16" if "bf16" in str(trainer.precision) else "fp32"
     peak = peak_flops(trainer.strategy.root_device, precision).flops * trainer.world_size
     return module.training_flops_per_byte / peak

@@ -8,35 +8,35 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from mambabyte.runtime.signals import STOP_SIGNALS, end_process
+from mambabyte.runtime.signals import STOP_SIGNALS, exit_at_once
 from mambabyte.training.callbacks.checkpoints import Checkpoints
 from mambabyte.training.callbacks.step_callback import StepCallback
 from mambabyte.training.module import ByteLMModule
-from mambabyte.training.readback import LateReader
+from mambabyte.training.readback import DeferredReadback
 
 
-class Interruption(StepCallback):
-    """After a stop signal, saves at the next optimizer step and stops; a second one ends it all at once. On
-    several GPUs it may be the step after the next.
+class Preemption(StepCallback):
+    """Saves and stops at the next optimizer step after a stop signal. A second signal exits at once.
 
-    Lightning's own handler stops at any forward pass, saves nothing and leaves with exit code 0.
+    On several GPUs it may stop one step later. Lightning's own handler stops at any forward pass, saves
+    nothing and exits with code 0.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
-        self.stopped = False
+        self.stopped = False  # whether a signal has stopped training
         self._checkpoints = checkpoints
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
-        self._of_all_ranks = LateReader()
+        self._ranks_signalled = DeferredReadback()
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        # before Lightning puts its own in their place
+        # before Lightning installs its own handlers
         self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
         for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
+            signal.signal(number, self._on_signal)
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
         if self._requested(trainer, step) and step < trainer.max_steps:
@@ -54,13 +54,13 @@ class Interruption(StepCallback):
     def _requested(self, trainer: Trainer, step: int) -> bool:
         if trainer.world_size == 1:
             return self._signal is not None
-        # signals reach the ranks at different moments: all must stop at the same step
+        # signals reach the ranks at different times, but all must stop at the same step
         mine = torch.tensor([float(self._signal is not None)], device=trainer.strategy.root_device)
-        self._of_all_ranks.send(step, trainer.strategy.reduce(mine, reduce_op="sum"))
-        return any(signalled for _, [signalled] in self._of_all_ranks.arrived())
+        self._ranks_signalled.start(step, trainer.strategy.reduce(mine, reduce_op="sum"))
+        return any(count for _, [count] in self._ranks_signalled.completed())
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:
-            end_process(number, frame)
+            exit_at_once(number, frame)
         self._signal = number
         print("\nstopping after this step (once more: at once, without saving)", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Samples during training."""
+"""Samples of text during training."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from mambabyte.training.module import ByteLMModule
 
 
 class Samples(StepCallback):
-    """Appends what the model writes, always from the same prompt and seed, to ``samples.txt``."""
+    """Appends a sample, always from the same prompt and seed, to ``samples.txt``."""
 
     def __init__(self, path: Path, every: int, prompt: str, num_bytes: int) -> None:
         self._path = path
@@ -22,8 +22,8 @@ class Samples(StepCallback):
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
         if not is_due(step, self._every):
             return
-        with module.beside_training():
-            model = module.whole_model
+        with module.excluded_from_timing():
+            model = module.unsharded_model
             if model is None or not trainer.is_global_zero:
                 return
             text = sample_text(model, self._prompt, self._num_bytes)
@@ -32,6 +32,6 @@ class Samples(StepCallback):
 
 
 def sample_text(model: ByteLM, prompt: str, num_bytes: int) -> str:
-    """``num_bytes`` bytes that continue ``prompt``, as text, drawn with the default sampler."""
+    """``num_bytes`` that continue ``prompt``, drawn with the default sampler, as text."""
     stream = generate(model, prompt.encode("utf-8", "surrogateescape"), num_bytes, Sampler())
     return "".join(decode_stream(stream))

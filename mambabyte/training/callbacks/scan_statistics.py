@@ -1,4 +1,4 @@
-"""How fast a Mamba model's scans forget: its step sizes and decay rates while it trains."""
+"""How fast a Mamba model's scans forget: step sizes and decay rates during training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,18 +17,25 @@ NAMES = ("delta_mean", "delta_minimum", "delta_maximum", "A_mean", "A_minimum", 
 
 
 class ScanStatistics(StepCallback):
-    """Looks at a window on its way through the model in training, at the steps that ``is_logged``.
+    """Mean, minimum and maximum of delta and A over all layers, on rank 0.
 
-    ``delta`` is the step size softplus(dt_proj(x) + bias), of every byte of that window and every channel;
-    ``A`` = -exp(A_log) is the rate of every channel and state, which shrinks by exp(delta A) at a byte. Both
-    are over all layers, on rank zero. Models without such scans have neither. Must see a step before anything
-    else that runs the model.
+    ``delta`` is the step size softplus(dt_proj(x) + bias) of every byte of one training window and every
+    channel. ``A`` = -exp(A_log) is the decay rate of every channel and state; a byte scales the state by
+    exp(delta A). Models without such scans add no columns. This callback must come before any other that
+    runs the model.
+
+    Args:
+        is_logged: whether a row of metrics is written after a step; only these steps are measured.
     """
 
     def __init__(self, is_logged: Callable[[int], bool]) -> None:
         self._is_logged = is_logged
         self._hooks: list[RemovableHandle] = []
-        self._seen: dict[Mixer, Tensor] = {}  # of each layer, in the order of NAMES
+        self._measured: dict[Mixer, Tensor] = {}  # of each layer, in the order of NAMES
+        self._columns: dict[str, float | None] = {}
+
+    def columns(self) -> dict[str, float | None]:
+        return self._columns
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *unused: Any) -> None:
         if self._hooks or not trainer.is_global_zero or not self._is_logged(trainer.global_step + 1):
@@ -41,18 +48,20 @@ class ScanStatistics(StepCallback):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        if self._seen:
-            means, minima, maxima = torch.stack([*self._seen.values()]).view(-1, 2, 3).unbind(-1)
-            together = torch.stack((means.mean(0), minima.amin(0), maxima.amax(0)), dim=-1)
-            module.scan_statistics = dict(zip(NAMES, together.flatten().tolist(), strict=True))
-            self._seen.clear()
+        self._columns = {}
+        if self._measured:
+            means, minima, maxima = torch.stack([*self._measured.values()]).view(-1, 2, 3).unbind(-1)
+            overall = torch.stack((means.mean(0), minima.amin(0), maxima.amax(0)), dim=-1)
+            self._columns = dict(zip(NAMES, overall.flatten().tolist(), strict=True))
+            self._measured.clear()
 
     def _hook(self, mixer: Mixer) -> Callable[..., None]:
         @torch.no_grad()
-        def look(x_proj: torch.nn.Module, inputs: Any, output: Tensor) -> None:
+        def measure(x_proj: torch.nn.Module, inputs: Any, output: Tensor) -> None:
             projected = linear(output[:1, :, : mixer.rank], mixer.dt_proj.weight)
             delta = softplus(projected.float() + mixer.dt_proj.bias.float())
             rates = -torch.exp(mixer.A_log.float())
-            self._seen[mixer] = torch.stack([f() for t in (delta, rates) for f in (t.mean, t.amin, t.amax)])
+            statistics = [f() for t in (delta, rates) for f in (t.mean, t.amin, t.amax)]
+            self._measured[mixer] = torch.stack(statistics)
 
-        return look
+        return measure

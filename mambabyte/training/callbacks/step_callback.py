@@ -1,4 +1,4 @@
-"""The moment after an optimizer step."""
+"""The base of callbacks that act after optimizer steps."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from mambabyte.training.module import ByteLMModule
 
 
 class StepCallback(Callback):
-    """Calls :meth:`on_step` after each optimizer step; Lightning's own hook comes after each forward pass."""
+    """Calls :meth:`on_step` after each optimizer step; Lightning's own hook runs after each forward pass."""
 
     _step = 0
 
@@ -22,17 +22,21 @@ class StepCallback(Callback):
             self.on_step(trainer, module, self._step)
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
-        """Called when ``step`` optimizer steps are done."""
+        """Called after ``step`` optimizer steps."""
         raise NotImplementedError
+
+    def columns(self) -> dict[str, float | None]:
+        """What the callback measured at its last :meth:`on_step`, for that step's row of metrics.csv."""
+        return {}
 
 
 class Spikes(StepCallback):
-    """Has the module's policy for bad steps applied before anything else is done with the step."""
+    """Applies the module's spike policy before any other callback sees the step."""
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
         module.check_spikes(wait=False)
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether something done ``every`` so many steps (0: never) is due after ``step``."""
+    """Whether something done after every ``every`` steps (0: never) is due after ``step``."""
     return every > 0 and step % every == 0

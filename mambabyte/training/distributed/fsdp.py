@@ -1,4 +1,4 @@
-"""A model whose parameters are shared out between ranks (PyTorch's FSDP2), and that model whole again."""
+"""Sharding a model's parameters between ranks with PyTorch's FSDP2, and gathering them again."""
 
 import warnings
 from typing import Any
@@ -12,20 +12,20 @@ from mambabyte.models import ByteLM
 
 
 def shard(model: ByteLM, mesh: Any) -> None:
-    """Give each rank of ``mesh`` its part of every parameter: block by block, then what is in no block."""
-    # a block's state may be a view of what it computed; no model works in place on it
+    """Shard every parameter between the ranks of ``mesh``: block by block, then those outside the blocks."""
+    # FSDP2 warns about views among a block's outputs, which its state may be; no model changes it in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     exempt = [name for name, parameter in model.named_parameters() if hasattr(parameter, "_no_weight_decay")]
     for block in model.blocks():
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    for name in exempt:  # parameters are new objects now
+    for name in exempt:  # fully_shard has replaced the parameters
         model.get_parameter(name)._no_weight_decay = True  # type: ignore[attr-defined]
 
 
-def whole_copy(model: ByteLM, main: bool) -> ByteLM | None:
-    """A model with all weights of a sharded one, on its device: on the main rank, None on the others, which
-    have to call this too."""
+def unsharded_copy(model: ByteLM, main: bool) -> ByteLM | None:
+    """A copy of a sharded model with all its weights, on the same device; None if ``main`` is false. Every
+    rank must call this."""
     whole: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""The processes of a run: how many the launcher has started, which one this is, and how they end together."""
+"""The processes of a run: how many there are, which one this is, and how they end together."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from mambabyte.errors import UserError
 from mambabyte.training.settings import TrainerConfig
 
-_LOOK_EVERY = 0.5  # seconds
-_ENDED = "all processes of this run end with it; the last checkpoint is whole: repeat the command"
+_POLL_SECONDS = 0.5
+_ENDED = "all processes of this run end with it; the last checkpoint is intact: repeat the command"
 
 
-def placed(config: TrainerConfig) -> TrainerConfig:
-    """``config`` with its devices and nodes counted where they are ``auto``: those that torchrun or srun has
-    started processes for, else the devices of this machine.
+def resolve_devices(config: TrainerConfig) -> TrainerConfig:
+    """``config`` with numbers for devices and nodes that are ``auto``: those that torchrun or srun has
+    started processes for, otherwise this machine's.
 
     Raises:
-        UserError: torchrun or srun has started another number of processes than the configuration asks for.
+        UserError: the configuration asks for other numbers than torchrun or srun has started.
     """
     launcher, devices, nodes = _launched(config)
-    placed = replace(
+    resolved = replace(
         config,
         devices=devices if config.devices == "auto" else config.devices,
         num_nodes=nodes if config.num_nodes == "auto" else config.num_nodes,
     )
-    if launcher and (placed.devices, placed.num_nodes) != (devices, nodes):
+    if launcher and (resolved.devices, resolved.num_nodes) != (devices, nodes):
         raise UserError(
             f"{launcher} has started {devices} processes on each of {nodes} nodes, but the configuration has "
             f"trainer.devices={config.devices} and trainer.num_nodes={config.num_nodes}: use trainer=ddp or "
             "trainer=fsdp, which count them"
         )
-    return placed
+    return resolved
 
 
 def _launched(config: TrainerConfig) -> tuple[str | None, int, int]:
-    """What started this process, if it starts others too; processes on a node; nodes."""
+    """The launcher, if there is one; the processes on each node; the nodes."""
     if TorchElasticEnvironment.detect():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return "torchrun", local, int(os.environ["WORLD_SIZE"]) // local
@@ -62,12 +62,12 @@ def _launched(config: TrainerConfig) -> tuple[str | None, int, int]:
 
 
 def started_by_srun() -> bool:
-    """Whether this process is one of the tasks of a SLURM step; a torchrun in between counts for more."""
+    """Whether this process is a task of a SLURM step; not if torchrun was started in between."""
     return not TorchElasticEnvironment.detect() and SLURMEnvironment.detect()
 
 
 def is_main_process() -> bool:
-    """Whether this process has rank 0, told from the environment: no process group is needed."""
+    """Whether this process has rank 0, by the environment: no process group is needed."""
     if TorchElasticEnvironment.detect():
         return os.environ["RANK"] == "0"
     if started_by_srun():
@@ -76,7 +76,7 @@ def is_main_process() -> bool:
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Lightning's launcher, whose own watch over the other ranks would kill this process without a word."""
+    """Lightning's launcher, except that the loss of another rank is reported before this process exits."""
 
     def __init__(self, strategy: Any) -> None:
         super().__init__(strategy.cluster_environment, strategy.num_processes, strategy.num_nodes)
@@ -91,7 +91,7 @@ class Launcher(_SubprocessScriptLauncher):
         return function(*args, **kwargs)
 
     def _call_children_scripts(self) -> None:
-        # the program may be submitit's, which is not what the other ranks are to run
+        # the main program may be submitit's, but the other ranks must run ours
         program = sys.modules["__main__"]
         own, program.__spec__ = program.__spec__, find_spec("mambabyte.__main__")
         try:
@@ -101,11 +101,14 @@ class Launcher(_SubprocessScriptLauncher):
 
 
 def _watch(problem: Callable[[], str | None]) -> None:
-    """From a thread, since the main one may wait in a collective for somebody who has gone."""
+    """Exit with the sentence that ``problem`` returns once it is not None; an empty one ends the watch.
+
+    This runs in a thread, since the main thread may be blocked in a collective with a lost rank.
+    """
 
     def watch() -> None:
         while (sentence := problem()) is None:
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_SECONDS)
         if sentence:
             print(f"mambabyte: {sentence}", file=sys.stderr, flush=True)
             os._exit(UserError.exit_code)
@@ -114,19 +117,18 @@ def _watch(problem: Callable[[], str | None]) -> None:
 
 
 def _launcher_gone(parent: int) -> Callable[[], str | None]:
-    """torchrun, or the rank 0 that started this one. A launcher that dies takes nobody with it by itself."""
+    """Watches torchrun, or the rank 0 that started this process: neither kills its processes when it dies."""
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
 
     def problem() -> str | None:
         gone = os.getppid() != parent
-        return f"what started this process, rank {rank}, has ended; {_ENDED}" if gone else None
+        return f"the launcher of this process, rank {rank}, has ended; {_ENDED}" if gone else None
 
     return problem
 
 
 def _other_rank_gone(processes: Sequence[subprocess.Popen]) -> Callable[[], str | None]:
     def problem() -> str | None:
-        """An empty text when all have ended well."""
         codes = [process.poll() for process in processes]
         if all(code == 0 for code in codes):
             return ""
@@ -142,17 +144,17 @@ def _other_rank_gone(processes: Sequence[subprocess.Popen]) -> Callable[[], str 
 
 
 def lost_rank(error: BaseException) -> UserError | None:
-    """What the process group raises when another rank has gone, as one sentence; None for other errors."""
+    """The process group's error about a lost rank as one sentence; None for any other error."""
     gloo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
     if not (gloo or isinstance(error, torch.distributed.DistError)):
         return None
     reason = str(error).strip().splitlines()[0]
-    told = "" if re.search(r"Connection (closed|reset) by peer", reason) else f" ({reason})"
-    return UserError(f"another rank of this run has gone{told}; {_ENDED}")
+    detail = "" if re.search(r"Connection (closed|reset) by peer", reason) else f" ({reason})"
+    return UserError(f"another rank of this run has gone{detail}; {_ENDED}")
 
 
-class SameStart(Callback):
-    """Refuses to train on where the ranks have read different checkpoints."""
+class SameCheckpoint(Callback):
+    """Refuses to train if the ranks have read different checkpoints."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         step = trainer.global_step
@@ -160,6 +162,6 @@ class SameStart(Callback):
         last, first = trainer.strategy.reduce(steps, reduce_op="max").tolist()
         if last != -first:
             raise UserError(
-                f"the ranks of this run go on from different checkpoints (step {-first} and step {last}): "
+                f"the ranks of this run resume from different checkpoints (step {-first} and step {last}): "
                 "run_dir must lie on a file system that all nodes share"
             )

@@ -1,8 +1,8 @@
-"""How several devices share a step: Lightning's strategies, with our launcher and our checkpoint files."""
+"""Lightning's strategies for several devices, with our launcher and our checkpoint files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +10,38 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 from mambabyte import checkpoints
 from mambabyte.training.distributed.launching import Launcher
 
 
 class DataParallel(DDPStrategy):
-    """Every rank holds the whole model; gradients are averaged once a step."""
+    """DDP: every rank holds the whole model; gradients are averaged once a step."""
 
     def _configure_launcher(self) -> None:
         self._launcher = Launcher(self)
 
 
 class ShardedDataParallel(ModelParallelStrategy):
-    """FSDP: every rank holds a part of each weight, of its gradient and of its optimizer state.
+    """FSDP: every rank holds a shard of each weight, of its gradient and of its optimizer state.
 
-    A checkpoint is the one that a single process writes, whole tensors and all, so that any number of ranks
-    and any strategy goes on from it; with ``parts`` each rank writes what it holds (checkpoints/parts.py).
+    By default a checkpoint holds whole tensors, as a single process writes it. Any number of ranks and any
+    strategy can resume from either kind.
+
+    Args:
+        sharded_checkpoints: each rank writes its own shards (checkpoints/sharded.py).
     """
 
-    def __init__(self, processes: int, parts: bool) -> None:
+    def __init__(self, processes: int, sharded_checkpoints: bool) -> None:
         super().__init__(processes, 1, save_distributed_checkpoint=False)
-        self._parts = parts
+        self._sharded_checkpoints = sharded_checkpoints
 
     def _configure_launcher(self) -> None:
         self._launcher = Launcher(self)
 
     def model_to_device(self) -> None:
-        """Sharding has moved the parameters; to move them again would make new ones, without their marks."""
+        """Do nothing: sharding has moved the parameters, and moving them would lose their attributes."""
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -53,19 +57,19 @@ class ShardedDataParallel(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        if self._parts:
-            checkpoints.write_part(checkpoint, filepath, self.global_rank, self.world_size, self.barrier)
+        if self._sharded_checkpoints:
+            checkpoints.write_shard(checkpoint, filepath, self.global_rank, self.world_size, self.barrier)
         elif self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
     def load_checkpoint(self, path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        return checkpoints.read(path)
+        return checkpoints.read(path).content
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
         own, saved = self.lightning_module.state_dict(), checkpoint["state_dict"]
-        parts = {name: _like(own[name], tensor) if name in own else tensor for name, tensor in saved.items()}
-        self.lightning_module.load_state_dict(parts, strict=strict)
+        state = {name: _like(own[name], tensor) if name in own else tensor for name, tensor in saved.items()}
+        self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -82,32 +86,22 @@ class ShardedDataParallel(ModelParallelStrategy):
             optimizer.load_state_dict({**saved, "state": state})
 
     def _to_save(self, values: Any) -> Any:
-        """The tensors in ``values`` as this rank is to write them. A collective call where they are whole."""
+        """``values`` as this rank writes them. Collective unless checkpoints are sharded."""
 
         def saved(tensor: Tensor) -> Any:
             if not isinstance(tensor, DTensor):
                 return tensor
-            if self._parts:
-                return {checkpoints.PART: tensor.to_local().cpu()}
+            if self._sharded_checkpoints:
+                return {checkpoints.SHARD: tensor.to_local().cpu()}
             whole = tensor.full_tensor()
             return whole.cpu() if self.is_global_zero else None
 
-        return _map_tensors(saved, values)
+        return tree_map_only(Tensor, saved, values)
 
 
-def _like(part: Tensor, whole: Tensor) -> Tensor:
-    """This rank's part of ``whole``, shared out as ``part`` is; every rank has all of it, so none is sent."""
-    if not isinstance(part, DTensor):
+def _like(sharded: Tensor, whole: Tensor) -> Tensor:
+    """``whole`` sharded as ``sharded`` is. Every rank has all of ``whole``, so nothing is sent."""
+    if not isinstance(sharded, DTensor):
         return whole
-    whole = whole.to(part.device, copy=True)
-    return distribute_tensor(whole, part.device_mesh, part.placements, src_data_rank=None)
-
-
-def _map_tensors(function: Callable[[Tensor], Any], values: Any) -> Any:
-    if isinstance(values, Tensor):
-        return function(values)
-    if isinstance(values, dict):
-        return type(values)((key, _map_tensors(function, value)) for key, value in values.items())
-    if isinstance(values, list):
-        return [_map_tensors(function, value) for value in values]
-    return values
+    whole = whole.to(sharded.device, copy=True)
+    return distribute_tensor(whole, sharded.device_mesh, sharded.placements, src_data_rank=None)

@@ -7,38 +7,35 @@ decided for. The other ranks wait for that file, and a run that goes on reads it
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from mambabyte.config.composition import typed
+from mambabyte.config.settings import to_plain
 from mambabyte.errors import UserError
-from mambabyte.runtime.atomic_write import whole_file
-from mambabyte.training.distributed.launching import is_main_process, placed
-from mambabyte.training.planning.budget import Budget, whole_steps
+from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.training.distributed.launching import is_main_process, resolve_devices
+from mambabyte.training.planning.budget import whole_steps
 from mambabyte.training.planning.memory_estimate import MemoryBudget
-from mambabyte.training.planning.step_timing import probe
-from mambabyte.training.settings import TrainerConfig
+from mambabyte.training.planning.step_timing import time_steps
+from mambabyte.training.settings import TrainSettings
 
 _FILE = "measured.json"
-_LONGEST_WAIT = 1800.0  # seconds for rank 0 to measure in
+LONGEST_WAIT = 1800.0  # seconds for rank 0 to measure in
 _SLOWER = 0.9  # of the best speed so far: no use in trying still larger ones
-_SPEED = ("model", "context_length")  # what either answer depends on
 _PLACE = (
     *("global_batch_bytes", "precision", "accelerator", "devices", "num_nodes", "strategy"),
     "activation_checkpointing",
 )
 
 
-def with_measurements(cfg: DictConfig, keep: bool = True) -> DictConfig:
-    """The configuration of `mambabyte train` with what is to be measured in its place, as numbers.
+def with_measurements(settings: TrainSettings, keep: bool = True) -> TrainSettings:
+    """The settings with numbers where they ask for a measurement.
 
     Args:
         keep: write the answers to the run directory. They are read from there in any case.
@@ -46,64 +43,63 @@ def with_measurements(cfg: DictConfig, keep: bool = True) -> DictConfig:
     Raises:
         UserError: a step cannot fit, or takes longer than the budget; rank 0 has not answered.
     """
-    seconds = typed(cfg.budget, Budget).training_seconds
-    if cfg.trainer.micro_batch_size != "auto" and seconds is None:
-        return cfg
-    cfg = copy.deepcopy(cfg)
-    record = _Record(Path(cfg.run_dir), keep)
-    if cfg.trainer.micro_batch_size == "auto":
-        one = _settings(cfg, micro_batch_size=1)
-        place = {name: value for name, value in vars(one).items() if name in _PLACE}
-        question = {**_parts(cfg, _SPEED), "trainer": place}
-        cfg.trainer.micro_batch_size = record.answer(
-            "micro_batch_size", question, lambda: best_micro_batch_size(cfg, one)
-        )
+    record = _Record(settings.run_dir, keep)
+    about_speed = {"model": to_plain(settings.model), "context_length": settings.context_length}
+    if settings.trainer.micro_batch_size == "auto":
+        one = _counted(settings, micro_batch_size=1)
+        place = {name: getattr(one.trainer, name) for name in _PLACE}
+        question = {**about_speed, "trainer": place}
+        size = record.answer("micro_batch_size", question, lambda: best_micro_batch_size(one))
+        settings = replace(settings, trainer=replace(settings.trainer, micro_batch_size=size))
+    seconds = settings.budget.training_seconds
     if seconds is not None:
-        settings = _settings(cfg)
+        counted = _counted(settings)
         question = {
-            **_parts(cfg, _SPEED),
-            "global_batch_bytes": settings.global_batch_bytes,
+            **about_speed,
+            "global_batch_bytes": settings.trainer.global_batch_bytes,
             "training_seconds": seconds,
         }
-        cfg.trainer.max_steps = record.answer(
-            "max_steps", question, lambda: steps_for(cfg, settings, seconds)
-        )
-    return cfg
+        steps = record.answer("max_steps", question, lambda: steps_for(counted, seconds))
+        settings = replace(settings, trainer=replace(settings.trainer, max_steps=steps))
+    return settings
 
 
-def steps_for(cfg: DictConfig, settings: TrainerConfig, training_seconds: float) -> int:
-    """The steps that a time budget has room for, at the speed of ten here and now.
+def steps_for(settings: TrainSettings, training_seconds: float) -> int:
+    """The steps that a time budget has room for, at the speed of ten steps here and now.
 
     Raises:
         UserError: a step cannot fit, or takes longer than the budget.
     """
-    MemoryBudget.of(cfg, settings).check(settings.micro_batch_size)
-    return whole_steps("training_seconds", training_seconds, probe(cfg, settings).seconds_per_step)
+    MemoryBudget.of(settings).check(int(settings.trainer.micro_batch_size))
+    return whole_steps("training_seconds", training_seconds, time_steps(settings).seconds_per_step)
 
 
-def best_micro_batch_size(cfg: DictConfig, settings: TrainerConfig) -> int:
+def best_micro_batch_size(settings: TrainSettings) -> int:
     """On a GPU the largest micro-batch that fits, tried out; on a CPU, where a larger one is not always
     faster, the fastest of those that fit. Only divisors of a device's share of the global batch count.
+
+    Args:
+        settings: with a micro-batch size of 1.
 
     Raises:
         UserError: not even one window at a time fits.
     """
     import torch
 
-    memory = MemoryBudget.of(cfg, settings)
-    share = settings.accumulation(cfg.context_length, settings.world_size)  # in windows, one at a time
+    memory, trainer = MemoryBudget.of(settings), settings.trainer
+    share = trainer.accumulation(settings.context_length, trainer.world_size)  # in windows, one at a time
     fitting = [size for size in range(1, share + 1) if share % size == 0 and memory.fits(size)]
     if not fitting:
         memory.refuse(1)
     if memory.device.type == "cuda":
         for size in reversed(fitting):
             with suppress(torch.OutOfMemoryError):
-                probe(cfg, _settings(cfg, micro_batch_size=size), steps=2)
+                time_steps(_counted(settings, micro_batch_size=size), steps=2)
                 return size
         memory.refuse(1)
     best, fastest = fitting[0], 0.0
     for size in fitting:
-        took = probe(cfg, _settings(cfg, micro_batch_size=size), steps=5).seconds_per_step
+        took = time_steps(_counted(settings, micro_batch_size=size), steps=5).seconds_per_step
         if 1 / took > fastest:
             best, fastest = size, 1 / took
         elif 1 / took < _SLOWER * fastest:
@@ -111,13 +107,8 @@ def best_micro_batch_size(cfg: DictConfig, settings: TrainerConfig) -> int:
     return best
 
 
-def _settings(cfg: DictConfig, **instead: Any) -> TrainerConfig:
-    return placed(typed(OmegaConf.merge(cfg.trainer, instead), TrainerConfig))  # type: ignore[arg-type]
-
-
-def _parts(cfg: DictConfig, names: tuple[str, ...]) -> dict[str, Any]:
-    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return {name: values[name] for name in names}
+def _counted(settings: TrainSettings, **changes: Any) -> TrainSettings:
+    return replace(settings, trainer=resolve_devices(replace(settings.trainer, **changes)))
 
 
 class _Record:
@@ -144,14 +135,14 @@ class _Record:
         return entry["answer"] if entry.get("question") == question else None
 
     def _wait(self, name: str, question: dict[str, Any]) -> int:
-        until = time.monotonic() + _LONGEST_WAIT
+        until = time.monotonic() + LONGEST_WAIT
         while time.monotonic() < until:
             known = self._known(name, question)
             if known is not None:
                 return known
             time.sleep(0.2)
         raise UserError(
-            f"rank 0 has not written {name} to '{self._path}' in {_LONGEST_WAIT / 60:.0f} minutes: run_dir "
+            f"rank 0 has not written {name} to '{self._path}' in {LONGEST_WAIT / 60:.0f} minutes: run_dir "
             f"must lie on a file system that all nodes share; or set trainer.{name}= to a number"
         )
 
@@ -167,7 +158,7 @@ class _Record:
         text = json.dumps({**self._read(), name: entry}, indent=2)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self._path) as file:
+            with atomic_write(self._path) as file:
                 file.write(text.encode())
         except OSError as error:
             raise UserError(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import fields, replace
 
-from omegaconf import DictConfig, OmegaConf
-
-from mambabyte.config.composition import typed
 from mambabyte.errors import UserError
-from mambabyte.models import ByteLMConfig, config_from_dict
+from mambabyte.models import ByteLMConfig
 from mambabyte.training.planning.memory_estimate import on_meta
+from mambabyte.training.settings import TrainSettings
 
 _WIDTHS = ("d_model", "d_ff", "local_d_model", "local_d_ff")
 _LAYERS = ("n_layer", "local_n_layer")
@@ -21,42 +17,22 @@ _LARGEST_MISS = 0.05
 _SAME_DEPTH_WITHIN = 2.0
 
 
-@dataclass
-class Budget:
-    """conf/budget: what a run may cost; null is no limit."""
-
-    parameters: float | None = None
-    training_flops: float | None = None
-    training_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.training_flops is not None and self.training_seconds is not None:
-            raise UserError(
-                "budget.training_flops and budget.training_seconds both decide trainer.max_steps: "
-                "set one of them to null"
-            )
-
-
-def within_budget(cfg: DictConfig) -> DictConfig:
-    """The configuration of `mambabyte train` with its `budget` solved: the model's widths for
-    ``budget.parameters``, then ``trainer.max_steps`` for ``budget.training_flops``. What needs a measurement,
-    ``budget.training_seconds``, is `measured.with_measurements`'s.
+def within_budget(settings: TrainSettings) -> TrainSettings:
+    """The settings with their budget solved: the model's widths for ``budget.parameters``, then
+    ``trainer.max_steps`` for ``budget.training_flops``. Solving ``budget.training_seconds`` takes a
+    measurement: see `autotune.with_measurements`.
 
     Raises:
         UserError: no width has nearly that many parameters, or the compute is less than a step's.
     """
-    budget = typed(cfg.budget, Budget)
-    cfg = copy.deepcopy(cfg)
-    description: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
-    config = config_from_dict(description)
+    budget, model, trainer = settings.budget, settings.model, settings.trainer
     if budget.parameters is not None:
-        config = with_parameters(config, budget.parameters)
-        cfg.model = config.to_dict()
+        model = with_parameters(model, budget.parameters)
     if budget.training_flops is not None:
-        per_byte = on_meta(config).flops_per_byte(cfg.context_length).training
-        flops = per_byte * cfg.trainer.global_batch_bytes
-        cfg.trainer.max_steps = whole_steps("training_flops", budget.training_flops, flops)
-    return cfg
+        per_byte = on_meta(model).flops_per_byte(settings.context_length).training
+        steps = whole_steps("training_flops", budget.training_flops, per_byte * trainer.global_batch_bytes)
+        trainer = replace(trainer, max_steps=steps)
+    return replace(settings, model=model, trainer=trainer)
 
 
 def whole_steps(name: str, budget: float, cost_of_a_step: float) -> int:

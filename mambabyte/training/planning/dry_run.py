@@ -4,68 +4,72 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig
-
-from mambabyte.data import ByteDataModule
-from mambabyte.training.callbacks.progress import byte_count, duration
+from mambabyte.runtime.units import byte_count, duration, short_count
 from mambabyte.training.planning.memory_estimate import MemoryBudget, on_meta
 from mambabyte.training.planning.peak_flops import peak_flops
-from mambabyte.training.planning.step_timing import fits_one_device, probe
-from mambabyte.training.settings import TrainerConfig
+from mambabyte.training.planning.plan import plan
+from mambabyte.training.planning.step_timing import fits_one_device, time_steps
+from mambabyte.training.settings import TrainSettings
 
 
-def forecast(cfg: DictConfig, settings: TrainerConfig, data: ByteDataModule, step: int) -> dict[str, Any]:
-    """The figures of a run that stands at optimizer step ``step``, in plain JSON: bytes, seconds,
-    floating-point operations. Ten steps are measured, on this process's device alone; where that does not
-    hold FSDP's whole model, none, and what would come of them is None.
+def forecast(settings: TrainSettings) -> dict[str, Any] | None:
+    """The figures of a run, in plain JSON: bytes, seconds, floating-point operations.
 
-    Args:
-        cfg: of `mambabyte train`, solved. settings: of its trainer, `launching.placed`.
+    Ten steps are measured, on this process's device alone; where that does not hold FSDP's whole model, none
+    are, and the figures that depend on them are None.
+
+    Returns:
+        The figures; None on every rank but the first.
 
     Raises:
         UserError: a step cannot fit.
     """
-    memory = MemoryBudget.of(cfg, settings)
-    memory.check(settings.micro_batch_size)
-    estimate = memory.estimate(settings.micro_batch_size)
+    run = plan(settings, keep_measurements=False)
+    if not run.main_process:
+        return None
+    settings, trainer = run.settings, run.settings.trainer
+    micro_batch_size = int(trainer.micro_batch_size)
+    memory = MemoryBudget.of(settings)
+    memory.check(micro_batch_size)
+    estimate = memory.estimate(micro_batch_size)
     model = on_meta(memory.config)
-    flops = model.flops_per_byte(cfg.context_length)
-    peak = peak_flops(memory.device, settings.precision)
-    measured = probe(cfg, settings) if fits_one_device(cfg, settings) else None
+    flops = model.flops_per_byte(settings.context_length)
+    peak = peak_flops(memory.device, trainer.precision)
+    measured = time_steps(settings) if fits_one_device(settings) else None
     step_seconds = None if measured is None else measured.seconds_per_step
-    speed = None if step_seconds is None else settings.global_batch_bytes / step_seconds
-    total = settings.max_steps * settings.global_batch_bytes
-    corpus = None if data.settings.streaming else data.train_corpus().num_bytes
+    speed = None if step_seconds is None else trainer.global_batch_bytes / step_seconds
+    total = trainer.max_steps * trainer.global_batch_bytes
+    corpus = None if run.data.settings.streaming else run.data.train_corpus().num_bytes
     return {
-        "name": cfg.name,
+        "name": settings.name,
         "model": type(model).__name__,
         "parameters": model.num_parameters(),
         "inference_flops_per_byte": flops.inference,
         "training_flops_per_byte": flops.training,
         "training_flops": flops.training * total,
         "device": str(memory.device),
-        "devices": settings.world_size,
-        "precision": settings.precision,
+        "devices": trainer.world_size,
+        "precision": trainer.precision,
         "memory": {**vars(estimate), "total": estimate.total, "available": memory.available},
-        "fits_comfortably": memory.fits(settings.micro_batch_size),
-        "activation_checkpointing": settings.activation_checkpointing,
-        "context_length": cfg.context_length,
-        "micro_batch_size": settings.micro_batch_size,
-        "bytes_per_step": settings.global_batch_bytes,
-        "steps": settings.max_steps,
-        "steps_done": step,
+        "fits_comfortably": memory.fits(micro_batch_size),
+        "activation_checkpointing": trainer.activation_checkpointing,
+        "context_length": settings.context_length,
+        "micro_batch_size": micro_batch_size,
+        "bytes_per_step": trainer.global_batch_bytes,
+        "steps": trainer.max_steps,
+        "steps_done": run.step,
         "bytes": total,
         "corpus_bytes": corpus,
         "epochs": None if corpus is None else total / corpus,
         "seconds_per_step": step_seconds,
-        "seconds": None if step_seconds is None else max(0, settings.max_steps - step) * step_seconds,
+        "seconds": None if step_seconds is None else max(0, trainer.max_steps - run.step) * step_seconds,
         "bytes_per_second": speed,
         "measured_peak_memory": None if measured is None else measured.peak_memory_bytes,
         "peak_flops": peak.flops,
         "peak_flops_source": peak.source,
         "model_flops_utilization": None
         if speed is None
-        else speed * flops.training / (peak.flops * settings.world_size),
+        else speed * flops.training / (peak.flops * trainer.world_size),
     }
 
 
@@ -83,8 +87,9 @@ def describe(run: dict[str, Any]) -> str:
         corpus = f"{run['epochs']:.2f} epochs of {byte_count(run['corpus_bytes'])}"
     lines = {
         "model": f"{run['model']}, {run['parameters']:,} parameters",
-        "compute": f"{_flops(run['inference_flops_per_byte'])}FLOP a byte in inference, "
-        f"{_flops(run['training_flops_per_byte'])}FLOP in training; {run['training_flops']:.3g} FLOP in all",
+        "compute": f"{short_count(run['inference_flops_per_byte'], 'FLOP')} a byte in inference, "
+        f"{short_count(run['training_flops_per_byte'], 'FLOP')} in training; "
+        f"{run['training_flops']:.3g} FLOP in all",
         "memory": f"{' + '.join(parts)} (micro-batch {run['micro_batch_size']}{recomputed}) = "
         f"{memory['total']} of {memory['available']} ({device}): {verdict}",
         "bytes": f"{byte_count(run['bytes'])} in {run['steps']:,} steps of {run['bytes_per_step']:,}"
@@ -97,7 +102,7 @@ def describe(run: dict[str, Any]) -> str:
         "time": f"{duration(run['seconds'])}{left} on {world} x {device}, without validation, samples and "
         f"checkpoints{alone}",
         "speed": f"{byte_count(run['bytes_per_second'])}/s, {run['seconds_per_step']:.3g} s a step; "
-        f"{100 * run['model_flops_utilization']:.1f} % of {_flops(run['peak_flops'])}FLOP/s in "
+        f"{100 * run['model_flops_utilization']:.1f} % of {short_count(run['peak_flops'], 'FLOP')}/s in "
         f"{run['precision']} ({run['peak_flops_source']})",
     }
     if peak is not None:
@@ -107,11 +112,3 @@ def describe(run: dict[str, Any]) -> str:
 
 def _table(lines: dict[str, str]) -> str:
     return "\n".join(f"{name:8}{text}" for name, text in lines.items())
-
-
-def _flops(value: float) -> str:
-    """Decimal units: "3.5 M", to stand before FLOP."""
-    for scale, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value:.3g} "

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, worked out without taking it, and whether a device has that much."""
+"""Estimating the memory of a training step without running it, and whether the device has enough."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mambabyte.errors import UserError
-from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
+from mambabyte.models import ByteLM, ByteLMConfig
 from mambabyte.runtime.memory import available_memory
-from mambabyte.training.activation_checkpointing import recompute_blocks
-from mambabyte.training.callbacks.progress import byte_count
-from mambabyte.training.settings import TrainerConfig
+from mambabyte.runtime.units import byte_count
+from mambabyte.training.activation_checkpointing import checkpoint_activations
+from mambabyte.training.settings import TrainerConfig, TrainSettings
 
-_FLOAT = 4  # bytes of a weight: fp32, also where the arithmetic is bf16
-_COMFORTABLE = 0.75  # of what is available: allocators and kernels take more than what is counted here
+_WEIGHT_BYTES = 4  # fp32, also where the arithmetic is bf16
+_COMFORTABLE = 0.75  # of the available memory: allocators and kernels need more than is counted here
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes on one device.
 
-    gradients: under DDP twice, whose buckets hold them again. optimizer: AdamW's two moments. activations:
-    the most that exists at once beside the others while one micro-batch goes forward and back. FSDP shares
-    out the first three; the blocks that it gathers for a moment are not counted.
+    FSDP shards all but the activations; the blocks that it gathers temporarily are not counted.
+
+    Attributes:
+        gradients: doubled under DDP, whose buckets hold a copy.
+        optimizer: AdamW's two moments.
+        activations: the peak of everything else during one micro-batch's forward and backward pass.
     """
 
     weights: int
@@ -43,7 +45,7 @@ class MemoryEstimate:
 
     @property
     def state(self) -> int:
-        """What a step takes however small its micro-batch."""
+        """What a step needs regardless of its micro-batch size."""
         return self.weights + self.gradients + self.optimizer
 
     @property
@@ -52,15 +54,15 @@ class MemoryEstimate:
 
 
 class MemoryBudget:
-    """The memory of a run's steps, and of the device that takes them.
+    """The memory that a run's steps need, and the memory that its device has.
 
     Args:
-        settings: `launching.placed`; their micro_batch_size is of no account.
+        settings: with resolved devices; micro_batch_size is ignored.
 
     Attributes:
         config: the model's.
         device: the one this process would train on.
-        available: its bytes for this process, None where the system does not tell.
+        available: the bytes it has for this process; None if the system does not report them.
     """
 
     def __init__(self, config: ByteLMConfig, settings: TrainerConfig, context_length: int) -> None:
@@ -72,15 +74,14 @@ class MemoryBudget:
         self._passes: dict[int, int] = {}
 
     @classmethod
-    def of(cls, cfg: DictConfig, settings: TrainerConfig) -> MemoryBudget:
-        """That of a run of `mambabyte train`."""
-        description: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
-        return cls(config_from_dict(description), settings, cfg.context_length)
+    def of(cls, settings: TrainSettings) -> MemoryBudget:
+        """That of a run, its devices counted."""
+        return cls(settings.model, settings.trainer, settings.context_length)
 
     @functools.cached_property
     def state(self) -> MemoryEstimate:
-        """Without activations."""
-        size = _FLOAT * on_meta(self.config).num_parameters()
+        """The estimate without activations."""
+        size = _WEIGHT_BYTES * on_meta(self.config).num_parameters()
         ranks = self._settings.world_size
         sharded = ranks > 1 and self._settings.strategy == "fsdp"
         held = size // ranks if sharded else size
@@ -88,19 +89,19 @@ class MemoryBudget:
         return MemoryEstimate(weights=held, gradients=held + buckets, optimizer=2 * held, activations=0)
 
     def estimate(self, micro_batch_size: int) -> MemoryEstimate:
-        """Extrapolated from one window and two: activations grow by as much with each more."""
+        """Extrapolated from one and two windows: activations grow linearly."""
         one = self._pass(1)
         activations = one if micro_batch_size == 1 else one + (micro_batch_size - 1) * (self._pass(2) - one)
         return replace(self.state, activations=activations)
 
     def fits(self, micro_batch_size: int) -> bool:
-        """Whether there is room, with something to spare."""
+        """Whether a step fits with memory to spare."""
         return self.available is None or (
             self.estimate(micro_batch_size).total <= _COMFORTABLE * self.available
         )
 
     def check_state(self) -> None:
-        """Raise UserError if no step can fit, whatever is in it. Costs little."""
+        """Raise UserError if weights, gradients and optimizer alone do not fit. Cheap."""
         if self.available is not None and self.state.state > self.available:
             raise UserError(
                 f"weights, gradients and optimizer state alone take {byte_count(self.state.state)}, and "
@@ -109,13 +110,13 @@ class MemoryBudget:
             )
 
     def check(self, micro_batch_size: int) -> None:
-        """Raise UserError, which names what to change, if a step of such micro-batches cannot fit."""
+        """Raise UserError, saying what to change, if a step with such micro-batches does not fit."""
         self.check_state()
         if self.available is not None and self.estimate(micro_batch_size).total > self.available:
             self.refuse(micro_batch_size)
 
     def refuse(self, micro_batch_size: int) -> NoReturn:
-        """Raise the UserError about a step that cannot fit."""
+        """Raise the UserError of :meth:`check`."""
         self.check_state()
         smaller = [size for size in range(1, micro_batch_size) if micro_batch_size % size == 0]
         fitting = [size for size in smaller if self.fits(size)]
@@ -143,7 +144,7 @@ class MemoryBudget:
 
 
 def training_device(accelerator: str) -> torch.device:
-    """The device of this process under ``trainer.accelerator``."""
+    """The device that this process trains on with ``trainer.accelerator``."""
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -152,24 +153,23 @@ def training_device(accelerator: str) -> torch.device:
 def peak_of_a_pass(
     config: ByteLMConfig, settings: TrainerConfig, context_length: int, device: torch.device
 ) -> int:
-    """The most bytes that one micro-batch's forward and backward pass holds at once on `device`, beside
-    weights and gradients. The device is neither used nor needs to be large enough.
+    """The peak bytes of one micro-batch's forward and backward pass on ``device``, without weights and
+    gradients. The device is not used and need not be large enough.
 
-    The pass runs on PyTorch's fake tensors, which have shapes and no contents, and every storage they would
-    make is counted from its making to its release. What a kernel takes for itself inside is not seen: least
-    of all that of PyTorch's LSTM on a CPU, which keeps several times what it shows. Windows are taken as one
-    document each.
+    The pass runs on PyTorch's fake tensors, which have shapes but no data, and counts the storages that they
+    would allocate. Memory that a kernel allocates internally is not seen; PyTorch's LSTM on a CPU allocates
+    several times what it shows. Each window counts as one document.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    shape = settings.micro_batch_size, context_length
-    model = on_meta(config)  # not built of fakes: an initialisation may look at the numbers it has drawn
+    shape = int(settings.micro_batch_size), context_length
+    model = on_meta(config)  # not from fake tensors: an initialization may read the numbers it draws
     if settings.activation_checkpointing:
-        recompute_blocks(model)
+        checkpoint_activations(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model, device)
         for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)  # as from the micro-batch before
+            parameter.grad = torch.zeros_like(parameter)  # as after the previous micro-batch
         with LiveStorages() as live:
             bytes = torch.zeros(shape, dtype=torch.uint8, device=device)
             targets = torch.zeros(shape, dtype=torch.int16, device=device).flatten().long()
@@ -181,13 +181,13 @@ def peak_of_a_pass(
 
 
 def on_meta(config: ByteLMConfig) -> ByteLM:
-    """The model's shapes, without memory."""
+    """The model on PyTorch's meta device: shapes without memory."""
     with torch.device("meta"):
         return config.build()
 
 
 def _make_fake(model: nn.Module, device: torch.device) -> None:
-    """Put empty tensors on `device` in the place of a meta model's, a shared one once."""
+    """Replace a meta model's tensors with empty ones on ``device``; shared tensors stay shared."""
     made: dict[Tensor, Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -199,16 +199,16 @@ def _make_fake(model: nn.Module, device: torch.device) -> None:
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of the storages that operators make within the block, as long as they live.
+    """Counts the bytes of live storages that operators allocate within the block.
 
     Attributes:
-        peak: the most at any one time.
+        peak: the maximum so far.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
-        self._now = 0
+        self._live = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(
@@ -226,9 +226,9 @@ class LiveStorages(TorchDispatchMode):
     def _add(self, storage: torch.UntypedStorage) -> None:
         size = storage.nbytes()
         self._known.add(storage)
-        self._now += size
-        self.peak = max(self.peak, self._now)
+        self._live += size
+        self.peak = max(self.peak, self._live)
         weakref.finalize(storage, self._release, size)
 
     def _release(self, size: int) -> None:
-        self._now -= size
+        self._live -= size

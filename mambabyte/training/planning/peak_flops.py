@@ -1,4 +1,4 @@
-"""The most floating-point operations a second that a device could do: utilization is a share of it."""
+"""A device's peak floating-point operations per second, of which utilization is a share."""
 
 import functools
 import time
@@ -7,10 +7,11 @@ from typing import Literal
 
 import torch
 
-# Dense (without sparsity), in FLOP/s: bf16 on the tensor cores with fp32 accumulation, and fp32 outside them,
-# as PyTorch multiplies by default. From NVIDIA's data sheets (H100, H200, A100, A10, L4, L40, L40S) and its
-# white papers on the GA102 (A40, A6000, 3090) and Ada (4090) architectures. By the exact name that the driver
-# gives: a part of a GPU (MIG), a laptop's and whatever else is not listed are measured.
+# Dense (bf16, fp32) FLOP/s: bf16 on the tensor cores with fp32 accumulation, fp32 outside them, as PyTorch
+# multiplies by default. From NVIDIA's data sheets (H100, H200, A100, A10, L4, L40, L40S) and its white papers
+# on the GA102 (A40, A6000, 3090) and Ada (4090) architectures. Listed by the driver's exact name: MIG slices,
+# laptop GPUs and unlisted cards are measured. Lightning's table lacks two of these cards, has six of them
+# wrong, and its lookup takes a MIG slice for the whole card.
 _DATA_SHEETS = {
     "NVIDIA H200": (989.4e12, 66.9e12),
     "NVIDIA H200 NVL": (835.5e12, 60.0e12),
@@ -30,12 +31,12 @@ _DATA_SHEETS = {
     "NVIDIA GeForce RTX 3090": (71.0e12, 35.6e12),
     "NVIDIA GeForce RTX 4090": (165.2e12, 82.6e12),
 }
-_SECONDS = 0.3
+MEASURING_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
 class PeakFlops:
-    """flops: a second, of one device. source: where the figure is from."""
+    """The peak FLOP/s of one device, and where the figure comes from."""
 
     flops: float
     source: Literal["data sheet", "measured matrix product"]
@@ -43,35 +44,38 @@ class PeakFlops:
 
 @functools.cache
 def peak_flops(device: torch.device, precision: Literal["fp32", "bf16"]) -> PeakFlops:
-    """That of the data sheet for a GPU that we know, else that of a large matrix product, measured for a
-    third of a second, once in a process. Draws nothing from the global random generators."""
+    """From the data sheet of a known GPU; otherwise measured by a large matrix product, once per process.
+
+    Draws nothing from the global random generators.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if device.type == "cuda":
         listed = _DATA_SHEETS.get(torch.cuda.get_device_name(device))
         if listed is not None:
             return PeakFlops(listed[precision == "fp32"], "data sheet")
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return PeakFlops(_measured(device, dtype), "measured matrix product")
+    return PeakFlops(measured_flops(device, dtype), "measured matrix product")
 
 
-def _measured(device: torch.device, dtype: torch.dtype) -> float:
+def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """The fastest large matrix product's FLOP/s, tried for ``MEASURING_SECONDS``."""
     size = 8192 if device.type == "cuda" else 1024
-    generator = torch.Generator(device).manual_seed(0)  # constant numbers take less power: a higher clock
+    generator = torch.Generator(device).manual_seed(0)  # constants would take less power and clock higher
     a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in "ab")
 
     def seconds() -> float:
-        _wait_for(device)
-        begun = time.perf_counter()
+        _synchronize(device)
+        start = time.perf_counter()
         torch.mm(a, b)
-        _wait_for(device)
-        return time.perf_counter() - begun
+        _synchronize(device)
+        return time.perf_counter() - start
 
-    seconds()  # the library's own preparations
-    until, fastest = time.perf_counter() + _SECONDS, seconds()
-    while time.perf_counter() < until:
+    seconds()  # warm-up
+    deadline, fastest = time.perf_counter() + MEASURING_SECONDS, seconds()
+    while time.perf_counter() < deadline:
         fastest = min(fastest, seconds())
     return 2 * size**3 / fastest
 
 
-def _wait_for(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

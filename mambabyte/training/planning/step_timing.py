@@ -7,24 +7,20 @@ import signal
 import statistics
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import DictConfig, OmegaConf
 
-from mambabyte.config.composition import typed
-from mambabyte.data import ByteDataModule, DataSettings
+from mambabyte.config.settings import to_plain
+from mambabyte.data import ByteDataModule
 from mambabyte.errors import UserError
-from mambabyte.models import config_from_dict
 from mambabyte.runtime.memory import PeakMemory
 from mambabyte.runtime.signals import STOP_SIGNALS
-from mambabyte.training.activation_checkpointing import recompute_blocks
+from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.module import ByteLMModule
-from mambabyte.training.optimizer import AdamWConfig
 from mambabyte.training.planning.memory_estimate import MemoryBudget
-from mambabyte.training.settings import TrainerConfig
+from mambabyte.training.settings import TrainSettings
 from mambabyte.training.trainer import build_trainer
 
 _WARM_UP = 2
@@ -32,7 +28,7 @@ _LONGEST = 60.0  # seconds, after which no further step begins
 
 
 @dataclass(frozen=True)
-class Probe:
+class StepTiming:
     """What the steps took on one device with its share of the global batch, without what passes between
     devices.
 
@@ -43,7 +39,7 @@ class Probe:
     peak_memory_bytes: int | None
 
 
-def probe(cfg: DictConfig, settings: TrainerConfig, steps: int = 10) -> Probe:
+def time_steps(settings: TrainSettings, steps: int = 10) -> StepTiming:
     """Train a fresh model for a few steps on the run's first windows, on one device, and forget it.
 
     The first two steps are to warm up; the median of the others counts. A step of many micro-batches is
@@ -51,55 +47,59 @@ def probe(cfg: DictConfig, settings: TrainerConfig, steps: int = 10) -> Probe:
     corpus, which training would prepare too, and the global random generators are left as they were.
 
     Args:
-        cfg: of `mambabyte train`, its budget solved. settings: of its trainer, `launching.placed`.
+        settings: their budget solved, their devices counted.
 
     Raises:
         UserError: the data or the settings will not do; FSDP's model does not fit one device.
         torch.OutOfMemoryError: a step does not fit the GPU.
     """
-    if not fits_one_device(cfg, settings):
+    if not fits_one_device(settings):
         raise UserError(
             "steps are tried on one device, which does not hold the whole of this model: set "
             "trainer.micro_batch_size and trainer.max_steps to numbers"
         )
     try:
-        return _take_steps(cfg, settings, steps)
+        return _take_steps(settings, steps)
     finally:
         gc.collect()  # a trainer and its model hold each other
         torch.cuda.empty_cache()
 
 
-def fits_one_device(cfg: DictConfig, settings: TrainerConfig) -> bool:
+def fits_one_device(settings: TrainSettings) -> bool:
     """Whether steps can be tried: not where only FSDP's many devices together hold the model."""
-    if settings.world_size == 1 or settings.strategy != "fsdp":
+    trainer = settings.trainer
+    if trainer.world_size == 1 or trainer.strategy != "fsdp":
         return True
-    alone = replace(settings, devices=1, num_nodes=1)
-    return MemoryBudget.of(cfg, alone).fits(settings.micro_batch_size)
+    alone = replace(settings, trainer=replace(trainer, devices=1, num_nodes=1))
+    return MemoryBudget.of(alone).fits(int(trainer.micro_batch_size))
 
 
-def _take_steps(cfg: DictConfig, settings: TrainerConfig, steps: int) -> Probe:
-    accumulation = settings.accumulation(cfg.context_length, settings.world_size)
+def _take_steps(settings: TrainSettings, steps: int) -> StepTiming:
+    context_length, micro_batch_size = settings.context_length, int(settings.trainer.micro_batch_size)
+    accumulation = settings.trainer.accumulation(context_length, settings.trainer.world_size)
     passes = min(accumulation, 2)
-    windows = passes * settings.micro_batch_size
+    windows = passes * micro_batch_size
     share = replace(
-        settings, max_steps=steps, devices=1, num_nodes=1, global_batch_bytes=windows * cfg.context_length
+        settings.trainer,
+        max_steps=steps,
+        devices=1,
+        num_nodes=1,
+        global_batch_bytes=windows * context_length,
     )
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    data_settings = DataSettings.from_settings(config["data"], "data").with_absolute_paths()
-    data = ByteDataModule(data_settings, cfg.context_length, share.micro_batch_size, windows, cfg.seed)
-    stopwatch = _Stopwatch()
-    trainer = build_trainer(share, cfg.context_length, Path(cfg.run_dir), [stopwatch], None)
+    data = ByteDataModule(settings.data, context_length, micro_batch_size, windows, settings.seed)
+    stopwatch = Stopwatch()
+    trainer = build_trainer(share, context_length, settings.run_dir, [stopwatch], None)
     with torch.random.fork_rng():
-        torch.manual_seed(cfg.seed)
-        model = config_from_dict(config["model"]).build()
+        torch.manual_seed(settings.seed)
+        model = settings.model.build()
         if share.activation_checkpointing:
-            recompute_blocks(model)
-        optimizer = typed(cfg.optimizer, AdamWConfig)
-        trainer.fit(ByteLMModule(model, optimizer, steps, share.gradient_clip, config), datamodule=data)
-    return Probe(stopwatch.seconds_per_step(accumulation - passes), stopwatch.peak_memory_bytes)
+            checkpoint_activations(model)
+        module = ByteLMModule(model, settings.optimizer, steps, share.gradient_clip, to_plain(settings))
+        trainer.fit(module, datamodule=data)
+    return StepTiming(stopwatch.seconds_per_step(accumulation - passes), stopwatch.peak_memory_bytes)
 
 
-class _Stopwatch(Callback):
+class Stopwatch(Callback):
     """Times every forward and backward pass, from the end of the one before: fetching its batch counts."""
 
     def __init__(self) -> None:

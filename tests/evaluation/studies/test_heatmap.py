@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mambabyte.data import ByteCorpus
-from mambabyte.evaluation import evaluate
+from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.evaluation.bits_per_byte import first_documents
 from mambabyte.evaluation.studies.heatmap import byte_bits, characters, to_terminal, write_html
 from mambabyte.models import ByteLM
@@ -16,8 +16,8 @@ from mambabyte.models import ByteLM
 
 @pytest.mark.parametrize("protocol", ["disjoint", "sliding", "stateful"])
 def test_the_bits_sum_to_the_figure(model: ByteLM, corpus: ByteCorpus, protocol: str) -> None:
-    bits = byte_bits(model, first_documents(corpus), protocol, 8, 3)
-    result = evaluate(model, corpus, protocol, 8, 3)
+    bits = byte_bits(model, first_documents(corpus), Protocol(protocol, 8, batch_size=3))
+    result = evaluate(model, corpus, Protocol(protocol, 8, batch_size=3))
     assert sum(each.sum() for each in bits) / corpus.num_bytes == pytest.approx(
         result.bits_per_byte, rel=1e-9
     )

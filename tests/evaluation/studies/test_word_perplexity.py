@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from mambabyte.data import ByteCorpus
-from mambabyte.evaluation.studies import word_perplexity as words
 from mambabyte.evaluation.studies.word_perplexity import (
     PG19,
     count_words,
@@ -44,7 +43,7 @@ def test_it_is_infinite_without_words_or_beyond_a_float() -> None:
 def test_words_are_what_separates_them(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = sum(len(text.split()) for text in TEXTS)  # of bytes: ASCII white space
     for chunk in (1, 2, 3, 1 << 24):
-        monkeypatch.setattr(words, "_CHUNK", chunk)
+        monkeypatch.setattr("mambabyte.evaluation.studies.word_perplexity.CHUNK_BYTES", chunk)
         assert count_words(documents(TEXTS)) == expected
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints under SIGKILL, between all calls to the system that the writing of one makes."""
+"""Checkpoints under SIGKILL, between all system calls of a write."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALLS = {"open", "write", "flush", "close", *CHANGES}  # killed before these
 
 
 class Trainer:
-    """As much of a trainer and of the training module as saving asks for."""
+    """The parts of a trainer and of the training module that saving needs."""
 
     is_global_zero = True
 
@@ -30,10 +30,10 @@ class Trainer:
 
     def save_checkpoint(self, path: Path) -> None:
         ours = {"format": checkpoints.FORMAT, "model": {}}
-        weights = {"weight": torch.full((100,), float(self.global_step))}
+        weights = {"model.weight": torch.full((100,), float(self.global_step))}
         checkpoints.write({"mambabyte": ours, "state_dict": weights, "global_step": self.global_step}, path)
 
-    def beside_training(self) -> nullcontext[None]:
+    def excluded_from_timing(self) -> nullcontext[None]:
         return nullcontext()
 
     def check_spikes(self, wait: bool) -> None:
@@ -41,14 +41,14 @@ class Trainer:
 
 
 def save(folder: Path, step: int) -> None:
-    """One sitting, which saves once."""
+    """Save one checkpoint, as a process of its own would."""
     callback, trainer = Checkpoints(folder, every=1, kept=2), Trainer(step)
     callback.on_train_start(trainer, trainer)  # type: ignore[arg-type]
     callback.save(trainer, trainer)  # type: ignore[arg-type]
 
 
 def save_and_die(folder: Path, step: int, calls: int) -> bool:
-    """Save in a process that is killed at one of its calls; whether that was before it had finished."""
+    """Save in a process that is killed at one of its calls. Returns False if it finished before that."""
     child = os.fork()
     if child == 0:
         left = calls
@@ -73,15 +73,15 @@ def save_and_die(folder: Path, step: int, calls: int) -> bool:
 def found(folder: Path) -> int:
     newest = checkpoints.read_newest(folder.parent)
     assert newest is not None
-    path, saved, damaged = newest
+    saved, damaged = newest
     assert damaged == []
-    step: int = saved["global_step"]
-    assert path == step_file(folder, step)
-    assert torch.equal(saved["state_dict"]["weight"], torch.full((100,), float(step)))
+    step = saved.step
+    assert saved.path == step_file(folder, step)
+    assert torch.equal(saved.state_dict["weight"], torch.full((100,), float(step)))
     return step
 
 
-def test_a_kill_at_any_call_leaves_a_whole_checkpoint_and_nothing_in_the_way(tmp_path: Path) -> None:
+def test_a_kill_at_any_call_leaves_an_intact_checkpoint_and_no_obstacle(tmp_path: Path) -> None:
     before = tmp_path / "before" / "checkpoints"
     for step in (1, 2):
         save(before, step)
@@ -92,21 +92,21 @@ def test_a_kill_at_any_call_leaves_a_whole_checkpoint_and_nothing_in_the_way(tmp
         if not save_and_die(folder, 3, calls):
             break
         reached.add((found(folder), len(list(folder.glob("step_*.ckpt"))), (folder / "last.ckpt").exists()))
-        save(folder, 4)  # the next sitting
+        save(folder, 4)  # the next process
         names = sorted(path.name for path in folder.iterdir())
         assert found(folder) == 4
         assert names[:2] == ["last.ckpt", names[1]] and names[2:] == ["step_00000004.ckpt"], names
         assert (folder / "last.ckpt").resolve().name == "step_00000004.ckpt"
         shutil.rmtree(folder.parent)
         calls += 1
-    # killed before the file had its name, and between that and the removal of the oldest
+    # killed before the rename, and between the rename and the removal of the oldest
     assert reached == {(2, 2, True), (3, 3, True), (3, 2, True)}
 
 
-def test_a_damaged_file_ahead_costs_no_good_one(tmp_path: Path) -> None:
+def test_a_damaged_newer_file_does_not_displace_intact_ones(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     save(folder, 5)
-    step_file(folder, 20).write_bytes(b"damaged")  # resumed from 5, the run will come to it again
+    step_file(folder, 20).write_bytes(b"damaged")  # resumed from 5, the run will reach this step again
     callback, trainer = Checkpoints(folder, every=5, kept=1), Trainer(10)
     callback.save(trainer, trainer)  # type: ignore[arg-type]
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -1,4 +1,4 @@
-"""What is logged of a Mamba model's scans, computed another way."""
+"""The scan statistics agree with an independent computation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mambabyte.training.callbacks.scan_statistics import NAMES, ScanStatistics
 
 
 def logged(model: ByteLM, callback: ScanStatistics, step: int) -> dict[str, float]:
-    """What the callback finds when optimizer step `step` trains on one micro-batch."""
+    """The callback's columns after optimizer step `step`, of one micro-batch."""
     text = torch.randint(256, (3, 20), generator=torch.Generator().manual_seed(step))
-    module: Any = SimpleNamespace(modules=model.modules, scan_statistics={})
+    module: Any = SimpleNamespace(modules=model.modules)
     trainer: Any = SimpleNamespace(is_global_zero=True, global_step=step - 1)
     callback.on_train_batch_start(trainer, module)
     model(text)
     callback.on_step(trainer, module, step)
-    return module.scan_statistics
+    return callback.columns()
 
 
 def test_step_sizes_and_rates_are_those_of_the_first_window_and_all_layers() -> None:
@@ -41,10 +41,10 @@ def test_step_sizes_and_rates_are_those_of_the_first_window_and_all_layers() -> 
     rates = torch.stack([-mixer.A_log.exp() for mixer in mixers])
     expected = [f(values).item() for values in (delta, rates) for f in (torch.mean, torch.min, torch.max)]
     assert list(found) == list(NAMES)
-    assert list(found.values()) == pytest.approx(expected, rel=1e-5)  # float32, other sums' order
+    assert list(found.values()) == pytest.approx(expected, rel=1e-5)  # float32 sums in another order
 
 
-def test_nothing_is_looked_at_in_between() -> None:
+def test_steps_that_are_not_logged_are_not_measured() -> None:
     model = MambaByteConfig(d_model=16, n_layer=1, d_state=4).build()
     callback = ScanStatistics(lambda step: step % 5 == 0)
     assert logged(model, callback, 4) == {}
@@ -53,6 +53,6 @@ def test_nothing_is_looked_at_in_between() -> None:
     assert logged(model, callback, 10) != first
 
 
-def test_a_model_without_scans_has_none() -> None:
+def test_a_model_without_scans_has_no_columns() -> None:
     model = LSTMConfig(d_model=16, n_layer=1).build()
     assert logged(model, ScanStatistics(lambda step: True), 1) == {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.conftest import FILES, SENTENCE, TINY
+from tests.conftest import FILES, SENTENCE, TINY
 from tests.training.distributed.ranks import End, Ranks
 
 STEPS = 24
@@ -15,7 +15,7 @@ STEPS = 24
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The overrides that train a tiny model: 24 steps of 4 micro-batches, which two ranks share."""
+    """The overrides that train a tiny model: 24 steps of 4 micro-batches, split between two ranks."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "texts").mkdir()
     for number in range(20):
@@ -44,7 +44,7 @@ def train(ranks: Ranks, settings: list[str]) -> Callable[..., End]:
 
 @pytest.fixture(scope="session")
 def alone(train: Callable[..., End], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, End]:
-    """The run of one process: its directory, not to be changed, and the windows it saw."""
+    """A run of one process: its directory (read-only) and the windows it saw."""
     run_dir = tmp_path_factory.mktemp("alone") / "run"
     end = train(1, run_dir)
     assert end.codes == [0], end.err

@@ -1,4 +1,4 @@
-"""Runs of the command line on one or two gloo ranks, forked from a process that has imported what they need.
+"""Runs of the command line on one or two gloo ranks, forked from a process with all imports done.
 
 The ranks find the environment that torchrun gives them, so that a run of two costs no interpreter's start;
 tests/training/distributed/test_processes.py starts real ones. This file is also the program that forks.
@@ -19,13 +19,13 @@ from tests.driver import watch
 
 
 class End(NamedTuple):
-    codes: list[int]  # of each rank; minus the signal, if it died of one
+    codes: list[int]  # of each rank; minus the signal number if a signal killed it
     err: list[str]
     windows: list[list[tuple[int, str]]]  # of each rank: (optimizer step, micro-batch), in order
 
 
 class Ranks:
-    """Starts runs, one after the other. `close` it."""
+    """Starts runs one after the other. Must be closed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -72,7 +72,7 @@ def free_port() -> int:
 
 
 def environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What torchrun would say."""
+    """The environment that torchrun sets."""
     values = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     values |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     return {name: str(value) for name, value in values.items()}

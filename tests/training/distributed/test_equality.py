@@ -1,4 +1,4 @@
-"""Two ranks compute what one process computes, on the same windows, with whomever a run goes on."""
+"""Two ranks compute what one process computes, on the same windows, however a run is resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.training.distributed.ranks import End
 STRATEGIES = {
     "ddp": ["trainer=ddp"],
     "fsdp": ["trainer=fsdp"],
-    "fsdp-in-parts": [
+    "fsdp-sharded-checkpoints": [
         "trainer=fsdp",
         "trainer.sharded_checkpoints=true",
         "trainer.activation_checkpointing=true",
@@ -35,16 +35,16 @@ def assert_same_run(run_dir: Path, expected_dir: Path) -> None:
     """Weights and optimizer of two runs agree.
 
     The ranks add the same four gradients in another order, so each step differs by rounding: 6e-8 of a
-    gradient, which Adam's quotient turns into as much of a learning rate of 1e-2. 24 steps of that, grown by
-    what the steps after make of it, stay below 1e-5; the weights themselves move by 0.1.
+    gradient, which Adam's quotient turns into the same share of the learning rate, 1e-2. Over 24 steps this
+    grows but stays below 1e-5; the weights themselves move by 0.1.
     """
     found, expected = checkpoints.read(run_dir), checkpoints.read(expected_dir)
-    assert found["global_step"] == expected["global_step"] == STEPS
-    assert found.keys() == expected.keys()
-    assert found["state_dict"].keys() == expected["state_dict"].keys()
-    for name, tensor in expected["state_dict"].items():
-        torch.testing.assert_close(found["state_dict"][name], tensor, atol=1e-5, rtol=0, msg=name)
-    ours, theirs = found["optimizer_states"][0], expected["optimizer_states"][0]
+    assert found.step == expected.step == STEPS
+    assert found.content.keys() == expected.content.keys()
+    assert found.state_dict.keys() == expected.state_dict.keys()
+    for name, tensor in expected.state_dict.items():
+        torch.testing.assert_close(found.state_dict[name], tensor, atol=1e-5, rtol=0, msg=name)
+    ours, theirs = found.content["optimizer_states"][0], expected.content["optimizer_states"][0]
     assert ours["param_groups"] == theirs["param_groups"]
     for number, state in theirs["state"].items():
         for name, value in state.items():
@@ -61,7 +61,7 @@ def assert_same_curve(run_dir: Path, expected_dir: Path) -> None:
 
 
 def assert_each_window_once(ends: list[End], alone: End) -> None:
-    """The ranks of all sittings together trained on the windows of the one process, step by step."""
+    """The ranks of all resumed runs together trained on the windows of the one process, step by step."""
     seen = sorted(entry for end in ends for rank in end.windows for entry in rank)
     assert seen == sorted(alone.windows[0])
     for end in ends:
@@ -80,25 +80,25 @@ def test_two_ranks_equal_one_process(
     samples = [(folder / "samples.txt").read_text() for folder in (alone[0], tmp_path / "run")]
     assert samples[0] == samples[1]
     newest = checkpoints.resolve(tmp_path / "run")
-    if strategy == "fsdp-in-parts":
+    if strategy == "fsdp-sharded-checkpoints":
         assert sorted(os.listdir(newest)) == ["rank_00000.ckpt", "rank_00001.ckpt"]
     else:
         assert newest.is_file()
 
 
-def test_where_no_sum_changes_its_order_two_ranks_equal_one_process_bit_for_bit(
+def test_two_ranks_equal_one_process_bit_for_bit_if_sums_keep_their_order(
     train: Callable[..., End], tmp_path: Path
 ) -> None:
     # two micro-batches a step: their halves are added, by accumulation or between the ranks
     batch = ["trainer.global_batch_bytes=128"]
     assert train(1, tmp_path / "one", *batch).codes == [0]
     assert train(2, tmp_path / "two", *batch, "trainer=ddp").codes == [0, 0]
-    one, two = (checkpoints.read(tmp_path / name)["state_dict"] for name in ("one", "two"))
+    one, two = (checkpoints.read(tmp_path / name).state_dict for name in ("one", "two"))
     for name, tensor in one.items():
         assert torch.equal(tensor, two[name]), name
 
 
-def test_a_run_goes_on_with_other_ranks_and_other_strategies_and_ends_the_same(
+def test_a_run_resumed_with_other_ranks_and_strategies_ends_the_same(
     train: Callable[..., End], alone: tuple[Path, End], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -106,10 +106,10 @@ def test_a_run_goes_on_with_other_ranks_and_other_strategies_and_ends_the_same(
         train(1, run_dir, step=2, number=SIGTERM),
         # the signal comes to one rank, and both stop at the same step
         train(2, run_dir, *STRATEGIES["ddp"], step=5, number=SIGTERM),
-        train(2, run_dir, *STRATEGIES["fsdp-in-parts"], step=13, number=SIGTERM),
+        train(2, run_dir, *STRATEGIES["fsdp-sharded-checkpoints"], step=13, number=SIGTERM),
         train(1, run_dir),
     ]
-    # each signal saved once, and the last sitting its last step; two are kept, and last.ckpt
+    # each signal saved once, and the last process its last step; two are kept, and last.ckpt
     assert len(os.listdir(run_dir / "checkpoints")) == 3
     assert [end.codes for end in ends] == [[75], [75, 0], [75, 0], [0]], [end.err for end in ends]
     assert_each_window_once(ends, alone[1])
@@ -123,5 +123,5 @@ def test_bf16_is_the_same_under_fsdp(train: Callable[..., End], tmp_path: Path) 
         assert end.codes == [0] * ranks, end.err
         curves.append([float(row["bits_per_byte"]) for row in rows(tmp_path / name)])
     # the weights stay fp32 and are rounded where they are used, as without FSDP; sums in another order may
-    # move one over a rounding's edge, by 2**-9 of itself
+    # round one differently, by 2**-9 of itself
     assert curves[1] == pytest.approx(curves[0], abs=1e-2)

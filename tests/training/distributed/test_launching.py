@@ -1,4 +1,4 @@
-"""How many processes a run has, told from what the launchers leave in the environment."""
+"""How many processes a run has, by the environment that the launchers set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from mambabyte.cli import main as cli
 from mambabyte.errors import UserError
-from mambabyte.training.distributed.launching import is_main_process, lost_rank, placed
+from mambabyte.training.distributed.launching import is_main_process, lost_rank, resolve_devices
 from mambabyte.training.settings import TrainerConfig
 from tests.training.distributed.ranks import End, environment
 
@@ -30,24 +30,24 @@ def config(**settings) -> TrainerConfig:
 
 
 def count(**settings) -> tuple[object, object]:
-    found = placed(config(**settings))
+    found = resolve_devices(config(**settings))
     return found.devices, found.num_nodes
 
 
-def test_alone_it_is_what_the_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_launcher_the_configuration_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count() == (1, 1)
     assert count(devices="auto", num_nodes="auto") == (1, 1)
     assert count(devices=4, num_nodes=2) == (4, 2)
-    assert placed(config(devices=4, num_nodes=2)).world_size == 8
+    assert resolve_devices(config(devices=4, num_nodes=2)).world_size == 8
     assert is_main_process()
-    monkeypatch.setenv("LOCAL_RANK", "1")  # one of those that Lightning starts
+    monkeypatch.setenv("LOCAL_RANK", "1")  # as in a process that Lightning starts
     assert not is_main_process()
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("NODE_RANK", "1")
     assert not is_main_process()
 
 
-def test_torchrun_and_srun_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_and_srun_set_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     assert count(devices="auto", num_nodes="auto") == (2, 3)
@@ -67,14 +67,14 @@ def test_torchrun_and_srun_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ranks_that_see_different_checkpoints_do_not_train_on(
     train: Callable[..., End], tmp_path: Path
 ) -> None:
-    # as with a folder of its own on each node
+    # as with a separate folder on each node
     assert train(1, tmp_path / "0", "trainer.max_steps=2").codes == [0]
     end = train(2, tmp_path, "trainer=ddp", "run_dir=" + str(tmp_path / "${oc.env:LOCAL_RANK,0}"))
     assert end.codes == [1, 1]
     assert "from different checkpoints (step 0 and step 2)" in end.err[0]
 
 
-def test_what_the_process_group_says_of_a_lost_rank_is_a_sentence() -> None:
+def test_the_process_groups_error_about_a_lost_rank_is_a_sentence() -> None:
     lost = lost_rank(RuntimeError("[gloo/transport/tcp/pair.cc:5] Connection closed by peer [::1]:5"))
     assert str(lost).startswith("another rank of this run has gone; all processes")
     refused = lost_rank(torch.distributed.DistNetworkError("the port is taken\nmore"))
@@ -82,7 +82,7 @@ def test_what_the_process_group_says_of_a_lost_rank_is_a_sentence() -> None:
     assert lost_rank(RuntimeError("shapes do not match")) is None
 
 
-def test_outside_slurm_its_trainer_says_what_is_missing(
+def test_outside_slurm_trainer_ddp_slurm_names_what_is_missing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main(["train", "experiment=tiny", "trainer=ddp_slurm"]) == 1

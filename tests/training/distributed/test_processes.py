@@ -1,4 +1,4 @@
-"""Ranks that are processes of their own, and what becomes of them when one is killed or all are to stop."""
+"""Ranks in real processes: what happens when one is killed or all are told to stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
 
 
 def children(process: int) -> list[int]:
-    """The ids of the Python processes that this one has started and that still run."""
+    """The ids of the running child processes of ``process``."""
     found = subprocess.run(["ps", "-o", "pid=,stat=", "--ppid", str(process)], capture_output=True, text=True)
     return [int(line.split()[0]) for line in found.stdout.splitlines() if "Z" not in line.split()[1]]
 
@@ -65,7 +65,7 @@ class Job:
         self.ranks = children(self.process.pid)
 
     def wait_for_end(self) -> int:
-        """The exit code, of a process that ends within a minute together with its ranks."""
+        """The exit code; the process and its ranks must end within a minute."""
         wait_until(lambda: not any(map(running, [self.process.pid, *self.ranks])), A_MINUTE)
         return self.process.wait()
 
@@ -75,7 +75,7 @@ class Job:
 
 @pytest.fixture
 def start(settings: list[str], tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    """start("-m", ..., "key=value") -> a job that has taken steps, and goes on until it is stopped."""
+    """start("-m", ..., "key=value") -> a job that has taken steps and runs until it is stopped."""
     jobs: list[Job] = []
 
     def start(*command: str) -> Job:
@@ -115,8 +115,8 @@ def test_sigterm_to_rank_0_stops_all_ranks_that_it_started(start: Callable[..., 
     job.process.terminate()
     assert job.wait_for_end() == 75
     assert job.sentences()[-1].startswith("mambabyte: stopped at step")
-    assert len(os.listdir(job.run_dir / "checkpoints")) == 2  # the one that was saved, and last.ckpt
-    assert checkpoints.read(job.run_dir)["global_step"] > 1
+    assert len(os.listdir(job.run_dir / "checkpoints")) == 2  # the one saved, and last.ckpt
+    assert checkpoints.read(job.run_dir).step > 1
 
 
 def test_under_torchrun_a_killed_rank_ends_all(start: Callable[..., Job]) -> None:

@@ -1,4 +1,4 @@
-"""The sbatch script and the sweeps, with programs of the same names where this machine has no SLURM."""
+"""The sbatch script and the sweeps, with fakes of SLURM's programs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from mambabyte import checkpoints
 from tests.training.distributed.test_processes import A_MINUTE, children, wait_until
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "train.sbatch"
+JOB = str(os.getpid())  # the script derives its port from the job, so each test process has its own
 
-# Two nodes of one process each, which both are this machine.
-STAND_INS = {
+# Two nodes of one process each, both of them this machine.
+FAKES = {
     "srun": """
 shift
 for node in 1 2; do "$@" & tasks+=($!); done
@@ -25,7 +26,7 @@ echo "${tasks[@]}" > "$SLURM_FOLDER/tasks"
 for task in "${tasks[@]}"; do wait "$task" || code=$?; done
 exit "${code:-0}"
 """,
-    "scancel": 'test "$*" = "--signal=USR1 123" && kill -USR1 $(cat "$SLURM_FOLDER/tasks")',
+    "scancel": f'test "$*" = "--signal=USR1 {JOB}" && kill -USR1 $(cat "$SLURM_FOLDER/tasks")',
     "scontrol": """
 if [ "$1" = show ]; then printf '127.0.0.1\\n127.0.0.1\\n'; else echo "$*" >> "$SLURM_FOLDER/calls"; fi
 """,
@@ -37,7 +38,7 @@ def sbatch(settings: list[str], tmp_path: Path) -> Iterator[Callable[..., subpro
     """sbatch("key=value", ...) -> the script, as SLURM's first node runs it."""
     programs = tmp_path / "programs"
     programs.mkdir()
-    for name, text in STAND_INS.items():
+    for name, text in FAKES.items():
         (programs / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (programs / name).chmod(0o755)
     environment = {
@@ -45,7 +46,7 @@ def sbatch(settings: list[str], tmp_path: Path) -> Iterator[Callable[..., subpro
         "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "SLURM_FOLDER": str(tmp_path),
-        "SLURM_JOB_ID": "123",
+        "SLURM_JOB_ID": JOB,
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_GPUS_ON_NODE": "1",
@@ -70,7 +71,7 @@ def sbatch(settings: list[str], tmp_path: Path) -> Iterator[Callable[..., subpro
             os.killpg(job.pid, signal.SIGKILL)
 
 
-def test_the_script_trains_on_two_nodes_and_queues_itself_again_when_it_is_told_to_stop(
+def test_the_script_trains_on_two_nodes_and_requeues_itself_on_a_stop_signal(
     sbatch: Callable[..., subprocess.Popen], tmp_path: Path
 ) -> None:
     metrics, err = tmp_path / "run" / "metrics.csv", tmp_path / "err"
@@ -85,17 +86,17 @@ def test_the_script_trains_on_two_nodes_and_queues_itself_again_when_it_is_told_
     job.send_signal(signal.SIGUSR1)  # as --signal=B:USR1@300 does
     assert job.wait(A_MINUTE) != 0
     assert err.read_text().count("mambabyte: stopped at step") == 1
-    assert (tmp_path / "calls").read_text() == "requeue 123\n"
+    assert (tmp_path / "calls").read_text() == f"requeue {JOB}\n"
     assert len(os.listdir(tmp_path / "run" / "checkpoints")) == 2  # saved once; and last.ckpt
-    reached = checkpoints.read(tmp_path / "run")["global_step"]
+    reached = checkpoints.read(tmp_path / "run").step
     again = sbatch("trainer=ddp", "trainer.max_steps=1000000", "seed=1")
     assert again.wait(240) != 0
     assert "seed (0 there, 1 now)" in err.read_text()
-    assert checkpoints.read(tmp_path / "run")["global_step"] == reached
-    assert (tmp_path / "calls").read_text() == "requeue 123\n"  # a mistake is not tried again
+    assert checkpoints.read(tmp_path / "run").step == reached
+    assert (tmp_path / "calls").read_text() == f"requeue {JOB}\n"  # a mistake is not tried again
 
 
-def test_jobs_of_a_sweep_are_processes_and_go_on_when_they_are_told_to_stop(
+def test_jobs_of_a_sweep_are_processes_and_resume_after_a_stop_signal(
     settings: list[str], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "sweep"
@@ -113,7 +114,7 @@ def test_jobs_of_a_sweep_are_processes_and_go_on_when_they_are_told_to_stop(
 
         def stepping() -> list[Path]:
             assert sweep.poll() is None, (tmp_path / "err").read_text()
-            # a row says that the run itself, and no longer submitit, answers signals
+            # once there is a row, the run and no longer submitit handles signals
             return [path for path in run_dir.glob("*/metrics.csv") if path.read_text().count("\n") > 1]
 
         wait_until(stepping, 240)
@@ -138,6 +139,6 @@ def test_jobs_of_a_sweep_are_processes_and_go_on_when_they_are_told_to_stop(
 
 
 def holds(process: int, run_dir: Path) -> bool:
-    """Whether this process trains in that directory, told by the lock it holds."""
+    """Whether the process trains in ``run_dir``, by the lock that it holds."""
     opened = [os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir()]
     return str(run_dir / ".lock") in opened

@@ -1,4 +1,4 @@
-"""The memory of a step: what is worked out without tensors is what tensors take."""
+"""The estimated memory of a step is what real tensors take."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ MODELS = {
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_pass_without_tensors_counts_what_one_with_tensors_takes(name: str, precision) -> None:
+def test_a_pass_on_fake_tensors_counts_what_real_ones_take(name: str, precision) -> None:
     settings = replace(SETTINGS, precision=precision)
     expected = peak_of_a_pass(MODELS[name], settings, LENGTH, CPU)
     model = MODELS[name].build()
@@ -50,7 +50,7 @@ def test_a_pass_without_tensors_counts_what_one_with_tensors_takes(name: str, pr
             logits = model(window)
             loss = functional.cross_entropy(logits.float().flatten(0, 1), window.flatten().long())
         loss.backward()
-    # exact but for the targets' second copy and constants that a model keeps from its first pass on
+    # exact except for a second copy of the targets and constants that a model caches in its first pass
     assert expected == pytest.approx(live.peak, rel=0.1)
 
 
@@ -67,7 +67,7 @@ def test_a_larger_micro_batch_is_extrapolated_and_recomputing_blocks_saves() -> 
     assert peak_of_a_pass(deep, recomputing, LENGTH, CPU) < 0.5 * peak_of_a_pass(deep, SETTINGS, LENGTH, CPU)
 
 
-def test_what_ranks_hold() -> None:
+def test_the_state_of_ranks() -> None:
     weights = 4 * MODELS["cnn"].build().num_parameters()
     alone = MemoryBudget(MODELS["cnn"], SETTINGS, LENGTH).state
     assert (alone.weights, alone.gradients, alone.optimizer) == (weights, weights, 2 * weights)
@@ -82,7 +82,7 @@ def budget_of(available: int, monkeypatch, **settings) -> MemoryBudget:
     return MemoryBudget(MODELS["mambabyte"], replace(SETTINGS, **settings), LENGTH)
 
 
-def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch) -> None:
+def test_a_step_that_does_not_fit_is_refused_with_a_remedy(monkeypatch) -> None:
     enough = MemoryBudget(MODELS["mambabyte"], SETTINGS, LENGTH)
     two, eight = enough.estimate(2).total, enough.estimate(8).total
     budget = budget_of(2 * two, monkeypatch)
@@ -127,7 +127,7 @@ def test_memory_is_shared_between_the_ranks_of_a_machine(monkeypatch) -> None:
     ],
 )
 def test_a_containers_limit_counts(files, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(memory, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
     system = available_memory(CPU)
     assert system is not None and system > 5_000_000
     for name, text in files.items():

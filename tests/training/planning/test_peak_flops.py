@@ -1,22 +1,22 @@
-"""The peak that utilization is a share of."""
+"""The peak FLOPs of a device."""
 
 import pytest
 import torch
 
-from mambabyte.training import peak_flops as module
+from mambabyte.training.planning import peak_flops as module
 from mambabyte.training.planning.peak_flops import peak_flops
 
 
 @pytest.fixture(autouse=True)
-def afresh(monkeypatch):
-    monkeypatch.setattr(module, "_SECONDS", 0.02)
+def quick_and_uncached(monkeypatch):
+    monkeypatch.setattr(module, "MEASURING_SECONDS", 0.02)
     peak_flops.cache_clear()
     yield
     peak_flops.cache_clear()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_processor_is_measured_and_the_random_numbers_stay(precision) -> None:
+def test_a_cpu_is_measured_without_touching_the_random_state(precision) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -35,13 +35,13 @@ def test_a_processor_is_measured_and_the_random_numbers_stay(precision) -> None:
         ("NVIDIA L4", "bf16", 121e12),
     ],
 )
-def test_a_known_gpu_has_its_data_sheets_dense_figure(name, precision, expected, monkeypatch) -> None:
+def test_a_known_gpu_has_the_dense_figure_of_its_data_sheet(name, precision, expected, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda"), precision) == module.PeakFlops(expected, "data sheet")
 
 
-def test_a_part_of_a_gpu_and_an_unknown_one_are_measured(monkeypatch) -> None:
-    monkeypatch.setattr(module, "_measured", lambda device, dtype: 1e12)
+def test_a_mig_slice_and_an_unknown_gpu_are_measured(monkeypatch) -> None:
+    monkeypatch.setattr(module, "measured_flops", lambda device, dtype: 1e12)
     for name in ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "Something 1"):
         peak_flops.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)

@@ -50,10 +50,10 @@ def test_a_skipped_step_leaves_weights_and_moments_alone_and_the_data_goes_on(
     five, six, seven = (
         checkpoints.read(run_dir / "checkpoints" / f"step_{step:08d}.ckpt") for step in (5, 6, 7)
     )
-    for name, tensor in five["state_dict"].items():
-        assert torch.equal(tensor, six["state_dict"][name]), name
+    for name, tensor in five.state_dict.items():
+        assert torch.equal(tensor, six.state_dict[name]), name
     moments = zip(
-        *(part["optimizer_states"][0]["state"].values() for part in (five, six, seven)), strict=True
+        *(part.content["optimizer_states"][0]["state"].values() for part in (five, six, seven)), strict=True
     )
     for before, after, then in moments:
         assert all(torch.equal(before[key], after[key]) for key in before)
@@ -112,16 +112,16 @@ def test_stopping_names_the_file_and_skipping_gets_past_it(start, spoil, finishe
     run_dir = tmp_path / "runs" / "stops"
     with pytest.raises(UserError, match=r"at step 8 .*spikes/step_00000008\.json.*trainer\.on_spike=skip"):
         start("stops")
-    assert checkpoints.read(run_dir)["global_step"] == 5
+    assert checkpoints.read(run_dir).step == 5
     assert len(known(run_dir, 8)["windows"]) == 8
     assert start("stops", SKIP) == run_dir
-    assert checkpoints.read(run_dir)["global_step"] == 12
+    assert checkpoints.read(run_dir).step == 12
     assert read_metrics(run_dir / "metrics.csv")[-1]["skipped_steps"] == 1
 
 
 def test_a_step_far_above_the_usual_is_a_spike(start, spoil, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spikes, "HISTORY", 4)
-    monkeypatch.setattr(spikes, "_ENOUGH", 2)
+    monkeypatch.setattr(spikes, "MIN_HISTORY", 2)
     spoil({9: 1e6})  # the gradient only: the loss that is judged is the measured one
     run_dir = start("far", SKIP, "trainer.spike_threshold=100", "trainer.gradient_clip=null")
     spike = known(run_dir, 9)
@@ -133,7 +133,7 @@ def test_nothing_but_spikes_is_not_skipped_for_ever(start, spoil, tmp_path: Path
     spoil({step: float("nan") for step in range(2, 13)})
     with pytest.raises(UserError, match="at step 11, the last of 10 in a row,"):
         start("hopeless", SKIP)
-    weights = checkpoints.read(tmp_path / "runs" / "hopeless")["state_dict"].values()
+    weights = checkpoints.read(tmp_path / "runs" / "hopeless").state_dict.values()
     assert all(tensor.isfinite().all() for tensor in weights)
 
 

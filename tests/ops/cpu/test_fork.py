@@ -1,4 +1,4 @@
-"""Kernels in processes that were forked after the parent's OpenMP threads had started."""
+"""Kernels in processes forked after the parent's OpenMP threads have started."""
 
 import multiprocessing
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# In a process of its own, so that nothing pytest holds is forked.
+# In a process of its own, so that pytest itself is not forked.
 PROGRAM = """
 import os, signal, torch
 from mambabyte.models import MambaByteConfig
@@ -38,7 +38,7 @@ loss()
 expected = kernels()
 child = os.fork()
 if child == 0:
-    signal.alarm(60)  # a child that waits for threads it does not have dies of this
+    signal.alarm(60)  # ends a child that waits for threads it does not have
     os._exit(0 if kernels() == expected else 3)
 status = os.waitpid(child, 0)[1]
 assert status == 0, status

@@ -1,14 +1,16 @@
-"""mamba_ssm's scan: against the reference where it is installed, and its refusals anywhere."""
+"""mamba_ssm's scan: compared with the reference where it is installed; its errors and layouts anywhere."""
 
 import importlib
+import sys
 
 import pytest
 import torch
 
 from mambabyte.ops.selective_scan import mamba_ssm
+from mambabyte.ops.selective_scan.inputs import ScanInputs
 from mambabyte.ops.selective_scan.reference import selective_scan_reference
 from tests.ops.naive import relative_error
-from tests.ops.test_selective_scan import make_arguments
+from tests.ops.selective_scan.test_selective_scan import make_arguments
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -25,28 +27,30 @@ def test_what_it_cannot_do_is_refused_by_name(name):
     given = {"initial_state": arguments.pop("initial_state"), "document_start": torch.ones(1, 4).bool()}
     chosen = {key: value if key == name else None for key, value in given.items()}
     with pytest.raises(ValueError, match=name):
-        mamba_ssm.forward(**arguments, delta_softplus=True, **chosen, keep_states=True)
+        mamba_ssm.forward(ScanInputs(**arguments, delta_softplus=True, **chosen), keep_states=True)
 
 
 def test_a_gradient_of_the_final_state_is_refused():
     arguments = make_arguments(1, 4, 3, 2)
     state = arguments.pop("initial_state")
+    inputs = ScanInputs(*arguments.values(), True, None, None)
     with pytest.raises(ValueError, match="final state"):
-        mamba_ssm.backward(arguments["u"], state, *arguments.values(), True, None, torch.empty(0))
+        mamba_ssm.backward(arguments["u"], state, inputs, torch.empty(0))
 
 
 class Extension:
-    """The extension's two functions with its layouts, from the reference; they accept what it accepts."""
+    """The extension's two functions and layouts, computed by the reference; they accept what it accepts."""
 
     @staticmethod
     def scan(u, delta, A, B, C, D, z, delta_bias, softplus):
         def time_first(tensor):
             return tensor.transpose(-1, -2)
 
-        return selective_scan_reference(
+        inputs = ScanInputs(
             time_first(u), time_first(delta), A, time_first(B[:, 0]), time_first(C[:, 0]), D,
             None if z is None else time_first(z), delta_bias, softplus, None, None,
         )  # fmt: skip
+        return selective_scan_reference(inputs)
 
     def fwd(self, u, delta, A, B, C, D, z, delta_bias, softplus):
         assert all(x.stride(-1) == 1 and x.dtype == u.dtype for x in (u, delta, B, C))
@@ -74,7 +78,7 @@ class Extension:
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_layouts_in_and_out_of_the_extension(monkeypatch, gated):
-    monkeypatch.setattr(mamba_ssm, "_extension", Extension)
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", Extension())
     compare(gated, torch.float32, "cpu", 7)
 
 
@@ -93,9 +97,10 @@ def compare(gated, dtype, device, length):
     if not gated:
         arguments["z"] = None
     tensors = list(arguments.values())
-    out, state, states = mamba_ssm.forward(*tensors, True, None, None, True)
+    inputs = ScanInputs(*tensors, True, None, None)
+    out, state, states = mamba_ssm.forward(inputs, keep_states=True)
     leaves = [None if t is None else t.double().requires_grad_() for t in tensors]
-    expected, expected_state = selective_scan_reference(*leaves, True, None, None)
+    expected, expected_state = selective_scan_reference(ScanInputs(*leaves, True, None, None))
     assert relative_error(out, expected) < TOLERANCE[dtype]
     assert relative_error(state, expected_state) < TOLERANCE[dtype]
     assert states.shape == mamba_ssm.states_shape(tensors[0], tensors[2])
@@ -103,7 +108,7 @@ def compare(gated, dtype, device, length):
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     present = [leaf for leaf in leaves if leaf is not None]
     found = iter(torch.autograd.grad(expected, present, grad.double()))
-    actual = mamba_ssm.backward(grad, None, *tensors, True, None, states)
+    actual = mamba_ssm.backward(grad, None, inputs, states)
     for tensor, gradient in zip(tensors, actual, strict=False):
         if tensor is None:
             assert gradient is None

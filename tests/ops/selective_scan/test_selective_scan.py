@@ -34,7 +34,7 @@ def run(scan, arguments, document_start=None, wide=False):
     leaves = {n: (v.double() if wide else v).detach().requires_grad_() for n, v in arguments.items()}
     out, state = scan(leaves, document_start)
     generator = torch.Generator().manual_seed(1)
-    # Of few bits, so that the gradient that reaches the output is the same number in every precision.
+    # Weights of few bits, so that the gradient of the output is the same number in every precision.
     weights = [torch.randn(x.shape, generator=generator).bfloat16().double() for x in (out, state)]
     loss = (out.double() * weights[0]).sum() + (state.double() * weights[1]).sum()
     gradients = torch.autograd.grad(loss, [leaves[n] for n in NAMES])
@@ -63,8 +63,8 @@ def assert_equal(actual, expected, tolerance):
     assert all(error <= tolerance for error in errors.values()), errors
 
 
-# fp32: a few hundred roundings of 6e-8 in a sum. bf16 and fp16: inputs are rounded first, so both sides see
-# the same ones; what is left is rounding outputs and gradients to 8 (11) bits.
+# fp32: a few hundred roundings of 6e-8 in a sum. bf16 and fp16: both sides see the same rounded inputs, which
+# leaves the rounding of outputs and gradients to 8 (11) bits.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 

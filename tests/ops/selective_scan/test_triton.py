@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from mambabyte.ops.selective_scan.inputs import ScanInputs
 from mambabyte.ops.selective_scan.reference import selective_scan_reference
 from tests.ops.naive import relative_error
 
@@ -21,13 +22,13 @@ here = pytest.mark.skipif(not (CUDA or INTERPRETED), reason="run by test_in_the_
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 # fp32: a few hundred roundings of 6e-8, and the hardware's exponential. bf16 and fp16: both sides see the
-# same rounded inputs; what is left is rounding outputs and gradients to 8 (11) bits.
+# same rounded inputs, which leaves the rounding of outputs and gradients to 8 (11) bits.
 TOLERANCE = {torch.float32: 2e-5 if CUDA else 5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests below run in this process")
 def test_in_the_interpreter():
-    """Triton decides on its interpreter when it is imported, so this takes a process of its own."""
+    """Triton chooses its interpreter when it is imported, so this needs a process of its own."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -37,7 +38,7 @@ def test_in_the_interpreter():
 class Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, softplus, start, *tensors):
-        out, state, states = scan.forward(*tensors[:-1], softplus, tensors[-1], start, True)
+        out, state, states = scan.forward(ScanInputs(*tensors[:-1], softplus, tensors[-1], start), True)
         assert states.shape == scan.states_shape(tensors[0], tensors[2])
         ctx.save_for_backward(*tensors[:-1], start, states)
         ctx.softplus, ctx.initial = softplus, tensors[-1]
@@ -46,7 +47,8 @@ class Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out, grad_state):
         *tensors, start, states = ctx.saved_tensors
-        gradients = scan.backward(grad_out, grad_state, *tensors, ctx.softplus, start, states)
+        inputs = ScanInputs(*tensors, ctx.softplus, None, start)
+        gradients = scan.backward(grad_out, grad_state, inputs, states)
         assert all(gradient is None or gradient.is_contiguous() for gradient in gradients)
         return (None, None, *gradients[:-1], None if ctx.initial is None else gradients[-1])
 
@@ -57,7 +59,7 @@ def kernels(leaves, start, softplus=True):
 
 def reference(leaves, start, softplus=True):
     *tensors, initial_state = (leaves.get(name) for name in NAMES)
-    return selective_scan_reference(*tensors, softplus, initial_state, start)
+    return selective_scan_reference(ScanInputs(*tensors, softplus, initial_state, start))
 
 
 def make_arguments(batch, length, channels, states, dtype=torch.float32):
@@ -98,7 +100,7 @@ def assert_close(actual, expected, tolerance):
 
 @pytest.fixture
 def short_spans(monkeypatch):
-    """Several chunks, spans and blocks in few steps: the interpreter takes a millisecond for each."""
+    """Several chunks, spans and blocks in few steps: each takes the interpreter a millisecond."""
     monkeypatch.setattr(scan, "SPAN", 8)
     for side in ("FORWARD", "BACKWARD"):
         monkeypatch.setattr(scan, f"{side}_CHUNK", 4)
@@ -202,7 +204,7 @@ def test_results_have_the_same_bits_every_time_and_states_are_kept_on_request(sh
     first, second = differentiate(kernels, arguments), differentiate(kernels, arguments)
     assert all(torch.equal(first[name], second[name]) for name in first)
     *tensors, initial_state = arguments.values()
-    out, state, states = scan.forward(*tensors, True, initial_state, None, False)
+    out, state, states = scan.forward(ScanInputs(*tensors, True, initial_state, None), False)
     assert torch.equal(out, first["out"]) and torch.equal(state, first["state"]) and states.numel() == 0
 
 

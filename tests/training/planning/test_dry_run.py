@@ -12,10 +12,11 @@ import torch
 from mambabyte import checkpoints
 from mambabyte.cli.main import main
 from mambabyte.errors import Interrupted, UserError
-from mambabyte.training import dry_run, estimate, measured, probe
+from mambabyte.training.distributed.launching import resolve_devices
 from mambabyte.training.module import ByteLMModule
+from mambabyte.training.planning import autotune, dry_run, memory_estimate, step_timing
 from mambabyte.training.planning.autotune import with_measurements
-from mambabyte.training.planning.step_timing import Probe
+from mambabyte.training.planning.step_timing import StepTiming
 
 MODELS = ["mambabyte", "megabyte", "transformer", "perceiver_ar", "gated_s4d"]
 
@@ -27,18 +28,18 @@ def speed(monkeypatch):
     def install(seconds_per_step) -> list[int]:
         probed: list[int] = []
 
-        def answer(cfg, settings, steps=10) -> Probe:
-            probed.append(settings.micro_batch_size)
-            return Probe(seconds_per_step(settings.micro_batch_size), None)
+        def answer(settings, steps=10) -> StepTiming:
+            probed.append(settings.trainer.micro_batch_size)
+            return StepTiming(seconds_per_step(settings.trainer.micro_batch_size), None)
 
-        monkeypatch.setattr(measured, "probe", answer)
+        monkeypatch.setattr(autotune, "time_steps", answer)
         return probed
 
     return install
 
 
 def config(run_dir: Path) -> dict:
-    return checkpoints.read(run_dir)["mambabyte"]["config"]
+    return checkpoints.read(run_dir).config
 
 
 def test_a_dry_run_says_what_the_run_will_take_and_leaves_no_trace(start, capsys) -> None:
@@ -82,11 +83,13 @@ def test_a_dry_run_of_a_run_that_has_begun_counts_what_is_left(start, capsys) ->
 
 
 def test_what_cannot_fit_is_refused_by_dry_run_and_by_train(start, monkeypatch) -> None:
-    monkeypatch.setattr(estimate, "available_memory", lambda device: 600_000)
-    monkeypatch.setattr(probe.Trainer, "fit", lambda *a, **k: pytest.fail("nothing may be run to find out"))
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: 600_000)
+    monkeypatch.setattr(
+        step_timing.Trainer, "fit", lambda *a, **k: pytest.fail("nothing may be run to find out")
+    )
     with pytest.raises(UserError, match=r"trainer\.activation_checkpointing=true, or lower context_length"):
         start("large", "dry_run=true")
-    monkeypatch.setattr(estimate, "available_memory", lambda device: 6_000)
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: 6_000)
     with pytest.raises(UserError, match="weights, gradients and optimizer state alone"):
         start("large")
 
@@ -94,14 +97,14 @@ def test_what_cannot_fit_is_refused_by_dry_run_and_by_train(start, monkeypatch) 
 def test_a_model_that_only_several_devices_hold_is_told_without_its_time(
     start, configure, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr(estimate, "available_memory", lambda device: 1000)
-    settings = measured._settings(configure("train", "trainer.accelerator=cpu", "trainer.devices=4"))
-    cfg = configure("train", "experiment=tiny")
-    assert probe.fits_one_device(cfg, settings), "DDP's every device holds it"
-    assert not probe.fits_one_device(cfg, replace(settings, strategy="fsdp"))
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: 1000)
+    settings = configure("train", "experiment=tiny", "trainer.accelerator=cpu", "trainer.devices=4")
+    assert step_timing.fits_one_device(settings), "DDP's every device holds it"
+    settings.trainer.strategy = "fsdp"
+    assert not step_timing.fits_one_device(settings)
     monkeypatch.undo()
-    for module in (dry_run, probe):
-        monkeypatch.setattr(module, "fits_one_device", lambda cfg, settings: False)
+    for module in (dry_run, step_timing):
+        monkeypatch.setattr(module, "fits_one_device", lambda settings: False)
     start("several", "dry_run=true")
     assert "time    not measured: one device does not hold" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"set trainer\.micro_batch_size and trainer\.max_steps to numbers"):
@@ -121,7 +124,7 @@ def test_the_flags(tmp_path: Path, corpus, monkeypatch, capsys) -> None:
 
 
 def test_a_step_of_many_micro_batches_is_worked_out_from_two(configure, monkeypatch) -> None:
-    stopwatch = probe._Stopwatch()
+    stopwatch = step_timing.Stopwatch()
     for step in range(6):
         slow = 100.0 if step < 2 else 0.0  # the first two steps are to warm up
         stopwatch._passes += [(slow + 1.0, False), (slow + 3.0, True)]
@@ -141,7 +144,7 @@ def test_an_automatic_micro_batch_is_the_fastest_that_fits_and_stays(start, spee
     assert config(run_dir)["trainer"]["micro_batch_size"] == 4
     assert json.loads((run_dir / "measured.json").read_text())["micro_batch_size"]["answer"] == 4
     fixed = start("fixed", "trainer.micro_batch_size=4")
-    ours, theirs = (checkpoints.read(path)["state_dict"] for path in (run_dir, fixed))
+    ours, theirs = (checkpoints.read(path).state_dict for path in (run_dir, fixed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -171,10 +174,11 @@ def test_an_automatic_micro_batch_leaves_out_what_does_not_fit(
     cfg = configure("train", "experiment=tiny", *overrides)
     speed(lambda size: 1 / size)
     assert with_measurements(cfg, keep=False).trainer.micro_batch_size == 8
-    needed = estimate.MemoryBudget.of(cfg, measured._settings(cfg, micro_batch_size=1)).estimate(4).total
-    monkeypatch.setattr(estimate, "available_memory", lambda device: int(needed / 0.75) + 1)
+    one = replace(cfg, trainer=resolve_devices(replace(cfg.trainer, micro_batch_size=1)))
+    needed = memory_estimate.MemoryBudget.of(one).estimate(4).total
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: int(needed / 0.75) + 1)
     assert with_measurements(cfg, keep=False).trainer.micro_batch_size == 4
-    monkeypatch.setattr(estimate, "available_memory", lambda device: needed // 10)
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: needed // 10)
     with pytest.raises(UserError, match="lower context_length"):
         with_measurements(cfg, keep=False)
     assert not (tmp_path / "run").exists()
@@ -185,15 +189,15 @@ def test_on_a_gpu_the_largest_that_really_runs_is_taken(configure, monkeypatch, 
     cfg = configure("train", "experiment=tiny", *overrides)
     tried: list[int] = []
 
-    def out_of_memory(cfg, settings, steps=10) -> Probe:
-        tried.append(settings.micro_batch_size)
-        if settings.micro_batch_size > 2:
+    def out_of_memory(settings, steps=10) -> StepTiming:
+        tried.append(settings.trainer.micro_batch_size)
+        if settings.trainer.micro_batch_size > 2:
             raise torch.OutOfMemoryError
-        return Probe(1.0, None)
+        return StepTiming(1.0, None)
 
-    monkeypatch.setattr(measured, "probe", out_of_memory)
-    monkeypatch.setattr(estimate, "training_device", lambda accelerator: torch.device("cuda"))
-    monkeypatch.setattr(estimate, "available_memory", lambda device: None)
+    monkeypatch.setattr(autotune, "time_steps", out_of_memory)
+    monkeypatch.setattr(memory_estimate, "training_device", lambda accelerator: torch.device("cuda"))
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: None)
     assert with_measurements(cfg, keep=False).trainer.micro_batch_size == 2
     assert tried == [8, 4, 2]
 
@@ -205,9 +209,9 @@ def test_the_steps_of_a_time_budget_are_measured_once_for_a_run(start, speed, at
         start("timed", "budget.training_seconds=5")
     speed(lambda size: 0.01)  # as if the rest of the run were made on a faster machine
     run_dir = start("timed", "budget.training_seconds=5")
-    assert checkpoints.read(run_dir)["global_step"] == config(run_dir)["trainer"]["max_steps"] == 10
+    assert checkpoints.read(run_dir).step == config(run_dir)["trainer"]["max_steps"] == 10
     start("timed", "budget.training_seconds=5")  # complete
-    assert checkpoints.read(run_dir)["global_step"] == 10
+    assert checkpoints.read(run_dir).step == 10
     start("timed", "budget.training_seconds=0.12")  # another budget is another question
     assert json.loads((run_dir / "measured.json").read_text())["max_steps"]["answer"] == 12
 
@@ -232,21 +236,20 @@ def test_other_ranks_wait_for_what_rank_zero_measures(configure, speed, monkeypa
     cfg = configure(
         "train", "budget.training_seconds=7", f"run_dir={tmp_path}/run", "trainer.accelerator=cpu"
     )
-    first = cfg.copy()
-    first.budget.training_seconds = 9
+    first = replace(cfg, budget=replace(cfg.budget, training_seconds=9))
     with_measurements(first)  # an answer to another question is not theirs
-    monkeypatch.setattr(measured, "is_main_process", lambda: False)
+    monkeypatch.setattr(autotune, "is_main_process", lambda: False)
     answers: list[int] = []
     rank = threading.Thread(target=lambda: answers.append(with_measurements(cfg).trainer.max_steps))
     rank.start()
     rank.join(0.5)
     assert rank.is_alive() and not answers
-    monkeypatch.setattr(measured, "is_main_process", lambda: True)
+    monkeypatch.setattr(autotune, "is_main_process", lambda: True)
     with_measurements(cfg)
     rank.join(20)
     assert answers == [7]
-    monkeypatch.setattr(measured, "is_main_process", lambda: False)
-    monkeypatch.setattr(measured, "_LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(autotune, "is_main_process", lambda: False)
+    monkeypatch.setattr(autotune, "LONGEST_WAIT", 0.1)
     cfg.budget.training_seconds = 8
     with pytest.raises(UserError, match="all nodes share"):
         with_measurements(cfg)
@@ -258,17 +261,17 @@ def test_time_matched_gives_every_model_its_time(
 ) -> None:
     from mambabyte.commands import train
 
-    def rounded(cfg, settings) -> Probe:
-        took = probe.probe(cfg, settings, steps=3)
+    def rounded(settings) -> StepTiming:
+        took = step_timing.time_steps(settings, steps=3)
         assert took.seconds_per_step > 0
-        return Probe(0.1, took.peak_memory_bytes)  # whatever the machine is busy with
+        return StepTiming(0.1, took.peak_memory_bytes)  # whatever the machine is busy with
 
-    monkeypatch.setattr(measured, "probe", rounded)
+    monkeypatch.setattr(autotune, "time_steps", rounded)
     small = ["budget.parameters=null", "model.d_model=16", "model.n_layer=1", "context_length=64"]
     small += ["trainer.global_batch_bytes=256"]
     data = ["data=files", f"data.path={corpus}", "data.validation_fraction=0.2", "data.windows=packed"]
     places = [f"run_dir={tmp_path}/run", f"data.folder={tmp_path}/prepared", "trainer.accelerator=cpu"]
-    brief = ["budget.training_seconds=0.3", "callbacks.validation_bytes=256", "callbacks.sample_bytes=4"]
+    brief = ["budget.training_seconds=0.3", "callbacks.validate_bytes=256", "callbacks.sample_bytes=4"]
     train.run(configure("train", "experiment=time_matched", f"model={model}", *small, *data, *places, *brief))
     assert config(tmp_path / "run")["trainer"]["max_steps"] == 3
-    assert checkpoints.read(tmp_path / "run")["global_step"] == 3
+    assert checkpoints.read(tmp_path / "run").step == 3

@@ -9,15 +9,15 @@ import pytest
 
 from mambabyte.errors import UserError
 from mambabyte.models import LSTMConfig
-from mambabyte.reporting import find_runs, read_run
+from mambabyte.runs.run import find_runs, read_run
 
 
 def test_a_run_is_read_from_what_it_records(write_run) -> None:
     run = read_run(write_run("a", bits_per_byte=2.5))
     model = LSTMConfig(d_model=16, n_layer=1).build()
     assert (run.kind, run.parameters) == ("LSTM", model.num_parameters())
-    assert run.inference_flops == model.flops_per_byte(32).inference
-    assert run.training_flops == 3 * run.inference_flops
+    assert run.inference_flops_per_byte == model.flops_per_byte(32).inference
+    assert run.training_flops_per_byte == 3 * run.inference_flops_per_byte
     assert (run.step, run.bytes_trained, run.seconds) == (10, 2560, 5.0)
     assert run.bytes_per_second == 500, "the median: the first, slow row does not count"
     assert run.peak_memory_bytes == 10_000

@@ -1,3 +1,4 @@
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -8,12 +9,16 @@ import pytest
 import torch
 
 from mambabyte.ops import backend_for, describe_backends
+from mambabyte.ops.causal_conv1d import cpu as causal_conv1d
 from mambabyte.ops.cpu import build
+from mambabyte.ops.residual_norm import cpu as residual_norm
+from mambabyte.ops.selective_scan import cpu as selective_scan
+from mambabyte.ops.step import cpu as step
 
 
 @pytest.fixture
 def fresh_cache(tmp_path, monkeypatch):
-    """No compiled kernels yet, and none of the process's decisions remembered."""
+    """An empty cache of compiled kernels, and no library loaded."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     build.library.cache_clear()
     yield tmp_path / "mambabyte"
@@ -61,6 +66,25 @@ def test_a_compiler_that_fails_is_named(fresh_cache, monkeypatch):
     assert not list(fresh_cache.glob("*"))
 
 
+@pytest.mark.parametrize(
+    ("structure", "fields"),
+    [
+        ("selective_scan_arguments", selective_scan.Arguments),
+        ("causal_conv1d_arguments", causal_conv1d.Arguments),
+        ("residual_norm_arguments", residual_norm.Arguments),
+        ("mamba_step_arguments", step.Arguments),
+        ("mamba_step_block", step.Block),
+    ],
+)
+def test_a_structure_with_a_missing_field_is_refused(structure, fields):
+    class Shortened(ctypes.Structure):
+        _fields_ = fields._fields_[:-1]
+
+    build.kernel("mamba_step", **{structure: fields})
+    with pytest.raises(RuntimeError, match=f"the fields of {structure} differ between Python"):
+        build.kernel("mamba_step", **{structure: Shortened})
+
+
 def test_backends_are_described():
     backends = {(b.op, b.name): b for b in describe_backends()}
     assert (
@@ -72,7 +96,7 @@ def test_backends_are_described():
 
 
 def arm_compiler():
-    """A C++ compiler for 64-bit ARM: this machine's own, a cross-compiler, or zig's (pip install ziglang)."""
+    """A C++ compiler for 64-bit ARM: the native one, a cross-compiler, or zig's (pip install ziglang)."""
     if os.uname().machine in ("aarch64", "arm64"):
         return [build.find_compiler()]
     if shutil.which("aarch64-linux-gnu-g++"):

@@ -2,28 +2,24 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from mambabyte import checkpoints
 from mambabyte.errors import UserError
-from mambabyte.models import config_from_dict
 from mambabyte.training.planning.budget import within_budget
 
 MODELS = ["mambabyte", "transformer", "megabyte", "perceiver_ar", "gated_s4d", "lstm", "cnn"]
 
 
-def build(cfg):
+def build(settings):
     with torch.device("meta"):
-        return config_from_dict(OmegaConf.to_container(cfg.model)).build()
+        return settings.model.build()
 
 
 @pytest.mark.parametrize("choice", MODELS)
 @pytest.mark.parametrize("parameters", [1.75e6, 9e6])
 def test_compute_matched_gives_every_model_the_same(configure, choice, parameters):
-    cfg = configure(
-        "train", "experiment=compute_matched", f"model={choice}", f"budget.parameters={parameters}"
-    )
-    solved = within_budget(cfg)
+    overrides = ["experiment=compute_matched", f"model={choice}", f"budget.parameters={parameters}"]
+    solved = within_budget(configure("train", *overrides))
     model = build(solved)
     assert model.num_parameters() == pytest.approx(parameters, rel=0.05)
     spent = model.flops_per_byte(1024).training * 8192 * solved.trainer.max_steps
@@ -39,20 +35,19 @@ def test_parameter_matched_gives_every_model_the_same_bytes(configure, choice):
 
 
 def test_without_a_budget_nothing_changes(configure):
-    cfg = configure("train", "experiment=quickstart")
-    assert within_budget(cfg).trainer == cfg.trainer
-    assert build(within_budget(cfg)).num_parameters() == build(cfg).num_parameters()
+    settings = configure("train", "experiment=quickstart")
+    assert within_budget(settings) == settings
 
 
 def test_a_run_trains_the_steps_of_its_budget_and_resumes(start):
     budget = ["budget.parameters=5e4", "budget.training_flops=3e8"]
     run_dir = start("matched", "model=lstm", *budget)
     first = checkpoints.read(run_dir)
-    model = checkpoints.load_model(run_dir)
-    assert first["global_step"] == round(3e8 / (256 * model.flops_per_byte(32).training)) > 3
-    assert first["mambabyte"]["config"]["budget"]["training_flops"] == 3e8
+    model = first.build_model()
+    assert first.step == round(3e8 / (256 * model.flops_per_byte(32).training)) > 3
+    assert first.config["budget"]["training_flops"] == 3e8
     start("matched", "model=lstm", "budget.parameters=5e4", "budget.training_flops=6e8")
-    assert checkpoints.read(run_dir)["global_step"] == pytest.approx(2 * first["global_step"], abs=1)
+    assert checkpoints.read(run_dir).step == pytest.approx(2 * first.step, abs=1)
 
 
 @pytest.mark.parametrize(

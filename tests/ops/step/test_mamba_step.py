@@ -1,4 +1,4 @@
-"""The whole-stack step of generation: equal to the forward pass, and the same bits in any company."""
+"""The step of generation: equal to the forward pass, and the same bits in any batch."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_steps_equal_the_forward_pass_in_double_precision(shape, batch):
     bytes = torch.randint(0, 256, (batch, 23))
     logits, state = walk(model, bytes)
     expected, expected_state = model.double().prefill(bytes)
-    # fp32 sums of some hundred terms of size 1, through three layers and 23 steps
+    # fp32 sums of a few hundred terms of size 1, through three layers and 23 steps
     torch.testing.assert_close(logits.double(), expected, rtol=2e-5, atol=2e-5)
     for ours, theirs in zip(state, expected_state, strict=True):
         for a, b in zip(ours, theirs, strict=True):
@@ -86,7 +86,7 @@ def test_half_precision_state_and_strided_inputs_are_taken():
 
 
 @torch.no_grad()
-def test_what_the_kernel_does_not_serve_takes_the_general_way():
+def test_calls_that_the_kernel_does_not_serve_use_the_other_ops():
     model = build("odd")
     state = model.initial_state(1)
     fast, _ = model.step(torch.tensor([65]), state)

@@ -1,0 +1,138 @@
+"""A command's flags as the overrides that they stand for, and overrides as people type them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from mambabyte.commands import Command, Flag
+from mambabyte.config.settings import fill
+from mambabyte.errors import UserError
+
+HYDRA_FLAGS = ("help", "cfg", "resolve", "package", "multirun", "config_dir", "info", "shell_completion")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose complaints are ours: one sentence, exit code 1."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def command_parser(name: str, command: Command) -> Parser:
+    """The parser of a command's words and flags, and of Hydra's flags where Hydra composes its settings."""
+    composed = hasattr(command.settings, "yaml")
+    usage = f"mambabyte {name} [group=choice ...] [key=value ...] [options]" if composed else None
+    parser = Parser(
+        prog=f"mambabyte {name}",
+        usage=usage,
+        description=command.help,
+        add_help=not composed,
+        allow_abbrev=False,
+    )
+    words = command.words
+    if composed:
+        parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    elif words is not None:
+        parser.add_argument("words", nargs="+", metavar=words.metavar, help=words.help)
+    groups: dict[str, Any] = {}
+    shared = Counter(flag.key for flag in command.flags)
+    for flag in command.flags:
+        into: Any = parser
+        if shared[flag.key] > 1 and not isinstance(flag.value, list):  # choices of one setting
+            if flag.key not in groups:
+                groups[flag.key] = parser.add_mutually_exclusive_group()
+            into = groups[flag.key]
+        names = [each for each in (flag.short, flag.flag) if each]
+        into.add_argument(*names, help=_help(flag, composed), **_argument(flag))
+    if composed:
+        parser.add_argument("-h", "--help", action="store_true", help="show options, groups and settings")
+        parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"), help="print the configuration")
+        parser.add_argument("--resolve", action="store_true", help="with --cfg, resolve interpolations")
+        parser.add_argument("-p", "--package", metavar="KEY", help="with --cfg, only this part")
+        parser.add_argument("-m", "--multirun", action="store_true", help="sweep: a job each for seed=0,1,2")
+        parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder of your own YAML")
+        parser.add_argument(
+            "-i", "--info", choices=("config", "defaults", "searchpath"), help="how it is composed"
+        )
+        parser.add_argument("-sc", "--shell-completion", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def hydra_arguments(name: str, command: Command, argv: list[str]) -> tuple[list[str], list[str]]:
+    """The overrides and the flags for Hydra, in whatever order they were typed."""
+    parser = command_parser(name, command)
+    options = parser.parse_intermixed_args(argv)
+    overrides = [as_meant(word) for word in options.words]
+    if command.words is not None:
+        key = command.words.key
+        overrides = [each if "=" in each else f"{key}={quoted(each)}" for each in overrides]
+    for key, value in _given(command, options, quoted).items():
+        text = f"[{','.join(value)}]" if isinstance(value, list) else "true" if value is True else value
+        overrides.append(f"{key}={text}")
+    flags = []
+    for flag in HYDRA_FLAGS:
+        value = getattr(options, flag)
+        if value:
+            word = f"--{flag.replace('_', '-')}"
+            flags.append(word if value is True else f"{word}={value}")
+    return overrides, flags
+
+
+def settings_from_flags(command: Command, options: argparse.Namespace) -> Any:
+    """The settings of a command that needs no YAML."""
+    words = {} if command.words is None else {command.words.key: options.words}
+    return fill(command.settings, {**words, **_given(command, options, str)})
+
+
+def as_meant(override: str) -> str:
+    """An override as Hydra has to see it, where its grammar would refuse or change what people type."""
+    key, _, value = override.partition("=")
+    if key == "+experiment":  # the defaults list names this group, so that it cannot be added
+        return f"experiment={value}"
+    if value == "~" or value.startswith("~/"):
+        return f"{key}={quoted(os.path.expanduser(value))}"
+    if key == "prompt" and not re.fullmatch(r"'.*'|\".*\"", value, re.DOTALL):
+        return f"{key}={quoted(value)}"  # Hydra would cut the spaces off its ends
+    return override
+
+
+def quoted(text: str) -> str:
+    """``text`` as a value in Hydra's override grammar, so that every character stands for itself."""
+    # A backslash counts only before a quote or the end, and before OmegaConf's ${.
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
+def _argument(flag: Flag) -> dict[str, Any]:
+    destination = flag.flag.lstrip("-").replace("-", "_")
+    if flag.metavar is None:
+        return {"dest": destination, "action": "store_true"}
+    return {"dest": destination, "metavar": flag.metavar}
+
+
+def _help(flag: Flag, composed: bool) -> str:
+    if not composed:
+        return flag.help
+    value = flag.metavar or str(flag.value).lower().replace("'", "")
+    return f"{flag.help} ({flag.argument or flag.key}={value})"
+
+
+def _given(command: Command, options: argparse.Namespace, quote: Callable[[str], str]) -> dict[str, Any]:
+    """The settings that the given flags stand for, text as ``quote`` writes it."""
+    values: dict[str, Any] = {}
+    for flag in command.flags:
+        found = getattr(options, _argument(flag)["dest"])
+        if found in (None, False):
+            continue
+        if flag.metavar is not None:
+            values[flag.argument or flag.key] = found if flag.metavar == "N" else quote(found)
+        if isinstance(flag.value, list):
+            values.setdefault(flag.key, []).extend(flag.value)
+        elif flag.metavar is None:
+            values[flag.key] = flag.value
+    return values

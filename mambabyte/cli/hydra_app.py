@@ -1,0 +1,105 @@
+"""Hydra around one command: composes its configuration, and runs the jobs of a sweep."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mambabyte.cli.flags import quoted
+from mambabyte.commands import Command
+from mambabyte.errors import Interrupted, UserError
+from mambabyte.runtime.secrets import refuse_secrets
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
+
+
+class _Escaped(BaseException):
+    """Carries a job's exception past Hydra, which would print a line of its own or continue the sweep."""
+
+
+def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str]) -> None:
+    """Run the command on what Hydra composes from ``overrides``, once or for each job of a sweep.
+
+    Raises:
+        UserError: what the command raises, and mistakes in the configuration.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from mambabyte.config import composition
+    from mambabyte.config.explanations import explain
+
+    def job(composed: DictConfig) -> Any:
+        settings = HydraConfig.get()
+        sweeping = settings.mode == RunMode.MULTIRUN
+        try:
+            arguments = list(settings.overrides.task)
+            if sweeping and name == "train":
+                check_devices(composed, settings.launcher._target_)
+                arguments.append(own_run_dir(composed, settings.job.override_dirname))
+                arguments.append("hydra.mode=RUN")  # whatever launcher= says
+            # Lightning starts the other ranks with this program's arguments: those of this job alone.
+            arguments += [flag for flag in flags if flag.startswith("--config-dir=")]
+            sys.argv = [program[0], *name.split(" "), *arguments]
+            return command.run(command.settings.from_composed(composed))  # type: ignore[attr-defined]
+        except Exception as fault:
+            if sweeping and not isinstance(fault, Interrupted):
+                raise
+            if settings.launcher._target_.startswith(SUBMITIT):
+                # The run is saved: submitit's handler queues the job again, and exits.
+                signal.raise_signal(signal.SIGUSR1)
+            raise _Escaped from fault
+
+    for override in overrides:  # Hydra writes a sweep's to a file before any job begins
+        key, _, value = override.partition("=")
+        if key not in command.settings.not_kept:  # type: ignore[attr-defined]
+            refuse_secrets({key: value})
+    # PyTorch's large tensors in huge pages: without them, fresh memory costs a third of a long scan's time.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # tells its jobs to save
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its exceptions and exits, instead of raising them
+    program = sys.argv
+    sys.argv = [program[0], *overrides, *flags]
+    fault: BaseException | None = None
+    try:
+        hydra.main(
+            version_base="1.3",
+            config_path=str(composition.config_dir()),
+            config_name=command.settings.yaml,  # type: ignore[attr-defined]
+        )(job)()
+    except _Escaped as escaped:
+        fault = escaped.__cause__
+    except Exception as raised:
+        fault = raised
+    finally:
+        sys.argv = program
+    if fault is not None:
+        raise explain(fault) or fault
+
+
+def check_devices(composed: DictConfig, launcher: str) -> None:
+    """Hydra's own launcher runs all jobs in this process, whose second one would join the first's ranks."""
+    devices = composed.trainer.get("devices", 1)
+    if launcher.endswith(".BasicLauncher") and devices not in (1, "1"):
+        raise UserError(
+            f"-m runs its jobs in one process, which cannot use trainer.devices={devices} twice; "
+            "set trainer.devices=1, give each job a process by launcher=submitit_local or submitit_slurm, or "
+            "start the jobs one by one"
+        )
+
+
+def own_run_dir(composed: DictConfig, job: str) -> str:
+    """Give a job of a sweep a run directory below the sweep's; return the override that says the same."""
+    if len(job) > 200:  # a file name ends at 255 bytes
+        job = f"{job[:100]}-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
+    if job:
+        composed.run_dir = f"{composed.run_dir}/{job.replace('/', '_')}"
+    print(f"mambabyte: job in {composed.run_dir}", file=sys.stderr)
+    return f"run_dir={quoted(composed.run_dir)}"

@@ -1,0 +1,117 @@
+"""A mistake in a configuration as one sentence that says what to do."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from mambabyte.config.settings import suggestion
+from mambabyte.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+
+def explain(fault: BaseException) -> UserError | None:
+    """What Hydra, OmegaConf or YAML complain of, as one sentence; None for any other exception."""
+    from hydra.errors import (
+        HydraException,
+        InstantiationException,
+        MissingConfigException,
+        OverrideParseException,
+    )
+    from omegaconf.errors import (
+        ConfigAttributeError,
+        ConfigKeyError,
+        MissingMandatoryValue,
+        OmegaConfBaseException,
+    )
+    from yaml import YAMLError
+
+    cause = fault.__cause__
+    if isinstance(fault, UserError):
+        return fault
+    if isinstance(fault, InstantiationException):
+        return explain(cause) if cause else None
+    if isinstance(fault, OverrideParseException):
+        return _misread_override(fault.override)
+    if isinstance(fault, MissingConfigException):
+        return _missing_file(fault.missing_cfg_file or "", fault.options or (), str(fault))
+    if isinstance(fault, MissingMandatoryValue) and fault.full_key:
+        return UserError(f"{fault.full_key} is not set; add {fault.full_key}=VALUE")
+    if isinstance(fault, HydraException):
+        return _refused_override(str(fault), cause)
+    if isinstance(fault, (ConfigAttributeError, ConfigKeyError)) and fault.full_key:
+        return _unknown_key(fault)
+    if isinstance(fault, OmegaConfBaseException):
+        unset = re.search(r"Environment variable '(\w+)' not found", str(fault))
+        if unset and fault.full_key:
+            return UserError(
+                f"{fault.full_key} comes from the environment variable {unset[1]}, which is not set here; "
+                f"set it, or give {fault.full_key}=VALUE"
+            )
+        where = (
+            f" (at {fault.full_key})" if fault.full_key and not fault.full_key.startswith("hydra.") else ""
+        )
+        return UserError(_first_line(fault.msg or str(fault)) + where)
+    if isinstance(fault, ValueError) and _raised_inside(fault, "hydra"):
+        return UserError(_first_line(str(fault)))
+    if isinstance(fault, YAMLError):
+        return UserError("cannot read a YAML file: " + " ".join(str(fault).split()))
+    return None
+
+
+def _raised_inside(fault: BaseException, package: str) -> bool:
+    frames = list(traceback.walk_tb(fault.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith(package + ".")
+
+
+def _misread_override(override: str) -> UserError:
+    if "=" not in override:
+        return UserError(f"cannot read '{override}'; write key=value")
+    key, _, value = override.partition("=")
+    return UserError(
+        f"cannot read '{override}'; quote the value, and for the shell the whole: \"{key}='{value}'\""
+    )
+
+
+def _missing_file(path: str, options: Iterable[str], message: str) -> UserError:
+    group, _, choice = path.rpartition("/")
+    if group == "hydra/launcher" and choice.startswith("submitit"):
+        return UserError(
+            f"launcher={choice} needs packages that are not here: pip install 'mambabyte[slurm]'"
+        )
+    if group:
+        return UserError(f"there is no {group} '{choice}'" + suggestion(choice, options))
+    return UserError(_first_line(message))
+
+
+def _unknown_key(fault: ConfigAttributeError | ConfigKeyError) -> UserError:
+    siblings = fault.parent_node if isinstance(fault.parent_node, Mapping) else {}
+    known = [key for key in siblings if key != "hydra"]
+    return UserError(f"there is no setting {fault.full_key}" + suggestion(str(fault.key), known))
+
+
+def _refused_override(message: str, cause: BaseException | None) -> UserError:
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
+        return _unknown_key(cause)
+    added = re.search(r"already at '(.*)'|^(.*) appears more than once", message)
+    if added:
+        return UserError(f"{added[1] or added[2]} is set already; write it without the +")
+    ambiguous = re.match(r"Ambiguous value for argument '(.*?)=(.*)'", message)
+    if ambiguous:
+        key, value = ambiguous.groups()
+        return UserError(
+            f"{key}={value} holds a comma; write {key}=[{value}] for a list, \"{key}='{value}'\" for text, "
+            "or add -m to run one job for each"
+        )
+    parts = [_first_line(message), _first_line(str(cause)) if cause else ""]
+    return UserError(": ".join(part for part in parts if part))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0].rstrip(".") if text.strip() else ""

@@ -1,0 +1,46 @@
+"""The hyperparameters of a model, typed; importing this imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from mambabyte.config.settings import TargetSettings
+from mambabyte.errors import UserError
+
+if TYPE_CHECKING:
+    from mambabyte.models.byte_lm import ByteLM
+
+
+@dataclass
+class ByteLMConfig(TargetSettings):
+    """The hyperparameters of a model: its YAML fills them, and checkpoints carry them as plain JSON.
+
+    A subclass is a dataclass that sets ``model`` to the class it configures.
+    """
+
+    section: ClassVar[str] = "model"
+    model: ClassVar[type]  # of ByteLM
+
+    def build(self) -> ByteLM:
+        """The model, freshly initialised from PyTorch's global generator."""
+        return self.model(self)
+
+    @classmethod
+    def target(cls) -> str:
+        """Our own classes are named by the package that exports them."""
+        path = super().target()
+        return f"mambabyte.models.{cls.__name__}" if path.startswith("mambabyte.models.") else path
+
+    def require_multiple(self, name: str, of: str, factor: int = 1) -> None:
+        """Raise UserError unless one field is a multiple of ``factor`` times another."""
+        value, unit = getattr(self, name), getattr(self, of)
+        if value % (factor * unit):
+            times = "twice " if factor == 2 else ""
+            raise UserError(f"model.{name}={value} must be a multiple of {times}model.{of}={unit}")
+
+    def require_ascending(self, low: str, high: str) -> None:
+        """Raise UserError unless one positive field is below another."""
+        least, most = getattr(self, low), getattr(self, high)
+        if not 0 < least < most:
+            raise UserError(f"model.{low} and {high} must satisfy 0 < {low} < {high}, not {least}, {most}")

@@ -1,0 +1,105 @@
+"""The fused CPU convolution: calls `mambabyte/ops/cpu/causal_conv1d.cpp`."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambabyte.ops.cpu.arguments import as_rows, empty, fields, kernel_dtype, num_threads, pointer
+from mambabyte.ops.cpu.build import kernel
+from mambabyte.ops.operators import operator
+
+WIDTHS = (2, 3, 4)  # those that Mamba models have, and that the kernel is compiled for
+
+
+class Arguments(ctypes.Structure):
+    """CausalConv1dArguments of the C++ source."""
+
+    _fields_ = [
+        *fields(ctypes.c_int64, "batch length channels width"),
+        *fields(ctypes.c_int32, "threads bfloat16"),
+        ("x", ctypes.c_void_p),
+        *fields(ctypes.c_int64, "x_batch_stride x_time_stride"),
+        *fields(ctypes.c_void_p, "weight bias state document_start out"),
+        *fields(ctypes.c_void_p, "grad_out grad_x grad_weight grad_bias grad_state"),
+    ]
+
+
+@operator("mambabyte::causal_conv1d")
+def causal_conv1d_fused(
+    x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None, document_start: Tensor | None
+) -> Tensor:
+    rows = as_rows(x, kernel_dtype(x.dtype))
+    out = empty(x.shape, rows.dtype)
+    _run("forward", rows, weight, bias, initial_state, document_start, out=out)
+    return out.to(x.dtype)
+
+
+@causal_conv1d_fused.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@operator("mambabyte::causal_conv1d_backward")
+def _backward(
+    grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None,
+    document_start: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    rows = as_rows(x, kernel_dtype(x.dtype))
+    batch, _, channels = x.shape
+    width = weight.shape[1]
+    grad_x = empty(x.shape, rows.dtype)
+    grad_weight = torch.empty(batch, width, channels)
+    grad_bias = torch.empty(batch, channels)
+    grad_state = torch.empty(batch, width - 1, channels)
+    _run(
+        "backward", rows, weight, bias, initial_state, document_start,
+        grad_out=grad_out.to(rows.dtype).contiguous(), grad_x=grad_x, grad_weight=grad_weight,
+        grad_bias=grad_bias, grad_state=grad_state,
+    )  # fmt: skip
+    grad_weight = grad_weight.sum(0).flip(0).t().contiguous()
+    return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.sum(0).to(bias.dtype), grad_state
+
+
+@_backward.register_fake
+def _(grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    state = x.new_empty((x.shape[0], weight.shape[1] - 1, x.shape[2]), dtype=torch.float32)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape), state
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, initial_state, document_start = ctx.saved_tensors
+    *gradients, grad_state = _backward(grad_out, x, weight, bias, initial_state, document_start)
+    return *gradients, None if initial_state is None else grad_state.to(initial_state.dtype), None
+
+
+causal_conv1d_fused.register_autograd(_differentiate, setup_context=_save)
+
+
+def _run(
+    direction: str, x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None,
+    document_start: Tensor | None, **tensors: Tensor,
+) -> None:  # fmt: skip
+    batch, length, channels = x.shape
+    width = weight.shape[1]
+    taps = weight.float().t().flip(0).contiguous()  # (W, D), taps[j] multiplies x[t - j]
+    bias = bias.float().contiguous()
+    if initial_state is None:
+        initial_state = torch.zeros(batch, width - 1, channels)
+    state = initial_state.float().contiguous()
+    start = None if document_start is None else document_start.to(torch.uint8).contiguous()
+    arguments = Arguments(
+        batch=batch, length=length, channels=channels, width=width,
+        threads=num_threads(), bfloat16=x.dtype == torch.bfloat16,
+        x=pointer(x), x_batch_stride=x.stride(0), x_time_stride=x.stride(1),
+        weight=pointer(taps), bias=pointer(bias), state=pointer(state), document_start=pointer(start),
+        **{name: pointer(tensor) for name, tensor in tensors.items()},
+    )  # fmt: skip
+    kernel(f"causal_conv1d_{direction}", causal_conv1d_arguments=Arguments)(ctypes.byref(arguments))

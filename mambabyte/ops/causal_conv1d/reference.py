@@ -1,0 +1,52 @@
+"""The causal convolution in plain PyTorch: the definition that every other backend must match."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+
+def causal_conv1d_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None, document_start: Tensor | None
+) -> Tensor:
+    """As `mambabyte.ops.causal_conv1d`, in fp32 (fp64 if x is); the output in x's dtype."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    history, length = weight.shape[1] - 1, x.shape[1]
+    padded = _with_history(x.to(dtype), None if initial_state is None else initial_state.to(dtype), history)
+    age = None if document_start is None else _age(document_start, history)
+    total = bias.to(dtype)
+    for back in range(history + 1):
+        tap = padded[:, history - back : history - back + length] * weight[:, history - back].to(dtype)
+        total = total + (tap if age is None else tap.masked_fill((age < back).unsqueeze(-1), 0.0))
+    return silu(total).to(x.dtype)
+
+
+def last_inputs(
+    x: Tensor, initial_state: Tensor | None, history: int, document_start: Tensor | None
+) -> Tensor:
+    """The state after x: its last `history` inputs (B, history, D), zero before the last document's start."""
+    inputs = _with_history(x[:, -history:] if history else x[:, :0], initial_state, history)
+    last = inputs[:, inputs.shape[1] - history :]
+    if document_start is None or history == 0:
+        return last
+    steps_back = torch.arange(history - 1, -1, -1, device=x.device)  # of each kept row, from the last step
+    return last.masked_fill((steps_back > _age(document_start, history)[:, -1:]).unsqueeze(-1), 0.0)
+
+
+def _with_history(x: Tensor, initial_state: Tensor | None, history: int) -> Tensor:
+    before = (
+        x.new_zeros(x.shape[0], history, x.shape[2]) if initial_state is None else initial_state.to(x.dtype)
+    )
+    return torch.cat([before, x], dim=1)
+
+
+def _age(document_start: Tensor, history: int) -> Tensor:
+    """(B, L): steps since the document began, at most `history`. Inputs before the window belong to its first
+    document unless a mark says otherwise."""
+    age = torch.full_like(document_start, history, dtype=torch.int64)
+    for back in range(history - 1, -1, -1):
+        started = torch.zeros_like(document_start)
+        started[:, back:] = document_start[:, : document_start.shape[1] - back]
+        age = age.masked_fill(started, back)
+    return age

@@ -1,0 +1,109 @@
+"""The fused CPU addition and norm: calls `mambabyte/ops/cpu/residual_norm.cpp`."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambabyte.ops.cpu.arguments import empty, fields, num_threads, pointer
+from mambabyte.ops.cpu.build import kernel
+from mambabyte.ops.operators import operator
+
+
+class Arguments(ctypes.Structure):
+    """ResidualNormArguments of the C++ source."""
+
+    _fields_ = [
+        *fields(ctypes.c_int64, "rows width tasks"),
+        *fields(ctypes.c_int32, "threads bfloat16 rms"),
+        ("epsilon", ctypes.c_float),
+        *fields(ctypes.c_void_p, "residual update weight bias sum out"),
+        *fields(ctypes.c_void_p, "grad_out grad_sum grad_residual grad_weight grad_bias"),
+    ]
+
+
+def _run(direction: str, residual: Tensor, epsilon: float, rms: bool, **tensors: Tensor | None) -> None:
+    width = residual.shape[-1]
+    rows, threads = residual.numel() // width, num_threads()
+    low = tensors["out"] if direction == "forward" else tensors["grad_out"]
+    arguments = Arguments(
+        rows=rows,
+        width=width,
+        tasks=threads,
+        threads=threads,
+        bfloat16=low is not None and low.dtype == torch.bfloat16,
+        rms=rms,
+        epsilon=epsilon,
+        residual=pointer(residual),
+        **{name: pointer(tensor) for name, tensor in tensors.items()},
+    )
+    kernel(f"residual_norm_{direction}", residual_norm_arguments=Arguments)(ctypes.byref(arguments))
+
+
+@operator("mambabyte::residual_norm")
+def residual_norm_fused(
+    residual: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, rms: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    residual = residual.float().contiguous()
+    out, x = empty(residual.shape, dtype), empty(residual.shape)
+    _run(
+        "forward", residual, epsilon, rms,
+        update=None if update is None else update.to(dtype).contiguous(),
+        weight=weight.float().contiguous(),
+        bias=None if bias is None else bias.float().contiguous(),
+        sum=x, out=out,
+    )  # fmt: skip
+    return out, x
+
+
+@residual_norm_fused.register_fake
+def _(residual: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    dtype = arguments[-1]
+    return residual.new_empty(residual.shape, dtype=dtype), residual.new_empty(residual.shape)
+
+
+@operator("mambabyte::residual_norm_backward")
+def _backward(
+    grad_out: Tensor, grad_sum: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float,
+    rms: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    tasks, width = num_threads(), x.shape[-1]
+    grad_x = empty(x.shape)
+    grad_weight = torch.empty(tasks, width)
+    grad_bias = torch.empty(tasks, width)
+    _run(
+        "backward", x, epsilon, rms,
+        weight=weight.float().contiguous(),
+        grad_out=grad_out.contiguous(), grad_sum=grad_sum.contiguous(),
+        grad_residual=grad_x, grad_weight=grad_weight, grad_bias=grad_bias,
+    )  # fmt: skip
+    return grad_x, grad_weight.sum(0).to(weight.dtype), grad_bias.sum(0)
+
+
+@_backward.register_fake
+def _(grad_out: Tensor, grad_sum: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    grad_bias = weight.new_empty(weight.shape, dtype=torch.float32)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), grad_bias
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, update, weight, bias, ctx.epsilon, ctx.rms, ctx.dtype = inputs
+    ctx.update_dtype = None if update is None else update.dtype
+    ctx.save_for_backward(output[1], weight, bias)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor | None, grad_sum: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    grad_out = torch.zeros_like(x, dtype=ctx.dtype) if grad_out is None else grad_out
+    grad_sum = torch.zeros_like(x) if grad_sum is None else grad_sum
+    grad_x, grad_weight, grad_bias = _backward(grad_out, grad_sum, x, weight, bias, ctx.epsilon, ctx.rms)
+    grad_update = None if ctx.update_dtype is None else grad_x.to(ctx.update_dtype)
+    grad_bias = None if bias is None else grad_bias.to(bias.dtype)
+    return grad_x, grad_update, grad_weight, grad_bias, None, None, None
+
+
+residual_norm_fused.register_autograd(_differentiate, setup_context=_save)

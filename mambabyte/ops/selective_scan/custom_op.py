@@ -1,0 +1,105 @@
+"""The fused scans as PyTorch operators, which autograd, torch.compile, autocast and fake tensors understand.
+
+A fused backend is a module of this package (cpu, triton, mamba_ssm) with three functions:
+
+    forward(inputs, keep_states) -> out, final state, states
+    backward(grad_out, grad_final_state, inputs, states)
+        -> the gradients of u, delta, A, B, C, D, z, delta_bias (None where absent) and of the initial state
+    states_shape(u, A)
+
+`inputs` is a `ScanInputs`. `states` is what the backward pass starts from: the states between chunks, or an
+empty tensor without `keep_states`. `grad_final_state` is None where nothing depends on the final state; the
+backward pass gets `inputs` without the initial state, which `states` contains.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambabyte.ops.operators import operator
+from mambabyte.ops.selective_scan.inputs import ScanInputs
+
+
+@functools.cache
+def _backend(name: str) -> Any:
+    return import_module(f"mambabyte.ops.selective_scan.{name}")
+
+
+def selective_scan_fused(backend: str, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Scan on a fused backend; return the output and the final state."""
+    differentiable = torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in inputs
+    )
+    out, state, _ = _forward(*inputs, differentiable, backend)
+    return out, state
+
+
+# PyTorch infers an operator's schema from its signature, so these two spell their arguments out.
+@operator("mambabyte::selective_scan")
+def _forward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
+    document_start: Tensor | None, keep_states: bool, backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, document_start)
+    return _backend(backend).forward(inputs, keep_states)
+
+
+@_forward.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, keep_states, backend = arguments
+    u, A = ScanInputs(*fields).u, ScanInputs(*fields).A
+    states = _backend(backend).states_shape(u, A) if keep_states else (0,)
+    final_state = u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
+    return u.new_empty(u.shape), final_state, final_state.new_empty(states)
+
+
+@operator("mambabyte::selective_scan_backward")
+def _backward(
+    grad_out: Tensor, grad_final_state: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+    C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
+    document_start: Tensor | None, states: Tensor, backend: str,
+) -> list[Tensor]:  # fmt: skip
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, None, document_start)
+    gradients = _backend(backend).backward(grad_out, grad_final_state, inputs, states)
+    return [u.new_empty(0) if gradient is None else gradient for gradient in gradients]
+
+
+@_backward.register_fake
+def _(grad_out: Tensor, grad_final_state: Tensor | None, *arguments: Any) -> list[Tensor]:
+    u, _, A, *_ = tensors = arguments[:8]
+    gradients = [u.new_empty(0) if x is None else x.new_empty(x.shape) for x in tensors]
+    return [*gradients, u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, delta_softplus, initial_state, document_start, _, backend = inputs
+    states = output[2]
+    ctx.save_for_backward(*tensors, document_start, states)
+    ctx.set_materialize_grads(False)
+    ctx.delta_softplus, ctx.backend = delta_softplus, backend
+    ctx.initial_state_dtype = None if initial_state is None else initial_state.dtype
+
+
+def _differentiate(
+    ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    *tensors, document_start, states = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(tensors[0])
+    gradients = _backward(
+        grad_out, grad_final_state, *tensors, ctx.delta_softplus, document_start, states, ctx.backend
+    )
+    present = [g if x is not None else None for g, x in zip(gradients, tensors, strict=False)]
+    grad_initial_state = (
+        None if ctx.initial_state_dtype is None else gradients[-1].to(ctx.initial_state_dtype)
+    )
+    return (*present, None, grad_initial_state, None, None, None)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,58 @@
+"""The line that shows how training is going."""
+
+import io
+import sys
+
+import pytest
+
+from mambabyte.runs.metrics_csv import COLUMNS
+from mambabyte.training.callbacks.progress import ProgressLine
+
+
+def row(step: int, validation: float | None = None) -> dict:
+    values = (step, step * 100, step / 2, 8 / step, validation, 1e-3, 1.0, 200.0, 0.38, 1024)
+    return {**dict.fromkeys(COLUMNS), **dict(zip(COLUMNS, values, strict=False))}
+
+
+def test_a_line_every_ten_seconds_without_a_terminal(monkeypatch, capsys) -> None:
+    now = 100.0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    line = ProgressLine(max_steps=10, bytes_per_step=100, first_step=0)
+    line.show(row(1), final=False)
+    now = 104.0
+    line.show(row(2, 3.5), final=False)
+    now = 112.0
+    line.show(row(4), final=False)
+    line.show(row(10), final=True)
+    shown = capsys.readouterr().err.splitlines()
+    assert [text.split(" | ")[0] for text in shown] == ["step 1/10", "step 4/10", "step 10/10"]
+    assert shown[1] == (
+        "step 4/10 | 2.000 bpb | 3.500 validation bpb | lr 1.0e-03 | gradient 1.00 | 200 B/s | mfu 38.0 % | "
+        "0.4/1.0 kB | eta 18 s"
+    )
+
+
+@pytest.mark.parametrize("first_step", [0, 9])
+def test_a_run_of_one_row_shows_it(first_step: int, capsys) -> None:
+    ProgressLine(10, 100, first_step).show(row(10), final=True)
+    assert capsys.readouterr().err.startswith("step 10/10 | ")
+
+
+def test_on_a_terminal_the_line_is_rewritten(monkeypatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    now = 100.0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    line = ProgressLine(10, 100, 0)
+    line.show(row(2), final=False)
+    now = 101.0
+    line.show(row(4), final=False)
+    line.show(row(10), final=True)
+    written = terminal.getvalue()
+    assert [text.split(" | ")[0] for text in written.split("\r") if text.strip()] == [
+        "step 2/10",
+        "step 4/10",
+        "step 10/10",
+    ]
+    assert written.count("\n") == 1 and written.endswith("\n")

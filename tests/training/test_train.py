@@ -1,0 +1,176 @@
+"""Training from Python, and with an optimizer, a callback, a model and a data source of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+
+import mambabyte
+from mambabyte import checkpoints
+from mambabyte.data import Document
+from mambabyte.errors import UserError
+from mambabyte.models import ByteLM, ByteLMConfig, FlopsPerByte
+from mambabyte.training.optimizer import OptimizerConfig
+from tests.conftest import TINY
+
+HERE = __name__
+
+
+@dataclass
+class MomentumConfig(OptimizerConfig):
+    momentum: float = 0.9
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=self.learning_rate, momentum=self.momentum)
+
+
+class Noting(Callback):
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        Path(self.path).write_text(f"{trainer.global_step} {type(trainer.optimizers[0]).__name__}")
+
+
+class Bigram(ByteLM):
+    recurrent = True
+
+    def __init__(self, config: BigramConfig) -> None:
+        super().__init__(config)
+        self.table = nn.Embedding(256, 256)
+
+    def forward(self, bytes: Tensor, state: Any = None, document_start: Tensor | None = None) -> Tensor:
+        return self.table(bytes.long())
+
+    def initial_state(self, batch_size: int) -> list[tuple[Tensor, ...]]:
+        return [(torch.zeros(batch_size),)]
+
+    def prefill(self, bytes: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        return self(bytes), state or self.initial_state(len(bytes))
+
+    def blocks(self) -> list[nn.Module]:
+        return [self.table]
+
+    def flops_per_byte(self, context_length: int) -> FlopsPerByte:
+        return FlopsPerByte(256.0)
+
+
+@dataclass
+class BigramConfig(ByteLMConfig):
+    scale: float = 1.0
+
+
+BigramConfig.model = Bigram
+
+
+class Numbers:
+    """A data source: numbers in words that repeat."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+
+    def documents(self, split: str) -> Iterator[Document]:
+        for number in range(self.last):
+            yield Document(f"{split}-{number}", f"{split} number {number}, ".encode() * 20)
+
+    def identity(self) -> dict[str, Any]:
+        return {"source": "Numbers", "last": self.last}
+
+
+def settings(tmp_path: Path, corpus: Path, *overrides: str) -> mambabyte.TrainSettings:
+    tiny = [each for each in TINY if not each.startswith("model.")] if "+model.scale=2" in overrides else TINY
+    data = ["data=files", f"data.path={corpus}", "data.validation_fraction=0.2", f"data.folder={tmp_path}/p"]
+    return mambabyte.TrainSettings.compose(*tiny, *data, f"run_dir={tmp_path}/run", *overrides)
+
+
+def test_a_run_from_python_is_that_of_the_command_line(tmp_path, corpus, start, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["a notebook"])
+    mine = settings(tmp_path, corpus, "data.windows=packed")
+    mine.trainer.max_steps = 10
+    summary = mambabyte.train(mine)
+    assert (summary["step"], summary["validation"]["protocol"]["name"]) == (10, "disjoint")
+    theirs = checkpoints.read(start("theirs", "trainer.max_steps=10"))
+    weights = checkpoints.read(tmp_path / "run").state_dict
+    assert all(torch.equal(weights[name], tensor) for name, tensor in theirs.state_dict.items())
+    mine.trainer.max_steps = 12
+    assert mambabyte.train(mine)["step"] == 12, "it resumes"
+    with pytest.raises(UserError, match=r"trainer\.max_steps must be at least 1, not 0"):
+        mine.trainer.max_steps = 0
+    mine.model.d_model = 48
+    with pytest.raises(UserError, match=r"another configuration: model\.d_model \(32 there, 48 now\)"):
+        mambabyte.train(mine)
+
+
+def test_an_optimizer_and_a_callback_of_ones_own(tmp_path, corpus) -> None:
+    note = tmp_path / "note"
+    mine = settings(
+        tmp_path,
+        corpus,
+        f"optimizer._target_={HERE}.MomentumConfig",
+        "~optimizer.betas",
+        "~optimizer.weight_decay",
+        "+optimizer.momentum=0.8",
+        f"callbacks.extra=[{{_target_: {HERE}.Noting, path: '{note}'}}]",
+    )
+    assert isinstance(mine.optimizer, MomentumConfig)
+    mambabyte.train(mine)
+    assert note.read_text() == "12 SGD"
+    saved = checkpoints.read(tmp_path / "run").config["optimizer"]
+    assert (saved["_target_"], saved["momentum"]) == (f"{HERE}.MomentumConfig", 0.8)
+    with pytest.raises(UserError, match=r"_target_=torch\.optim\.SGD is not a dataclass derived from"):
+        settings(tmp_path, corpus, "optimizer._target_=torch.optim.SGD")
+    mine.callbacks.extra = [{"_target_": "pathlib.Path"}]
+    mine.run_dir = tmp_path / "other"
+    with pytest.raises(UserError, match=r"callbacks\.extra\[0\]\._target_=pathlib\.Path is not a Lightning"):
+        mambabyte.train(mine)
+
+
+def test_a_spike_is_skipped_with_an_optimizer_that_is_not_fused(tmp_path, corpus, monkeypatch) -> None:
+    from mambabyte.training.module import ByteLMModule
+
+    original = ByteLMModule.training_step
+    kept: list[Tensor] = []
+
+    def training_step(self, batch, index):
+        step = self.global_step
+        if step in (4, 5):
+            kept.append(torch.cat([p.detach().flatten() for p in self.model.parameters()]))
+        return original(self, batch, index) * (float("nan") if step == 4 else 1.0)
+
+    monkeypatch.setattr(ByteLMModule, "training_step", training_step)
+    mine = settings(tmp_path, corpus, "trainer.on_spike=skip", "trainer.micro_batch_size=8")
+    mine.optimizer = MomentumConfig(1e-2, 2)
+    mambabyte.train(mine)
+    assert torch.equal(kept[0], kept[1]) and kept[0].isfinite().all()
+
+
+def test_a_model_and_a_data_source_of_ones_own(tmp_path, corpus) -> None:
+    # What stands in a user's own conf/model/bigram.yaml and conf/data/numbers.yaml.
+    mine = settings(tmp_path, corpus)
+    mine.model = BigramConfig(scale=2)
+    mine.data.source = {"_target_": f"{HERE}.Numbers", "last": 6}
+    summary = mambabyte.train(mine)
+    assert (summary["step"], summary["parameters"]) == (12, 65_536)
+    assert checkpoints.read(tmp_path / "run").model_config == {
+        "_target_": f"{HERE}.BigramConfig",
+        "scale": 2.0,
+    }
+    assert isinstance(mambabyte.load(tmp_path / "run", config=BigramConfig()), Bigram)
+    with pytest.raises(UserError, match=r"mambabyte\.load\(path, config=YourConfig"):
+        mambabyte.load(tmp_path / "run")
+
+
+def test_a_model_of_ones_own_is_named_in_yaml(tmp_path, corpus) -> None:
+    mine = settings(
+        tmp_path, corpus, "model=cnn", f"model._target_={HERE}.BigramConfig",
+        *(f"~model.{name}" for name in ("d_model", "n_layer", "kernel_size", "dilation_cycle")),
+        "~model.norm_epsilon", "~model.tie_embeddings", "+model.scale=2",
+    )  # fmt: skip
+    assert mine.model == BigramConfig(scale=2.0)
