@@ -1,4 +1,4 @@
-"""The keyed permutation by its definition, one index at a time in Python's integers."""
+"""The keyed permutation by its definition: one index at a time, in Python's integers."""
 
 MASK = 2**64 - 1
 

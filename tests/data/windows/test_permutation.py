@@ -20,8 +20,8 @@ def test_other_key_gives_other_order():
     assert len(orders) == 50
 
 
-def test_places_are_spread_evenly():
-    # 4,000 keys over 8 places: 500 expected at each, standard deviation 21; five of them allowed.
+def test_images_are_spread_evenly():
+    # 4,000 keys over 8 images: 500 expected for each, standard deviation 21; five of them allowed.
     counts = Counter(int(permuted(np.array([3]), 8, hash64(0, epoch))[0]) for epoch in range(4000))
     assert all(abs(counts[place] - 500) < 105 for place in range(8))
 
