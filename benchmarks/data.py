@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -103,13 +103,12 @@ def data_module(
     folder: Path,
     windows: str = "random_per_document",
     streaming: bool = False,
-) -> Any:
-    """Our data module, with a stand-in for the trainer, which holds the step."""
-    count = batch_bytes // context_length
-    settings = DataSettings({}, windows, streaming, folder, workers=0, validation_bytes=None)
-    module = ByteDataModule(settings, context_length, count, count, source=source)
-    module.trainer = SimpleNamespace(global_step=0, world_size=1, global_rank=0, max_steps=10**6)
-    return module
+) -> ByteDataModule:
+    settings = DataSettings(
+        source={}, windows=windows, streaming=streaming, folder=folder, workers=0, validation_bytes=None
+    )
+    size = batch_bytes // context_length
+    return ByteDataModule(settings, context_length, size, size, source=source)
 
 
 def local_calls(source: RandomText, batch_bytes: int, batches: int, folder: Path) -> dict[str, Callable]:
@@ -118,7 +117,7 @@ def local_calls(source: RandomText, batch_bytes: int, batches: int, folder: Path
         for policy in POLICIES:
             module = data_module(source, context_length, batch_bytes, folder, windows=policy)
             module.prepare_data()
-            calls[f"{policy}, context {context_length}"] = taking(module.train_dataloader(), batches)
+            calls[f"{policy}, context {context_length}"] = taking(Restarting(module.train_batches), batches)
     return calls
 
 
@@ -229,29 +228,24 @@ def streamed(source: RandomText, batch_bytes: int, batches: int, folder: Path) -
     def stream() -> None:
         origin = HuggingFaceSource(path=str(parquet))
         module = data_module(origin, 8192, batch_bytes, folder, windows="contiguous", streaming=True)
-        taking(module.train_dataloader(), batches)()
+        taking(module.train_batches(), batches)()
 
     return stream
 
 
 def share_of_waiting(steps: int = 12) -> float:
     """The fraction of training time of model=small on this CPU that is spent in the data loader."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+    from mambabyte.commands.train import TrainSettings
 
-    from mambabyte.config.composition import config_dir
-    from mambabyte.models import config_from_dict
-
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("train", ["model=small"])
-    model = config_from_dict(OmegaConf.to_container(cfg.model, resolve=True)).build()
+    settings = TrainSettings.compose("model=small")
+    model = settings.model.build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     waited = worked = 0.0
     with TemporaryDirectory() as folder:
         source = RandomText(5_000_000, 20_000)
-        batch_bytes = cfg.trainer.micro_batch_size * cfg.context_length
-        module = data_module(source, cfg.context_length, batch_bytes, Path(folder))
-        batches = iter(module.train_dataloader())
+        batch_bytes = settings.trainer.micro_batch_size * settings.context_length
+        module = data_module(source, settings.context_length, batch_bytes, Path(folder))
+        batches = module.train_batches()
         for step in range(steps):
             begin = time.perf_counter()
             batch = next(batches)
@@ -285,7 +279,7 @@ def peak_of_a_loader(num_bytes: int, options: Any) -> float:
         module = data_module(source, 8192, options.batch_bytes, Path(folder), windows="contiguous")
         module.prepare_data()
         peak = 0.0
-        for number, _ in enumerate(islice(module.train_dataloader(), num_bytes // options.batch_bytes // 2)):
+        for number, _ in enumerate(islice(module.train_batches(), num_bytes // options.batch_bytes // 2)):
             if number % 16 == 0:
                 peak = max(peak, anonymous_megabytes())
         return peak

@@ -31,25 +31,22 @@ __all__ = [
     "prepare",
     "source_from_config",
 ]
-_HOMES = {
-    "ByteCorpus": "corpus.corpus",
-    "ByteDataModule": "datamodule",
-    "DataSettings": "settings",
-    "Document": "sources.documents",
-    "DocumentSource": "sources.documents",
-    "FilesSource": "sources.files",
-    "HeldOutSource": "sources.held_out",
-    "HuggingFaceSource": "sources.huggingface",
-    "PG19Source": "sources.pg19",
-    "PG19TextsSource": "sources.pg19",
-    "StandardLibrarySource": "sources.stdlib",
-    "prepare": "corpus.corpus",
-    "source_from_config": "settings",
+_MODULES = {
+    "corpus.corpus": ("ByteCorpus", "prepare"),
+    "datamodule": ("ByteDataModule",),
+    "settings": ("DataSettings", "source_from_config"),
+    "sources.documents": ("Document", "DocumentSource"),
+    "sources.files": ("FilesSource",),
+    "sources.held_out": ("HeldOutSource",),
+    "sources.huggingface": ("HuggingFaceSource",),
+    "sources.pg19": ("PG19Source", "PG19TextsSource"),
+    "sources.stdlib": ("StandardLibrarySource",),
 }
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that evaluating or preparing a corpus does not import lightning.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

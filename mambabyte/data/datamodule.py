@@ -16,7 +16,7 @@ from mambabyte.config.settings import Settings, setting
 from mambabyte.data.corpus.corpus import ByteCorpus, prepare
 from mambabyte.data.settings import DataSettings
 from mambabyte.data.sources.documents import DocumentSource
-from mambabyte.data.windows.batches import Batch, StepLoader, StepSampler, as_tensors
+from mambabyte.data.windows.batches import Batch, StepLoader, as_tensors, step_positions
 from mambabyte.data.windows.shuffled import ShuffledWindows
 from mambabyte.data.windows.streaming import Reader, StreamedBatches, StreamingSource, StreamPosition, Unit
 from mambabyte.data.windows.workers import load_batches
@@ -102,7 +102,12 @@ class ByteDataModule(lightning.LightningDataModule):
         accumulation = self._accumulation(world_size)
         self._restore(step, rank, world_size)
         if not self.settings.streaming:
-            return self._local_batches(self._sampler(step, max_steps, rank, world_size))
+            return load_batches(
+                self._windows,
+                batch_sampler=self._positions(step, max_steps, rank, world_size),
+                collate_fn=as_tensors,
+                num_workers=self.settings.workers,
+            )
         count = None if max_steps is None else max(max_steps - step, 0) * accumulation
         return islice(self._streamed_batches(rank, world_size), count)
 
@@ -128,8 +133,8 @@ class ByteDataModule(lightning.LightningDataModule):
         its document and the byte offset in it, or, when streaming, the position of its batch."""
         if self.settings.streaming:
             return [dict(batch["position"]) for batch in batches for _ in batch["bytes"]]
-        sampler = self._sampler(step, step + 1, self._trainer.global_rank, self._trainer.world_size)
-        return [self._windows.origin(position) for positions in sampler for position in positions]
+        batch_positions = self._positions(step, step + 1, self._trainer.global_rank, self._trainer.world_size)
+        return [self._windows.origin(position) for positions in batch_positions for position in positions]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to resume. When streaming, a collective call: it gathers the positions."""
@@ -242,16 +247,9 @@ class ByteDataModule(lightning.LightningDataModule):
             )
         return positions[rank]
 
-    def _sampler(self, step: int, max_steps: int | None, rank: int, world_size: int) -> StepSampler:
-        batches = self._batches
-        return StepSampler(
-            step, max_steps, batches.global_batch_size, batches.micro_batch_size, rank, world_size
-        )
-
-    def _local_batches(self, sampler: StepSampler) -> Iterator[Batch]:
-        yield from load_batches(
-            self._windows, batch_sampler=sampler, collate_fn=as_tensors, num_workers=self.settings.workers
-        )
+    def _positions(self, step: int, max_steps: int | None, rank: int, ranks: int) -> Iterator[list[int]]:
+        sizes = self._batches.global_batch_size, self._batches.micro_batch_size
+        return step_positions(step, max_steps, *sizes, rank, ranks)
 
     def _streamed_batches(self, rank: int, world_size: int) -> Iterator[Batch]:
         reader = Reader(

@@ -21,16 +21,10 @@ _OURS = {f"mambabyte.data.{name}Source" for name in _SOURCES}
 
 @dataclass
 class DataSettings(Settings):
-    """Where documents come from and what is made of them.
+    """The keys of conf/data, which describes them, that the program reads.
 
     Attributes:
         source: the description of a source: its class under ``_target_``, and that class's settings.
-        windows: the policy that cuts windows from documents (windows.policies).
-        streaming: read the training split while training, without a local copy.
-        folder: where prepared splits are kept.
-        workers: data-loading processes of each rank; 0: the training process loads its data itself.
-        validation_bytes: only so many first bytes of the validation split; None: all.
-        block_windows: of a stream, the windows that each worker holds in memory and shuffles.
     """
 
     section: ClassVar[str] = "data"
@@ -44,30 +38,26 @@ class DataSettings(Settings):
 
     @classmethod
     def from_settings(cls, values: Any, where: str) -> DataSettings:
-        """Made from a configuration's plain ``data`` section, of this version or an earlier one.
+        """From the plain ``data`` section of a configuration, perhaps one that an earlier version saved.
 
-        Keys beside ours are ignored: in conf/data they are short names for settings of the source, and are
-        interpolated into it.
+        Other keys are ignored: in conf/data they are short names for settings of the source, which has them.
         """
         if not isinstance(values, Mapping):
             return fill(cls, values, where)
         known = {field.name for field in fields(cls)}
         values = {key: value for key, value in values.items() if key in known}
         source = values.get("source")
-        if _is_ours(source) and "streaming" in source:  # what version 0.1 called `not download`
-            source = dict(source)
-            streaming = source.pop("streaming")
-            source["download"] = not streaming if isinstance(streaming, bool) else streaming
-            values["source"] = source
+        if _is_ours(source) and isinstance(source.get("streaming"), bool):  # version 0.1: not download
+            values["source"] = {key: value for key, value in source.items() if key != "streaming"}
+            values["source"]["download"] = not source["streaming"]
         return fill(cls, values, where)
 
     def build_source(self, only_ours: bool = False) -> DocumentSource:
-        """The source that is described; see `source_from_config`."""
         return source_from_config(self.source, only_ours)
 
     def with_absolute_paths(self) -> DataSettings:
-        """A copy whose files can be found from any working directory. Sources of other packages are left as
-        they are, since the meaning of their settings is not known."""
+        """A copy whose files can be found from any working directory, unless the source is not ours: then the
+        meaning of its settings is unknown."""
 
         def absolute(value: Any) -> Any:
             if isinstance(value, (list, tuple)):
@@ -83,15 +73,11 @@ class DataSettings(Settings):
 
 
 def source_from_config(description: Mapping[str, Any], only_ours: bool = False) -> DocumentSource:
-    """The source that a configuration's `data.source` describes.
+    """The source that a configuration's ``data.source`` describes.
 
     Args:
-        description: the class, or another callable, under ``_target_``, and its arguments.
-        only_ours: refuse all but this package's own sources. For a configuration that came with somebody
-            else's checkpoint, since ``_target_`` can name any callable.
-
-    Raises:
-        UserError: ``_target_`` is missing or unknown, or its arguments are.
+        only_ours: refuse other packages' sources. For a configuration that came with somebody else's
+            checkpoint, since ``_target_`` can name any callable.
     """
     target = description.get("_target_") if isinstance(description, Mapping) else None
     if not isinstance(target, str):

@@ -79,8 +79,8 @@ def test_inspect_as_json(configure, places, capsys, tmp_path: Path) -> None:
     [
         ("plot=/nowhere/at/all.png", "set plot="),
         ("plot=a.strange", "set plot="),
-        ("context_length=0", "context_length must be 1 or more"),
-        ("samples=-1", "samples must be 0 or more"),
+        ("context_length=0", "context_length must be at least 1"),
+        ("samples=-1", "samples must be at least 0"),
     ],
 )
 def test_inspect_with_wrong_settings(override, message, configure, places) -> None:

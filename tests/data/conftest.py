@@ -1,4 +1,4 @@
-"""Small corpora that the tests of this room share."""
+"""Small corpora shared by the tests of data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mambabyte.data.sources.documents import Document
 
 
 class MemorySource:
-    """Documents from a list, in every split, in units of two; counts how often it was read."""
+    """Yields documents from a list, the same in every split, in units of two; counts how often it is read."""
 
     def __init__(self, contents: list[bytes]) -> None:
         self.contents = contents
@@ -36,7 +36,7 @@ class MemorySource:
 
 @dataclass(eq=False)
 class MemoryUnit:
-    """A unit of streaming from a list; batches of at most three documents that begin behind other bytes."""
+    """A streaming unit from a list, in batches of at most three documents that come after other bytes."""
 
     contents: list[bytes]
 
@@ -52,7 +52,7 @@ class MemoryUnit:
 
 
 def random_documents(lengths: list[int], seed: int = 0) -> list[bytes]:
-    """Documents of random bytes, all 256 values, so hardly any of it is valid UTF-8."""
+    """Documents of random bytes of all 256 values, hardly any of them valid UTF-8."""
     generator = random.Random(seed)
     return [generator.randbytes(length) for length in lengths]
 

@@ -1,4 +1,4 @@
-"""Every conf/data/*.yaml builds what it says, with the short overrides that the data sheet promises."""
+"""Every conf/data/*.yaml builds its source, with the short overrides that the data sheet documents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHOICES = [path.stem for path in sorted((CONF / "data").glob("*.yaml"))]
 
 
 def data(*overrides):
-    """The data section as a command composes it, without the rest of its config."""
+    """The data section of a command's configuration."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         section = compose(overrides=[f"+{overrides[0]}", *overrides[1:]]).data
     return OmegaConf.to_container(section, resolve=True)
@@ -156,7 +156,7 @@ def test_what_is_saved_is_what_the_program_reads(name):
 
 
 def test_a_configuration_saved_by_version_0_1_builds_the_same_source(tmp_path):
-    """Short names stood beside the source, and `streaming` in the source meant `not download`."""
+    """It had the short names beside the source, and `streaming` in the source meant `not download`."""
     for streaming in (True, False):
         source = {
             "_target_": "mambabyte.data.HuggingFaceSource",

@@ -46,7 +46,7 @@ def rows(batch):
 
 
 def by_step(make, steps, **options):
-    """The windows of each optimizer step, over all ranks, in no order."""
+    """The windows of each optimizer step over all ranks, sorted."""
     world_size, micro = options.get("world_size", 1), options.get("micro_batch_size", 2)
     per_step = GLOBAL // (world_size * micro)
     windows = [[] for _ in range(steps)]
@@ -132,7 +132,7 @@ def test_other_seed_gives_other_windows(make):
     assert by_step(make, 3, seed=1) != by_step(make, 3)
 
 
-def test_global_batch_that_cannot_be_shared_out(make):
+def test_global_batch_that_cannot_be_divided(make):
     with pytest.raises(UserError, match="multiple of 6"):
         make(world_size=2, micro_batch_size=3).train_dataloader()
 
@@ -176,7 +176,7 @@ def test_restored_with_other_data_is_refused(make, memory_source):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("windows", POLICIES)
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_streaming_resumes_behind_the_last_trained_batch(windows, workers, make):
+def test_streaming_resumes_after_the_last_trained_batch(windows, workers, make):
     def streamed(**options):
         return make(
             streaming=True, windows=windows, workers=workers, block_windows=5, max_steps=-1, **options
@@ -184,7 +184,7 @@ def test_streaming_resumes_behind_the_last_trained_batch(windows, workers, make)
 
     whole = [rows(batch) for batch in islice(streamed().train_dataloader(), 40)]
     module, done = streamed(), 0
-    for step in (1, 3, 4):  # with three workers never at the first one's turn
+    for step in (1, 3, 4):  # with three workers, the first one is never next
         for batch in islice(module.train_dataloader(), step * GLOBAL // 2 - done):
             module.trained(batch["position"])
         done = step * GLOBAL // 2
@@ -195,10 +195,10 @@ def test_streaming_resumes_behind_the_last_trained_batch(windows, workers, make)
 
 @pytest.mark.parametrize("shards", [1, 4, 23])
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 2), (3, 0), (4, 0), (8, 0), (8, 2)])
-def test_streaming_ranks_and_workers_share_out_each_window_of_an_epoch_once(
+def test_streaming_serves_each_window_of_an_epoch_to_one_worker_of_one_rank(
     shards, world_size, workers, make, tmp_path
 ):
-    """Files of PG19's layout, fewer and more than there are readers; documents tell themselves apart."""
+    """Files in PG19's layout, fewer or more than the readers, of documents that all differ."""
     folder = tmp_path / "books"
     folder.mkdir()
     texts = [f"{number:06} " * 3 for number in range(23 * 4)]
@@ -219,14 +219,14 @@ def test_streaming_ranks_and_workers_share_out_each_window_of_an_epoch_once(
             micro_batch_size=1,
             global_batch_size=world_size,
         )
-        going_on = set()  # the workers that have left both epochs behind
+        finished = set()  # the workers that are past both epochs
         for batch in module.train_dataloader():
             position = batch["position"]
             if position["epoch"] < 2:
                 epochs[position["epoch"]].update(rows(batch))
             else:
-                going_on.add(position["worker"])
-            if len(going_on) == max(workers, 1):
+                finished.add(position["worker"])
+            if len(finished) == max(workers, 1):
                 break
     windows = Counter(
         (text[begin : begin + CONTEXT]).encode().ljust(CONTEXT, b"\0")
@@ -264,7 +264,7 @@ def test_streaming_prepares_nothing_but_validation(make, tmp_path):
 
 def test_streaming_state_must_fit(make):
     state = make(streaming=True).state_dict()
-    make(streaming=True, restored=state, workers=1).train_dataloader()  # as none: one reader
+    make(streaming=True, restored=state, workers=1).train_dataloader()  # like none, this makes one reader
     with pytest.raises(UserError, match="to 1 processes and cannot go on with 2"):
         make(streaming=True, restored=state, world_size=2).train_dataloader()
     with pytest.raises(UserError, match=r"set data\.workers=1 again"):
@@ -287,7 +287,7 @@ def test_streaming_needs_what_can_be_streamed(make):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_that_fails_says_so_in_its_own_words(workers, make, memory_source):
+def test_a_stream_that_fails_raises_its_own_sentence(workers, make, memory_source):
     loader = make(streaming=True, source=memory_source([b"x"]), workers=workers).train_dataloader()
     with pytest.raises(UserError) as caught:
         next(iter(loader))
@@ -296,7 +296,7 @@ def test_a_stream_that_fails_says_so_in_its_own_words(workers, make, memory_sour
         list(make(streaming=True, source=memory_source([])).train_dataloader())
 
 
-def test_a_revision_that_moved_on_is_named(make, memory_source, make_documents):
+def test_a_revision_that_moved_is_named(make, memory_source, make_documents):
     class Versioned(memory_source):
         def __init__(self, revision, contents):
             super().__init__(contents)
@@ -309,16 +309,16 @@ def test_a_revision_that_moved_on_is_named(make, memory_source, make_documents):
     state = make(streaming=True, source=Versioned("a" * 40, contents)).state_dict()
     with pytest.raises(UserError, match=f"owner/set has moved on .* go on with .*data.revision={'a' * 40}"):
         make(streaming=True, source=Versioned("b" * 40, contents[:1]), restored=state).train_dataloader()
-    # another commit of the same shards will do
+    # another commit of the same shards is accepted
     make(streaming=True, source=Versioned("b" * 40, contents), restored=state).train_dataloader()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("streaming", [True, False])
-def test_workers_outlive_a_signal_to_all_processes(number, streaming, make):
+def test_workers_survive_a_signal_to_all_processes(number, streaming, make):
     others = multiprocessing.active_children()
     loader = iter(make(streaming=streaming, workers=2, max_steps=50).train_dataloader())
-    batches = [rows(batch) for batch in islice(loader, 2)]  # one of each worker: both have begun
+    batches = [rows(batch) for batch in islice(loader, 2)]  # one from each worker, so both are running
     workers = [str(child.pid) for child in multiprocessing.active_children() if child not in others]
     assert len(workers) == 2
     subprocess.run(["kill", f"-{int(number)}", *workers], check=True)

@@ -1,4 +1,4 @@
-"""The data module in a real lightning.Trainer: a run stopped and resumed sees what a whole run sees."""
+"""The data module in a real lightning.Trainer: a run that is stopped and resumed sees the same windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS, STOP, ACCUMULATION, MICRO = 7, 3, 2, 2
 
 
 class Recorder(lightning.LightningModule):
-    """Remembers the windows it was trained on; stops and saves at an optimizer step if asked to."""
+    """Records the windows it is trained on; saves and stops at an optimizer step if asked to."""
 
     def __init__(self, stop_at=None, checkpoint=None):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A hub on the loopback that holds books in PG19's layout."""
+"""A hub on loopback with books in PG19's layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SENTENCE = "Book {0}, page {1}: {2} happy families are all alike. "
 
 
 def shard(numbers: range) -> bytes:
-    """A parquet file of the books of these numbers, two row groups of them."""
+    """A parquet file of the books of these numbers, in two row groups."""
     books = ["".join(SENTENCE.format(n, page, n * page * 7919) for page in range(4 + n % 5)) for n in numbers]
     table = pyarrow.table(
         {

@@ -1,5 +1,5 @@
-"""A hub on the loopback: as much of huggingface.co's protocol as `datasets` and `huggingface_hub` ask for to
-read a data set, with faults on demand."""
+"""A hub on loopback: as much of huggingface.co's protocol as `datasets` and `huggingface_hub` need to read a
+data set, with faults on demand."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ COMMIT = "c0ffee" + "0" * 34
 
 @dataclass
 class Hub:
-    """One data set at one commit. `faults` are taken one by one by the requests for bytes of a shard, None
-    being no fault; once they are used up, all is well again."""
+    """One data set at one commit. Each request for bytes of a shard takes the next of `faults`; None is no
+    fault, as is an empty list."""
 
     name: str = "emozilla/pg19"
     commit: str = COMMIT
     files: dict[str, bytes] = field(default_factory=dict)
     faults: list[Fault | None] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
-    port: int = 0  # 0: any, and the same again when it comes back
+    port: int = 0  # 0: any; a restart uses the same again
 
     def start(self) -> None:
         self._server = ThreadingHTTPServer(
@@ -168,7 +168,7 @@ def reset(handler: _Handler, body: bytes) -> None:
 
 
 def stall(handler: _Handler, body: bytes) -> None:
-    """Send the headers and nothing else until the other side goes away."""
+    """Send only the headers, until the client closes the connection."""
     handler.send_head(206, len(body))
     handler.wfile.flush()
     handler.connection.recv(1)

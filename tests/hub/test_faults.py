@@ -1,4 +1,4 @@
-"""What a shard of the hub goes through while it is read."""
+"""Faults of the hub while a shard is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "data/train-00001-of-00003.parquet"
 
 @pytest.fixture
 def naps(monkeypatch):
-    """The waits between tries, which are not taken."""
+    """The waits between attempts, recorded instead of slept."""
     naps: list[float] = []
     monkeypatch.setattr("tenacity.nap.time.sleep", naps.append)
     return naps
@@ -28,7 +28,7 @@ def shard(hub):
     return HubShard(NAME, url, len(hub.files[NAME]), retries=3)
 
 
-def test_ranges_come_as_they_are(hub, shard, naps):
+def test_ranges_are_unchanged(hub, shard, naps):
     whole = hub.files[NAME]
     assert bytes(shard.read(0, len(whole))) == whole
     assert bytes(shard.read(10, 2000)) == whole[10:2000]
@@ -44,10 +44,10 @@ def test_ranges_come_as_they_are(hub, shard, naps):
         ([status(500), status(503)], [1, 2], ["HTTP 500", "HTTP 503"]),
         ([status(429, Retry_After="7"), status(502)], [7, 2], ["HTTP 429", "HTTP 502"]),
         ([reset], [1], [""]),
-        ([reset, status(500), reset], [1, 2, 1], ["", "HTTP 500", ""]),  # bytes that come set the count back
+        ([reset, status(500), reset], [1, 2, 1], ["", "HTTP 500", ""]),  # bytes that arrive reset the count
     ],
 )
-def test_what_passes_is_tried_again_with_one_line_each(faults, waits, reasons, hub, shard, naps, capsys):
+def test_temporary_faults_are_retried_with_one_line_each(faults, waits, reasons, hub, shard, naps, capsys):
     hub.faults += faults
     assert bytes(shard.read(0, shard.size)) == hub.files[NAME]
     assert naps == waits
@@ -59,14 +59,14 @@ def test_what_passes_is_tried_again_with_one_line_each(faults, waits, reasons, h
     assert all(reason in line for reason, line in zip(reasons, lines, strict=True))
 
 
-def test_a_broken_connection_goes_on_where_it_broke(hub, shard, naps):
+def test_a_broken_connection_resumes_where_it_broke(hub, shard, naps):
     hub.faults.append(reset)
     shard.read(0, shard.size)
     half = shard.size // 2
     assert hub.shard_requests()[-1].endswith(f"bytes={half}-{shard.size - 1}")
 
 
-def test_a_stall_is_a_fault_like_others(hub, shard, naps, monkeypatch, capsys):
+def test_a_stall_is_retried_too(hub, shard, naps, monkeypatch, capsys):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
@@ -93,14 +93,14 @@ def test_waits_grow_to_a_minute_and_end(hub, shard, naps):
     )
 
 
-def test_a_hub_that_is_gone(hub, shard, naps):
+def test_a_hub_that_cannot_be_reached(hub, shard, naps):
     hub.stop()
     with pytest.raises(UserError, match=r"gave up on data/.* after 4 tries: .*refused"):
         shard.read(0, 10)
 
 
 @pytest.mark.parametrize("number", [401, 403, 404])
-def test_what_does_not_pass_is_not_tried_again(number, hub, shard, naps):
+def test_permanent_faults_are_not_retried(number, hub, shard, naps):
     hub.faults.append(status(number))
     with pytest.raises(UserError, match=f"HTTP {number} for {NAME}: it is gone, or asks for a login"):
         shard.read(0, 10)
@@ -108,7 +108,7 @@ def test_what_does_not_pass_is_not_tried_again(number, hub, shard, naps):
 
 
 @pytest.mark.parametrize("length", [0, 100, 5000])
-def test_a_shard_that_is_truncated_or_replaced_is_told(length, hub, shard, naps):
+def test_a_shard_that_is_truncated_or_replaced_is_one_sentence(length, hub, shard, naps):
     hub.files[NAME] = hub.files[NAME][:length]
     with pytest.raises(UserError, match=f"has {length} bytes on the hub, not the {shard.size} "):
         row_groups(shard, "text")

@@ -1,5 +1,4 @@
-"""`mambabyte train +experiment=pg19` from the loopback hub, through its faults, to the bits of a run without
-them."""
+"""`mambabyte train +experiment=pg19` from the loopback hub ends with the same bits, with faults or without."""
 
 from __future__ import annotations
 
@@ -58,7 +57,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
     def train(name: str, *overrides: str, **end: int) -> driver.Run:
         places = [f"data.folder={folder}/prepared", f"run_dir={folder / name}"]
-        # the stand-in is another commit and has fewer books
+        # our hub has another commit and fewer books
         settings = ["+experiment=pg19", "data.revision=null", "data.books=null", *SIZE, *places, *overrides]
         return runs("train", *settings, log=folder / f"{name}.log", **end)
 
@@ -72,13 +71,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def complaint(run: driver.Run) -> str:
-    """The one sentence that a run ends with."""
+    """The sentence that a run ends with."""
     assert run.code == 1, run.err
     assert "Traceback" not in run.err
     return run.err.splitlines()[-1].removeprefix("mambabyte: ")
 
 
-def test_pg19_survives_what_passes(world: World) -> None:
+def test_pg19_survives_temporary_faults(world: World) -> None:
     world.hub.faults += [*FOOTERS, reset, status(500), status(429, Retry_After="3"), None, stall]
     run = world.train("disturbed")
     assert run.code == 0, run.err
@@ -92,11 +91,11 @@ def test_pg19_survives_what_passes(world: World) -> None:
     world.assert_ends_as_the_undisturbed("disturbed")
 
 
-def test_pg19_stopped_killed_and_left_alone_by_the_hub_ends_with_the_same_bits(world: World) -> None:
+def test_pg19_stopped_killed_and_without_its_hub_ends_with_the_same_bits(world: World) -> None:
     hub, train = world.hub, world.train
     assert train("parts", step=5, number=SIGTERM).code == 75
 
-    hub.faults += [*FOOTERS, None, None, *[status(503)] * 9]  # it fails while training goes on
+    hub.faults += [*FOOTERS, None, None, *[status(503)] * 9]  # while training is running
     said = complaint(train("parts", "data.retries=1", "data.workers=1"))
     assert said.startswith("gave up on data/train-0000")
     assert "after 2 tries: HTTP 503 Service Unavailable; repeat the command when" in said

@@ -50,8 +50,6 @@ class Names(Sequence[str]):
 class ByteCorpus:
     """Documents end to end in one array.
 
-    The constructor takes arrays in memory; `open` maps a prepared folder without reading it.
-
     Attributes:
         bytes: (num_bytes,) uint8.
         offsets: (num_documents + 1,) int64, document i being bytes[offsets[i]:offsets[i + 1]].
@@ -70,10 +68,6 @@ class ByteCorpus:
         self.offsets = offsets
         self.names = names
         self.meta = meta or {}
-
-    @classmethod
-    def open(cls, folder: Path) -> MappedCorpus:
-        return MappedCorpus(folder)
 
     @property
     def num_bytes(self) -> int:
@@ -98,11 +92,7 @@ class ByteCorpus:
 
 
 class MappedCorpus(ByteCorpus):
-    """A prepared folder, whose files are mapped, not read.
-
-    Raises:
-        UserError: the files are damaged.
-    """
+    """A prepared folder, whose files are mapped, not read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -152,12 +142,12 @@ def prepare(source: DocumentSource, split: str, folder: Path, max_bytes: int | N
     key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:20]
     final = folder / key
     if final.is_dir():
-        return ByteCorpus.open(final)
+        return MappedCorpus(final)
     with explaining_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         if final.is_dir():
-            return ByteCorpus.open(final)
+            return MappedCorpus(final)
         partial = folder / f".{key}.part"
         writer = CorpusWriter(partial)
         try:
@@ -170,7 +160,7 @@ def prepare(source: DocumentSource, split: str, folder: Path, max_bytes: int | N
             raise
         finally:
             writer.close()
-    return ByteCorpus.open(final)
+    return MappedCorpus(final)
 
 
 def _write(writer: CorpusWriter, source: DocumentSource, split: str, max_bytes: int | None) -> None:

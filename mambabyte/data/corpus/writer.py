@@ -135,11 +135,7 @@ class CorpusWriter:
 
 
 class _HashedFile:
-    """A file to append to, with the sha256 of its content.
-
-    Raises:
-        ValueError: its first ``size`` bytes, to be resumed from, do not have the given sha256.
-    """
+    """A file to append to after its first ``size`` bytes, if they have the given sha256; else ValueError."""
 
     def __init__(self, path: Path, size: int = 0, sha256: str | None = None) -> None:
         self.digest = hashlib.sha256()

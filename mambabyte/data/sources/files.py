@@ -37,7 +37,7 @@ class FileDocument(Document):
         return b"".join(self.chunks())
 
     def chunks(self) -> Iterator[bytes]:
-        with _explaining_read_errors(self.path), _open(self.path) as file:
+        with explaining_read_errors(self.path), _open(self.path) as file:
             position = file.seek(self.start) if self.start else 0
             while self.stop is None or position < self.stop:
                 size = _CHUNK if self.stop is None else min(_CHUNK, self.stop - position)
@@ -112,7 +112,7 @@ class FilesSource(Settings):
             if name.lower().endswith((".gz", ".zst")):
                 return None
             if name.lower().endswith(".parquet"):
-                with _explaining_read_errors(path):
+                with explaining_read_errors(path):
                     total += _parquet_bytes(path, self.text_column)
             else:
                 total += path.stat().st_size
@@ -143,7 +143,7 @@ class FilesSource(Settings):
     def _all(self) -> Iterator[Document]:
         for name, path in self._files():
             suffixes = name.lower().removesuffix(".gz").removesuffix(".zst")
-            with _explaining_read_errors(path):
+            with explaining_read_errors(path):
                 if name.lower().endswith(".parquet"):
                     yield from self._parquet(name, path)
                 elif suffixes.endswith(".jsonl"):
@@ -261,12 +261,13 @@ def _open(path: Path) -> IO[bytes]:
 
 
 @contextmanager
-def _explaining_read_errors(path: Path) -> Iterator[None]:
+def explaining_read_errors(name: str | Path) -> Iterator[None]:
+    """Turn the errors of files and their formats into a UserError."""
     import pyarrow
     import zstandard
 
     try:
         yield
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-        raise UserError(f"cannot read {path}: {reason}") from error
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot read {name}: {reason}") from error

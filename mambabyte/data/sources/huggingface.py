@@ -25,12 +25,11 @@ class HuggingFaceSource(Settings):
     """One document per row, the column text_column.
 
     Attributes:
-        name: a data set of the hub, with its configuration and revision.
+        name: a data set of the hub.
         path: used instead of the hub: a folder with <split>*.parquet, there or in its data/, or a glob of
             parquet files whose names begin with the split.
         split_names: what train, validation and test are called there.
         download: have the datasets library download all of it to its cache first.
-        retries: attempts after the first, when a request to the hub fails.
     """
 
     section: ClassVar[str] = "data"
@@ -127,8 +126,7 @@ class HuggingFaceSource(Settings):
 
     def _shards(self, split: str) -> Sequence[Shard] | None:
         """The parquet files of a split; None if the hub has it in another format."""
-        if split not in self.split_names:
-            raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}")
+        self._check_split(split)
         if self.path:
             return [LocalShard(file) for file in self._parquet_files(split, required=True)]
         urls = self._data_files.get(self.split_names[split], [])
@@ -170,8 +168,7 @@ class HuggingFaceSource(Settings):
         """The rows of a split, read by the datasets library in any format that it knows."""
         from datasets import load_dataset
 
-        if split not in self.split_names:
-            raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}")
+        self._check_split(split)
         if self.path:
             files = self._parquet_files(split, required=True)
             return load_dataset(
@@ -184,6 +181,10 @@ class HuggingFaceSource(Settings):
             split=self.split_names[split],
             streaming=not self.download,
         )
+
+    def _check_split(self, split: str) -> None:
+        if split not in self.split_names:
+            raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}")
 
     def _parquet_files(self, split: str, required: bool) -> list[str]:
         prefix = self.split_names[split]

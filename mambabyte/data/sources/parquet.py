@@ -7,13 +7,12 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from mambabyte.data.sources.files import missing_column
+from mambabyte.data.sources.files import explaining_read_errors, missing_column
 from mambabyte.data.sources.retries import TEMPORARY_STATUS, retrying
 from mambabyte.errors import UserError
 
@@ -33,11 +32,7 @@ class Shard(Protocol):
     def size(self) -> int: ...
 
     def read(self, start: int, end: int) -> bytes | bytearray:
-        """Bytes [start, end).
-
-        Raises:
-            UserError: they cannot be read.
-        """
+        """Bytes [start, end), or UserError."""
         ...
 
 
@@ -51,28 +46,21 @@ class LocalShard:
 
     @property
     def size(self) -> int:
-        with _explaining(self.path):
+        with explaining_read_errors(self.path):
             return os.stat(self.path).st_size
 
     def read(self, start: int, end: int) -> bytes:
-        with _explaining(self.path), open(self.path, "rb") as file:
+        with explaining_read_errors(self.path), open(self.path, "rb") as file:
             file.seek(start)
             data = file.read(end - start)
         if len(data) < end - start:
-            raise UserError(
-                f"{self.path} became shorter while it was read; use files that are not being changed"
-            )
+            raise UserError(f"{self.path} became shorter while it was read; use files that do not change")
         return data
 
 
 @dataclass(frozen=True)
 class HubShard:
-    """A file of a data set on the hub.
-
-    Attributes:
-        url: of the file at one commit.
-        retries: attempts after the first, when a request fails.
-    """
+    """A file of the hub; its ``url`` is that at one commit."""
 
     name: str
     url: str
@@ -165,12 +153,12 @@ class RowGroup:
 
         start, end = self.byte_range()
         chunk = _PartialFile(self.shard.read(start, end), start, self.shard.size)
-        with _explaining(self.shard.name):
+        with explaining_read_errors(self.shard.name):
             # Buffered, or pyarrow would copy the whole chunk.
             file = ParquetFile(chunk, metadata=self.metadata, buffer_size=1 << 20)
             batches = file.iter_batches(self._rows_at_once(), [self.number], [self.column], use_threads=False)
         while True:
-            with _explaining(self.shard.name):
+            with explaining_read_errors(self.shard.name):
                 batch = next(batches, None)
                 if batch is None:
                     return
@@ -206,16 +194,12 @@ class RowGroup:
 
 
 def row_groups(shard: Shard, column: str) -> list[RowGroup]:
-    """The row groups of a shard, in order; only its footer is read.
-
-    Raises:
-        UserError: it is not a whole parquet file, or has no such column of text.
-    """
+    """The row groups of a shard, in order; only its footer is read."""
     import pyarrow
     from pyarrow.parquet import read_metadata
 
     footer = _footer(shard)
-    with _explaining(shard.name):
+    with explaining_read_errors(shard.name):
         metadata = read_metadata(pyarrow.BufferReader(b"PAR1" + footer))
         schema = metadata.schema.to_arrow_schema()
     if column not in schema.names:
@@ -278,14 +262,3 @@ class _PartialFile(io.RawIOBase):
             raise OSError("its row groups do not lie where its footer says")
         self._position += end - begin
         return self._data[begin:end].tobytes()
-
-
-@contextmanager
-def _explaining(name: str) -> Iterator[None]:
-    import pyarrow
-
-    try:
-        yield
-    except (OSError, pyarrow.ArrowException) as error:
-        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot read {name}: {reason}") from error

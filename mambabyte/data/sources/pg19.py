@@ -27,9 +27,7 @@ class PG19Source(HuggingFaceSource):
     """One document per book, from the hub's parquet files or a local folder of them.
 
     Attributes:
-        books: how many books each split on the hub must hold when all of it is read; None: any number. A
-        local
-            folder may hold any number.
+        books: how many books each split on the hub must hold when all of it is read; None: any number.
     """
 
     books: dict[str, int] | None = None
@@ -39,7 +37,7 @@ class PG19Source(HuggingFaceSource):
         self.books = {} if self.path else _checked(self.books)
 
     def documents_after(self, split: str, count: int) -> Iterator[Document]:
-        return _counted(super().documents_after(split, count), (self.books or {}).get(split), split, count)
+        return _counted(super().documents_after(split, count), self.books, split, count)
 
     def expected_bytes(self, split: str) -> int | None:
         return _BYTES.get(split) if self.books else super().expected_bytes(split)
@@ -79,7 +77,7 @@ class PG19TextsSource(Settings):
         return self.documents_after(split, 0)
 
     def documents_after(self, split: str, count: int) -> Iterator[Document]:
-        return _counted(self._after(split, count), (self.books or {}).get(split), split, count)
+        return _counted(self._after(split, count), self.books, split, count)
 
     def _after(self, split: str, count: int) -> Iterator[Document]:
         for name in self._names(split)[count:]:
@@ -138,13 +136,10 @@ def _checked(books: dict[str, int] | None) -> dict[str, int]:
 
 
 def _counted(
-    documents: Iterable[Document], expected: int | None, split: str, count: int = 0
+    documents: Iterable[Document], books: dict[str, int] | None, split: str, count: int
 ) -> Iterator[Document]:
-    """The documents, which come after ``count`` others.
-
-    Raises:
-        UserError: at the end, if there are not ``expected`` in all.
-    """
+    """The documents that come after ``count`` others; complains at the end if there are not enough."""
+    expected = (books or {}).get(split)
     for document in documents:
         count += 1
         yield document
@@ -156,8 +151,6 @@ def _counted(
 
 
 def _fetch(url: str) -> bytes:
-    """The body of a URL."""
-
     def get() -> bytes:
         with urllib.request.urlopen(url, timeout=60) as response:
             return response.read()

@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.error import HTTPError
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from mambabyte.errors import UserError
 from mambabyte.runtime.secrets import redact
@@ -38,16 +38,13 @@ def retrying(what: str, limit: int, advice: str = _ADVICE) -> Retrying:
         advice: the end of the sentence after the last attempt.
     """
 
-    def announce(state: RetryCallState) -> None:
-        print(
-            f"mambabyte: {what}: {_reason(_error(state))}; trying again in {state.upcoming_sleep:g} s "
-            f"({state.attempt_number} of {limit})",
-            file=sys.stderr,
-            flush=True,
-        )
+    def announce(state: Any) -> None:
+        again = f"trying again in {state.upcoming_sleep:g} s ({state.attempt_number} of {limit})"
+        reason = _reason(state.outcome.exception())
+        print(f"mambabyte: {what}: {reason}; {again}", file=sys.stderr, flush=True)
 
-    def give_up(state: RetryCallState) -> None:
-        error = _error(state)
+    def give_up(state: Any) -> None:
+        error = state.outcome.exception()
         raise UserError(
             f"gave up on {what} after {state.attempt_number} tries: {_reason(error)}; {advice}"
         ) from error
@@ -59,13 +56,6 @@ def retrying(what: str, limit: int, advice: str = _ADVICE) -> Retrying:
         before_sleep=announce,
         retry_error_callback=give_up,
     )
-
-
-def _error(state: RetryCallState) -> BaseException:
-    assert state.outcome is not None
-    error = state.outcome.exception()
-    assert error is not None
-    return error
 
 
 def _answer(error: BaseException) -> tuple[int, str, Any] | None:
@@ -91,8 +81,8 @@ def _reason(error: BaseException) -> str:
     return redact((str(error).splitlines() or [""])[0]) or type(error).__name__
 
 
-def _wait(state: RetryCallState) -> float:
-    answer = _answer(_error(state))
+def _wait(state: Any) -> float:
+    answer = _answer(state.outcome.exception())
     text = answer and answer[2].get("Retry-After")  # a number or a date (RFC 9110, section 10.2.3)
     try:
         seconds = float(text or "")

@@ -26,8 +26,9 @@ _SKIPPED_FOLDERS = {
 class StandardLibrarySource(Settings):
     """The *.py files of the running Python's standard library, one document each, sorted by path.
 
-    A file is held out for validation when the hash of its relative path is below validation_fraction, so it
-    is the same files on every machine."""
+    A file is held out for validation when the hash of its relative path is below validation_fraction, so
+    every machine holds out the same files.
+    """
 
     section: ClassVar[str] = "data"
     validation_fraction: float | int = setting(default=0.05, at_least=0, at_most=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -16,30 +16,14 @@ def as_tensors(batch: Any) -> Batch:
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-class StepSampler:
-    """A batch sampler: the positions of one rank's micro-batches, from optimizer step ``step`` to
-    ``max_steps`` (None: endless)."""
-
-    def __init__(
-        self,
-        step: int,
-        max_steps: int | None,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.steps: Iterable[int] = count(step) if max_steps is None else range(step, max_steps)
-        self.global_batch_size = global_batch_size
-        self.micro_batch_size = micro_batch_size
-        self.stride = micro_batch_size * world_size
-        self.first = rank * micro_batch_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps:
-            start = step * self.global_batch_size
-            for begin in range(start + self.first, start + self.global_batch_size, self.stride):
-                yield list(range(begin, begin + self.micro_batch_size))
+def step_positions(
+    step: int, max_steps: int | None, global_batch_size: int, micro_batch_size: int, rank: int, ranks: int
+) -> Iterator[list[int]]:
+    """The positions of one rank's micro-batches, from optimizer step to max_steps (None: endless)."""
+    for number in count(step) if max_steps is None else range(step, max_steps):
+        start, end = number * global_batch_size, (number + 1) * global_batch_size
+        for begin in range(start + rank * micro_batch_size, end, micro_batch_size * ranks):
+            yield list(range(begin, begin + micro_batch_size))
 
 
 class StepLoader:

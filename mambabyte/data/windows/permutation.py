@@ -6,7 +6,6 @@ import hashlib
 
 import numpy as np
 
-_MASK = 2**64 - 1
 _ROUNDS = 4
 
 
@@ -24,29 +23,13 @@ def hash64_each(*numbers: int, last: np.ndarray) -> np.ndarray:
     return np.frombuffer(digests, dtype="<u8")
 
 
-def permuted(index: int, size: int, key: int) -> int:
-    """What a keyed permutation of range(size) maps ``index`` to.
+def permuted(indices: np.ndarray, size: int, key: int) -> np.ndarray:
+    """What a keyed permutation of range(size) maps the (n,) indices to, as int64.
 
     A Feistel network over the smallest even number of bits that covers the range, repeated until the result
-    is in the range (cycle walking; Black and Rogaway 2002), so it is a bijection for every key."""
-    if not 0 <= index < size:
-        raise IndexError(f"{index} is outside range({size})")
-    half = ((size - 1).bit_length() + 1) // 2
-    mask = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & mask
-        for round_number in range(_ROUNDS):
-            left, right = right, left ^ (_mix(right, key, round_number) & mask)
-        index = left << half | right
-        if index < size:
-            return index
-
-
-def permuted_array(indices: np.ndarray, size: int, key: int) -> np.ndarray:
-    """`permuted` of every index of an array, as int64; indices must lie in range(size)."""
-    if len(indices) < 32:  # Python's integers are faster for a few
-        return np.array([permuted(int(index), size, key) for index in indices], dtype=np.int64)
-    if indices.min() < 0 or indices.max() >= size:
+    is in the range (cycle walking; Black and Rogaway 2002), so it is a bijection for every key.
+    """
+    if len(indices) and not 0 <= indices.min() <= indices.max() < size:
         raise IndexError(f"an index is outside range({size})")
     half = np.uint64(((size - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << int(half)) - 1)
@@ -55,7 +38,7 @@ def permuted_array(indices: np.ndarray, size: int, key: int) -> np.ndarray:
     while len(waiting):
         left, right = current >> half, current & mask
         for round_number in range(_ROUNDS):
-            left, right = right, left ^ (_mix_array(right, key, round_number) & mask)
+            left, right = right, left ^ (_mix(right, key, round_number) & mask)
         current = left << half | right
         inside = current < np.uint64(size)
         result[waiting[inside]] = current[inside]
@@ -63,17 +46,8 @@ def permuted_array(indices: np.ndarray, size: int, key: int) -> np.ndarray:
     return result
 
 
-# splitmix64's finaliser (Steele et al. 2014) over the half, the key and the round. uint64 overflow wraps.
-
-
-def _mix(value: int, key: int, round_number: int) -> int:
-    z = (key + (value << 3 | round_number) * 0x9E3779B97F4A7C15) & _MASK
-    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & _MASK
-    return z ^ z >> 31
-
-
-def _mix_array(value: np.ndarray, key: int, round_number: int) -> np.ndarray:
+def _mix(value: np.ndarray, key: int, round_number: int) -> np.ndarray:
+    """splitmix64's finaliser (Steele et al. 2014) over value, key and round; uint64 overflow wraps."""
     u = np.uint64
     z = (value << u(3) | u(round_number)) * u(0x9E3779B97F4A7C15) + u(key)
     z = (z ^ z >> u(30)) * u(0xBF58476D1CE4E5B9)

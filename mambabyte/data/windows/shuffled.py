@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mambabyte.data.corpus.corpus import ByteCorpus
-from mambabyte.data.windows.permutation import hash64, permuted_array
+from mambabyte.data.windows.permutation import hash64, permuted
 from mambabyte.data.windows.policies import POLICIES, Window, assemble
 from mambabyte.errors import UserError
 
@@ -100,7 +100,7 @@ class ShuffledWindows:
         spans = []
         for epoch in np.unique(epochs).tolist():
             key = hash64(self._policy.seed, epoch)
-            spans.append(self._policy.spans(epoch, permuted_array(indices[epochs == epoch], len(self), key)))
+            spans.append(self._policy.spans(epoch, permuted(indices[epochs == epoch], len(self), key)))
         starts, stops = zip(*spans, strict=True)
         return np.concatenate(starts), np.concatenate(stops)
 

@@ -83,16 +83,13 @@ class Reader:
     readers: int
 
     def windows(self, position: StreamPosition) -> Iterator[tuple[CutWindow, StreamPosition]]:
-        """Endless windows from a position on, each with its resume position.
-
-        Raises:
-            UserError: there are no windows.
-        """
+        """Endless windows from a position on, each with its resume position."""
         served = position.taken
         for start, block in self._blocks(position._replace(taken=0)):
             key = hash64(self.seed, self.number, *start)
-            for index in range(served, len(block)):
-                yield block[permuted(index, len(block), key)], start._replace(taken=index + 1)
+            order = permuted(np.arange(served, len(block)), len(block), key).tolist()
+            for taken, index in enumerate(order, start=served + 1):
+                yield block[index], start._replace(taken=taken)
             served = 0
             del block  # before the next one is read
 
@@ -101,11 +98,13 @@ class Reader:
         row ``part`` on."""
         count, key = len(self.units), hash64(self.seed, epoch)
         if count >= self.readers:
-            return [(permuted(index, count, key), 0, 1) for index in range(self.number, count, self.readers)]
+            mine = permuted(np.arange(self.number, count, self.readers), count, key)
+            return [(unit, 0, 1) for unit in mine.tolist()]
         turn, index = divmod(self.number, count)
         parts = len(range(index, self.readers, count))
+        unit = int(permuted(np.array([index]), count, key)[0])
         # Rotated with the epoch, so that no reader is always without documents.
-        return [(permuted(index, count, key), (turn + epoch) % parts, parts)]
+        return [(unit, (turn + epoch) % parts, parts)]
 
     def _blocks(self, start: StreamPosition) -> Iterator[tuple[StreamPosition, list[CutWindow]]]:
         empty_epochs = -1 if start.unit or start.window else 0  # the rest of an epoch may be empty

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import mambabyte
-from mambabyte.data.corpus.corpus import ByteCorpus, prepare
+from mambabyte.data.corpus.corpus import ByteCorpus, MappedCorpus, prepare
 from mambabyte.data.sources.documents import Document
 from mambabyte.errors import UserError
 
@@ -59,7 +59,7 @@ def test_max_bytes_cuts_the_last_document(memory_source, tmp_path):
     assert prepare(memory_source(CONTENTS), "train", tmp_path, max_bytes=10**6).num_documents == 3
 
 
-def test_mapping_is_pickled_by_place(memory_source, tmp_path):
+def test_mapping_is_pickled_by_path(memory_source, tmp_path):
     corpus = prepare(memory_source([bytes(10**6)]), "train", tmp_path)
     pickled = pickle.dumps(corpus)
     assert len(pickled) < 1000
@@ -79,7 +79,7 @@ class Stops(Exception):
 @pytest.fixture
 def stopping_source(memory_source):
     class StoppingSource(memory_source):
-        """Raises when it comes to a document of `stops`, once; remembers which documents it was asked for."""
+        """Raises once at each document in `stops`; records which documents it has yielded."""
 
         def __init__(self, contents, stops=()):
             super().__init__(contents)
@@ -104,7 +104,7 @@ def contents_of(folder):
 
 
 @pytest.mark.parametrize("max_bytes", [None, 3000])
-def test_interrupted_preparation_goes_on_and_ends_with_the_same_bytes(max_bytes, stopping_source, tmp_path):
+def test_interrupted_preparation_resumes_and_ends_with_the_same_bytes(max_bytes, stopping_source, tmp_path):
     contents = [bytes([number]) * (37 * number % 501) for number in range(30)]  # number 0 is empty
     whole = prepare(stopping_source(contents), "train", tmp_path / "whole", max_bytes)
     source = stopping_source(contents, stops=[1, 2, 11])
@@ -114,13 +114,13 @@ def test_interrupted_preparation_goes_on_and_ends_with_the_same_bytes(max_bytes,
         assert not [path for path in (tmp_path / "parts").iterdir() if path.name[0] != "."]
     corpus = prepare(source, "train", tmp_path / "parts", max_bytes)
     assert contents_of(corpus.folder) == contents_of(whole.folder)
-    # The empty document alone is no reason to keep anything, so that number 0 was asked for twice.
+    # Nothing is kept for an empty document alone, so number 0 is read twice.
     assert source.given[:2] == [0, 0]
     assert source.given[2:] == list(range(1, source.given[-1] + 1))
     assert [path.name for path in (tmp_path / "parts").iterdir() if path.name[0] == "."] == [".lock"]
 
 
-def test_preparation_goes_on_with_a_source_that_can_only_start_anew(memory_source, tmp_path):
+def test_preparation_resumes_with_a_source_that_cannot_skip(memory_source, tmp_path):
     class Interrupted(memory_source):
         broken = True
 
@@ -139,7 +139,7 @@ def test_preparation_goes_on_with_a_source_that_can_only_start_anew(memory_sourc
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "long", "no file", "no journal", "odd journal"])
-def test_partial_files_are_taken_up_only_if_they_are_what_the_journal_says(damage, stopping_source, tmp_path):
+def test_partial_files_are_resumed_only_if_they_match_the_journal(damage, stopping_source, tmp_path):
     contents = [b"some text", b"more text", b"the rest"]
     source = stopping_source(contents, stops=[2])
     with pytest.raises(Stops):
@@ -151,7 +151,7 @@ def test_partial_files_are_taken_up_only_if_they_are_what_the_journal_says(damag
         data.write_bytes(text.replace(b"e", b"E"))
     elif damage == "short":
         data.write_bytes(text[:-1])
-    elif damage == "long":  # written behind the journal's last entry, by a process that was killed
+    elif damage == "long":  # written after the last entry of the journal, by a process that was killed
         data.write_bytes(text + b"half a docum")
     elif damage == "no file":
         (partial / "offsets.bin").unlink()
@@ -165,7 +165,7 @@ def test_partial_files_are_taken_up_only_if_they_are_what_the_journal_says(damag
     assert source.given == ([0, 1, 2] if damage == "long" else [0, 1, 0, 1, 2])
 
 
-def test_killed_preparation_goes_on(tmp_path):
+def test_killed_preparation_resumes(tmp_path):
     code = f"""
 import os, signal, mambabyte.data.corpus.writer as writing
 from mambabyte.data import Document, prepare
@@ -191,12 +191,12 @@ print("whole")
         lines += done.stdout.split("\n")[:-1]
     assert lines == ["from 0", "from 15", "from 30", "whole"], done.stderr
     (folder,) = (path for path in tmp_path.iterdir() if path.name[0] != ".")
-    corpus = ByteCorpus.open(folder)
+    corpus = MappedCorpus(folder)
     assert corpus.bytes.tobytes() == b"".join(bytes([number]) * 1000 for number in range(40))
     assert hashlib.sha256(corpus.bytes.tobytes()).hexdigest() == corpus.meta["sha256"]["bytes.bin"]
 
 
-def test_document_that_breaks_in_the_middle_is_not_kept(memory_source, tmp_path):
+def test_document_that_fails_in_the_middle_is_not_kept(memory_source, tmp_path):
     class Breaks(Document):
         broken = True
 
@@ -218,7 +218,7 @@ def test_document_that_breaks_in_the_middle_is_not_kept(memory_source, tmp_path)
 
 
 def test_full_disk_is_one_sentence_and_the_next_try_works(memory_source, tmp_path):
-    # A limit on file size stands in for a full disk: write() fails in the same places.
+    # A limit on file size makes write() fail where a full disk would.
     source = memory_source([bytes([number]) * 1_500_000 for number in range(4)])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, hard))
@@ -246,7 +246,7 @@ def test_failure_while_finishing_leaves_no_corpus(place, memory_source, tmp_path
     assert prepare(source, "train", tmp_path).num_documents == 3
 
 
-def test_names_are_looked_up(memory_source, tmp_path):
+def test_names_are_decoded_on_access(memory_source, tmp_path):
     names = prepare(memory_source(CONTENTS), "train", tmp_path).names
     assert (len(names), names[0], names[-1], names[1:]) == (
         3,
@@ -260,7 +260,7 @@ def test_names_are_looked_up(memory_source, tmp_path):
             names[index]
 
 
-def test_folder_that_cannot_be_made_is_one_sentence(memory_source, tmp_path):
+def test_folder_that_cannot_be_created_is_one_sentence(memory_source, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"set data.folder to another place"):
         prepare(memory_source(CONTENTS), "train", tmp_path / "file" / "prepared")
@@ -282,7 +282,7 @@ def test_damaged_folder_is_named(damaged, memory_source, tmp_path):
 
 
 def test_only_one_of_many_at_once_does_the_work(memory_source, tmp_path):
-    # flock excludes threads as it excludes processes, since each opens the lock file for itself.
+    # flock excludes threads like processes, since each opens the lock file itself.
     together = threading.Barrier(4, timeout=20)
 
     class Slow(memory_source):

@@ -37,7 +37,7 @@ def test_chunks_of_any_size_find_the_same(chunk_bytes, make_documents):
     documents = ["".join(words[i % 5] for i in range(n, 3 * n)).encode() for n in range(1, 40)]
     documents += make_documents([200, 3, 50], seed=1)  # hardly any of it is UTF-8
     documents += [b"\xe6\x97", b"\xa5\xe6", b"\xac", b"x\x80" * 40, b"\xf0\x9f\x99", "é".encode()]
-    # what the library says of each document as a whole
+    # what the library finds in each document as a whole
     invalid = [
         sum(0xDC80 <= ord(char) <= 0xDCFF for char in document.decode("utf-8", "surrogateescape"))
         for document in documents

@@ -103,7 +103,7 @@ def test_path_may_be_a_file_a_glob_or_a_list(tmp_path):
     assert list(everything(both)) == ["a/2.md", "b/3.txt"]
 
 
-def test_prepared_data_below_the_path_is_no_document(tmp_path):
+def test_prepared_data_below_the_path_is_not_a_document(tmp_path):
     from mambabyte.data import prepare
 
     (tmp_path / "a.txt").write_text("text")
@@ -137,7 +137,7 @@ def test_single_document_gives_its_tail(tmp_path):
     assert everything(source, "validation") == {"book.txt": data[180:]}
 
 
-def test_few_documents_on_one_side_give_their_tails(tmp_path):
+def test_few_documents_in_one_split_give_their_tails(tmp_path):
     names = [name for name in map(str, range(20)) if not held_out(name, 0.5)][:2]
     for name in names:
         (tmp_path / name).write_bytes(b"t" * 10 + b"v" * 10)
@@ -182,7 +182,7 @@ def test_missing_parquet_column_names_those_that_exist(tmp_path):
     assert all_of(tmp_path, text_column="body") == {"a.parquet:0": b"y"}
 
 
-def test_files_that_are_not_there(tmp_path):
+def test_missing_files(tmp_path):
     with pytest.raises(UserError, match="no file matches"):
         all_of(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no bytes"):

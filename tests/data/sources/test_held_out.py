@@ -23,7 +23,7 @@ def contents(source, split):
     return [document.data for document in source.documents(split)]
 
 
-def test_every_document_is_on_one_side_and_copies_are_on_the_same(folder):
+def test_every_document_is_in_one_split_and_copies_are_in_the_same(folder):
     source = HeldOutSource(path=str(folder), validation_fraction=0.2)
     train, validation = contents(source, "train"), contents(source, "validation")
     assert len(train) + len(validation) == 200
@@ -44,13 +44,13 @@ def test_streaming_sees_what_is_prepared(fraction, split, folder):
     assert list(streamed(source, split)) == contents(source, split)
 
 
-def test_units_are_told_apart(folder):
+def test_units_have_different_identities(folder):
     source, other = (HeldOutSource(path=str(folder), validation_fraction=f) for f in (0.1, 0.2))
     units = [*source.units("train"), *source.units("validation"), *other.units("train")]
     assert len({json.dumps(unit.identity) for unit in units}) == len(units) == 3 * 7
 
 
-def test_goes_on_behind_documents_of_its_side(folder):
+def test_skips_documents_of_its_split(folder):
     source = HeldOutSource(path=str(folder), validation_fraction=0.2)
     whole = list(source.documents("validation"))
     assert list(source.documents_after("validation", 5)) == whole[5:]

@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Makes load_dataset_builder raise what the hub's client would, or give these files."""
+    """hub(error or files) -> a source whose load_dataset_builder raises the error or finds the files."""
 
     def answer(found):
         def load_dataset(*arguments, **options):
@@ -54,7 +54,7 @@ def expected(row):
 
 
 @pytest.mark.parametrize("download", [False, True])
-def test_goes_on_behind_documents_without_reading_their_row_groups(download, folder, monkeypatch):
+def test_skips_documents_without_reading_their_row_groups(download, folder, monkeypatch):
     read = []
     documents = RowGroup.documents
     monkeypatch.setattr(RowGroup, "documents", lambda group: read.append(group) or documents(group))
@@ -70,7 +70,7 @@ def test_goes_on_behind_documents_without_reading_their_row_groups(download, fol
 def test_expected_bytes_of_local_files(folder):
     source = HuggingFaceSource(path=str(folder))
     held = sum(len(document.data) for document in source.documents("train"))
-    # parquet's own 4 bytes a row and its page headers come on top of these short texts
+    # parquet adds 4 bytes a row and page headers to these short texts
     assert held <= source.expected_bytes("train") < 4 * held
     assert HuggingFaceSource(name="owner/set").expected_bytes("train") is None
 
@@ -91,7 +91,7 @@ def test_local_parquet(place, folder):
     ]
 
 
-def test_downloaded_the_same_documents(folder, monkeypatch, tmp_path):
+def test_a_download_has_the_same_documents(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     cached = HuggingFaceSource(path=str(folder), download=True)
     streamed = HuggingFaceSource(path=str(folder))
@@ -108,7 +108,7 @@ def test_units_are_row_groups_in_order(folder):
 
 
 def test_units_of_the_hub(hub):
-    """What the loopback hub of tests/hub does not show: other formats, and a split that is not there."""
+    """What the loopback hub of tests/hub does not cover: other formats, and a missing split."""
     source = hub({"train": ["hf://datasets/owner/set@0/train.jsonl"]})
     with pytest.raises(UserError, match=r"'owner/set' is not published as parquet .*data\.streaming=false"):
         source.units("train")
@@ -130,7 +130,7 @@ def test_identity_of_a_hub_revision(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *arguments, **options: Info)
     assert HuggingFaceSource(name="owner/set").identity()["revision"] == "a" * 40
-    # A commit needs nobody to be asked.
+    # For a commit, the hub is not asked.
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", None)
     assert HuggingFaceSource(name="owner/set", revision="b" * 40).identity()["revision"] == "b" * 40
 

@@ -12,7 +12,7 @@ from mambabyte.errors import UserError
 
 
 class CountingShard(LocalShard):
-    """Notes which bytes are read."""
+    """Records which bytes are read."""
 
     def read(self, start, end):
         reads.append((start, end))
@@ -35,7 +35,7 @@ def contents(groups):
 @pytest.mark.parametrize("kind", ["string", "large_string", "binary", "large_binary"])
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
 @pytest.mark.parametrize("use_dictionary", [False, True])
-def test_rows_of_every_kind_come_as_they_are(kind, compression, use_dictionary, tmp_path):
+def test_rows_of_every_kind_are_unchanged(kind, compression, use_dictionary, tmp_path):
     rows = ["a", "", "naïve ☃", "a", None, "long " * 3000, *map(str, range(20))]
     if "binary" in kind:
         rows = [row if row is None else row.encode() + b"\xff\xfe" for row in rows]
@@ -109,7 +109,7 @@ def test_identity_changes_with_the_shard(tmp_path):
     assert identity(["same", "size"]) != first
 
 
-def test_what_is_no_whole_parquet_file_is_one_sentence(tmp_path):
+def test_an_incomplete_parquet_file_is_one_sentence(tmp_path):
     shard = write(tmp_path / "a.parquet", ["text"] * 10)
     whole = (tmp_path / "a.parquet").read_bytes()
     for broken in (b"", b"PAR1", whole[:-5], whole[: len(whole) // 2]):
@@ -138,7 +138,7 @@ def test_damaged_pages_are_one_sentence(tmp_path):
         contents(groups)
 
 
-def test_columns_that_will_not_do(tmp_path):
+def test_columns_that_hold_no_text(tmp_path):
     shard = write(tmp_path / "a.parquet", [1, 2])
     with pytest.raises(UserError, match=r"holds int64, not text; set data\.text_column"):
         row_groups(shard, "text")

@@ -19,7 +19,7 @@ BOOKS = {"train": 3, "validation": 1, "test": 2}
 
 @pytest.fixture
 def texts(tmp_path):
-    """The layout of the authors' storage, with the lists beside it."""
+    """The layout of the authors' storage, with the lists of files."""
     folder = tmp_path / "texts"
     for split, count in BOOKS.items():
         (folder / split).mkdir(parents=True)
@@ -32,7 +32,7 @@ def texts(tmp_path):
 
 @pytest.fixture
 def server(texts, monkeypatch):
-    """Serves the folder on loopback; `faults` are answered first, one status a request."""
+    """Serves the folder on loopback; first answers one request each with the statuses in `faults`."""
     faults, asked = [], []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -83,7 +83,7 @@ def test_texts_by_url_are_those_of_the_folder(texts, server):
     assert source.identity()["texts"] == server.url
 
 
-def test_servers_faults_are_tried_again(server):
+def test_faults_of_the_server_are_retried(server):
     server.faults += [500, 503, 429]
     assert contents(PG19TextsSource(server.url, lists=server.url)) == EXPECTED
     server.faults += [404]
@@ -94,7 +94,7 @@ def test_servers_faults_are_tried_again(server):
         contents(PG19TextsSource(server.url, lists=server.url))
 
 
-def test_interrupted_download_fetches_the_rest_only(server, tmp_path):
+def test_interrupted_download_fetches_only_the_rest(server, tmp_path):
     class Stopping(PG19TextsSource):
         stops: ClassVar[list[bool]] = [True, False]
 
@@ -125,10 +125,10 @@ def test_books_are_counted_when_the_whole_split_is_read(kind, texts, tmp_path, m
         rows = pyarrow.table({"text": ["one", "two", "three"]})
         pyarrow.parquet.write_table(rows, tmp_path / "train-0.parquet")
         source = PG19Source(name="owner/pg19", revision="0" * 40, books={"train": 4})
-        source.path = str(tmp_path)  # the hub's part is played by a folder
+        source.path = str(tmp_path)  # a folder instead of the hub
     with pytest.raises(UserError, match=r"holds 3 books and PG19 has 4; .*data.books=null"):
         prepare(source, "train", tmp_path / "prepared")
-    with pytest.raises(UserError, match=r"holds 3 books"):  # the second try goes on behind all three
+    with pytest.raises(UserError, match=r"holds 3 books"):  # the second attempt resumes after all three
         prepare(source, "train", tmp_path / "prepared")
     assert prepare(source, "train", tmp_path / "prepared", max_bytes=2).num_bytes == 2
     source.books = {"train": 3}

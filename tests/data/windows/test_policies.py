@@ -8,10 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mambabyte.data.windows.permutation import hash64, permuted
+from mambabyte.data.windows.permutation import hash64
 from mambabyte.data.windows.policies import POLICIES, Window
 from mambabyte.data.windows.shuffled import ShuffledWindows
 from mambabyte.errors import UserError
+from tests.data.windows.definitions import permuted
 
 CONTEXT = 8
 LENGTHS = [1, 2, 30, 8, 9, 10, 1, 1, 17, 16, 100]
@@ -22,7 +23,7 @@ def epoch_windows(policy, epoch=0):
 
 
 def scored_pairs(windows):
-    """How often each (byte, next byte) is asked for; pairs of random bytes hardly ever repeat by chance."""
+    """How often each (byte, next byte) is scored; pairs of random bytes hardly ever repeat by chance."""
     pairs = Counter()
     for window in windows:
         scored = window["targets"] >= 0
@@ -109,19 +110,19 @@ def test_random_per_document_visits_each_document_once(make_corpus):
             assert set(window["targets"][window["targets"] >= 0]) == {window["bytes"][0]}
 
 
-def test_random_per_document_reaches_every_place_evenly(make_corpus):
+def test_random_per_document_reaches_every_offset_evenly(make_corpus):
     document = bytes(range(CONTEXT + 4))
     policy = ShuffledWindows("random_per_document", make_corpus([document]), CONTEXT, seed=0)
     windows = [policy.window(epoch, 0) for epoch in range(400)]
     counts = Counter(int(window["bytes"][0]) for window in windows)
-    # Four places, 100 expected at each, standard deviation 9; five of them allowed.
+    # Four offsets, 100 expected at each, standard deviation 9; five of them allowed.
     assert sorted(counts) == [0, 1, 2, 3]
     assert all(55 < count < 145 for count in counts.values())
     assert all(window["document_start"][0] == (window["bytes"][0] == 0) for window in windows)
 
 
 def cut(document, start, context_length):
-    """The window that begins at `start` of one document; what is missing behind is padded."""
+    """The window that begins at `start` of one document, padded after its end."""
     inputs = document[start : start + context_length]
     following = document[start + 1 : start + 1 + context_length]
     window = Window(
@@ -136,7 +137,7 @@ def cut(document, start, context_length):
 
 
 def windows_one_by_one(name, documents, seed, positions):
-    """The same windows from their definitions, without numpy's help."""
+    """The same windows by their definitions, one at a time."""
     text, begins = b"".join(documents), [0, *itertools.accumulate(map(len, documents))]
     array = np.frombuffer(text, dtype=np.uint8)
     if name == "packed":
@@ -169,7 +170,7 @@ def windows_one_by_one(name, documents, seed, positions):
 def test_batches_hold_the_windows_of_their_positions(name, lengths, make_corpus, make_documents):
     documents = make_documents(lengths)
     policy = ShuffledWindows(name, make_corpus(documents), CONTEXT, seed=3)
-    # Over the borders of epochs and of the chunks in which places are worked out, backwards too.
+    # Across the borders of epochs and of the chunks in which spans are computed, backwards too.
     for positions in (range(7), range(1020, 3080), [2, 5000, 1, 1024, 1023], [7]):
         batch = policy.batch(np.array(positions))
         for row, window in enumerate(windows_one_by_one(name, documents, 3, positions)):
@@ -201,7 +202,7 @@ def test_policy_is_pickled_without_the_windows(name, make_corpus, make_documents
     policy = ShuffledWindows(name, make_corpus(make_documents([10_000])), CONTEXT, seed=0)
     first = policy.batch(np.arange(4))
     pickled = pickle.dumps(policy)
-    # A chunk of places is 16 KiB; the view of all rows, written out, would be 90 KB more.
+    # The view of all rows, written out, would be 90 KB.
     assert len(pickled) < 50_000
     assert np.array_equal(pickle.loads(pickled).batch(np.arange(4))["bytes"], first["bytes"])
 

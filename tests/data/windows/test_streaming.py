@@ -18,7 +18,7 @@ LENGTHS = [30, 1, 5, 0, 17, 9, 100, 2, 64, 8, 0, 25]
 
 @pytest.fixture
 def make_units(memory_unit, make_documents):
-    """make_units(n, 5) -> n units of 5 documents each, whose lengths differ; all bytes of all are random."""
+    """make_units(n, 5) -> n units of 5 documents of random bytes, of different lengths."""
 
     def make(count, documents=12):
         contents = make_documents([LENGTHS[i % len(LENGTHS)] for i in range(count * documents)])
@@ -37,7 +37,7 @@ def content(window):
 
 
 def epoch_of(reader, epoch):
-    """The windows of one epoch, in their order."""
+    """The windows of one epoch, in order."""
     windows = []
     for window, position in reader.windows(StreamPosition(epoch)):
         if position.epoch != epoch:
@@ -55,13 +55,13 @@ def whole_epoch(units, policy, epoch, readers):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("number", "readers"), [(0, 1), (1, 3), (4, 6)])
-def test_every_place_resumes_exactly(policy, number, readers, make_units):
+def test_every_position_resumes_exactly(policy, number, readers, make_units):
     stream = reader(make_units(4), policy, number, readers)
     served = list(islice(stream.windows(StreamPosition()), 150))
     assert served[-1][1].epoch >= 1
     for index in range(0, 140):
-        place = StreamPosition(**json.loads(json.dumps(served[index][1]._asdict())))
-        again = islice(stream.windows(place), 9)
+        position = StreamPosition(**json.loads(json.dumps(served[index][1]._asdict())))
+        again = islice(stream.windows(position), 9)
         assert [(content(w), p) for w, p in again] == [
             (content(w), p) for w, p in served[index + 1 : index + 10]
         ]
@@ -70,7 +70,7 @@ def test_every_place_resumes_exactly(policy, number, readers, make_units):
 @pytest.mark.parametrize("policy", ["contiguous", "packed"])
 @pytest.mark.parametrize("readers", [1, 2, 3, 4, 8, 16])
 @pytest.mark.parametrize("count", [1, 4, 23])
-def test_readers_share_out_every_byte_of_an_epoch_once(policy, readers, count, make_units):
+def test_readers_serve_every_byte_of_an_epoch_once(policy, readers, count, make_units):
     units = make_units(count, documents=17)
     pairs = Counter(pair for unit in units for document in unit.contents for pair in pairwise(document))
     for epoch in (0, 1):
@@ -85,7 +85,7 @@ def test_readers_share_out_every_byte_of_an_epoch_once(policy, readers, count, m
 
 @pytest.mark.parametrize("readers", [1, 2, 3, 4, 8, 16])
 @pytest.mark.parametrize("count", [1, 4, 23])
-def test_readers_share_out_every_document_of_an_epoch_once(readers, count, memory_unit):
+def test_readers_serve_every_document_of_an_epoch_once(readers, count, memory_unit):
     documents = [number.to_bytes(2, "big") * 3 for number in range(count * 9)]
     units = [memory_unit(documents[i * 9 : (i + 1) * 9]) for i in range(count)]
     for epoch in (0, 3):
@@ -134,13 +134,13 @@ def test_no_reader_is_left_out_where_documents_are_few(memory_unit):
         assert {int(window.text[0]) for window, _ in islice(stream.windows(StreamPosition()), 3)} == {0, 1, 2}
 
 
-def test_a_stream_without_windows_is_told(memory_unit):
+def test_a_stream_without_windows_is_one_sentence(memory_unit):
     with pytest.raises(UserError, match=r"reader 2 of 3.*context_length=8"):
         next(reader([memory_unit([b"x", b""])], number=1, readers=3).windows(StreamPosition()))
 
 
 def test_memory_is_that_of_a_block_however_long_the_unit(memory_unit):
-    """A unit that would be 10 GB: only as much of it is asked for as the block in use holds."""
+    """Of a unit that would be 10 GB, only as much is decoded as the current block holds."""
 
     class Endless:
         identity = "endless"
