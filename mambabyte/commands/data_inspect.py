@@ -43,14 +43,11 @@ def run(settings: DataInspectSettings) -> None:
     """
     import numpy as np
 
-    from mambabyte.data import prepare
     from mambabyte.data.corpus.inspection import inspect_corpus, plot_inspection
     from mambabyte.runtime.progress import Progress
 
     data, split = settings.data, settings.split
-    limit = data.validation_bytes if split == "validation" else None
-    limit = min((size for size in (limit, settings.max_bytes) if size is not None), default=None)
-    corpus = prepare(data.build_source(), split, data.folder, limit)
+    corpus = data.prepare(split, settings.max_bytes)
     progress = Progress(f"inspecting {split} data", corpus.num_bytes)
     try:
         inspection = inspect_corpus(corpus, progress.show)

@@ -27,7 +27,6 @@ def run(settings: DataPrepareSettings) -> None:
     Raises:
         UserError: the data cannot be read, has no such split, or the folder cannot be written.
     """
-    from mambabyte.data import prepare
     from mambabyte.data.corpus.corpus import MappedCorpus
     from mambabyte.data.sources.documents import SPLITS
     from mambabyte.runtime.units import counted
@@ -36,9 +35,7 @@ def run(settings: DataPrepareSettings) -> None:
     splits = getattr(source, "splits", SPLITS) if settings.split == "all" else (settings.split,)
     found: dict[str, MappedCorpus] = {}
     for split in splits:
-        # as training does
-        limit = settings.data.validation_bytes if split == "validation" else None
-        found[split] = corpus = prepare(source, split, settings.data.folder, limit)
+        found[split] = corpus = settings.data.prepare(split)
         if not settings.json:
             documents = counted(corpus.num_documents, "document")
             print(f"{split}: {documents}, {counted(corpus.num_bytes, 'byte')}, in {corpus.folder}")

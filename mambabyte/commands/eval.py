@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from mambabyte.commands import CKPT, JSON, Command, Flag
 from mambabyte.config.composition import CommandSettings
@@ -82,7 +82,11 @@ def run(settings: EvalSettings) -> None:
     with process_group(choose_device(settings.device)) as (device, rank):
         checkpoint = checkpoints.read(settings.ckpt)
         model, training_length = checkpoint.build_model(), checkpoint.config["context_length"]
-        corpus = _corpus(settings, checkpoint.config)
+        own = (
+            settings.data is None
+        )  # the data it was trained on, whose description a stranger may have written
+        data = DataSettings.from_settings(checkpoint.config["data"], "data") if own else settings.data
+        corpus = data.prepare(split, only_ours=own)
         context_length = settings.context_length or training_length
         protocol = Protocol(
             settings.protocol, context_length, settings.stride, settings.batch_size, settings.precision
@@ -125,16 +129,6 @@ def run(settings: EvalSettings) -> None:
         else:
             lines = [line for study in found.values() for line in study.lines]
             print("\n".join([f"{split}: {result}", *lines]))
-
-
-def _corpus(settings: EvalSettings, trained: dict[str, Any]) -> ByteCorpus:
-    from mambabyte.data import prepare
-
-    data = settings.data or DataSettings.from_settings(trained["data"], "data")
-    source = data.build_source(only_ours=settings.data is None)
-    # the figure that ends a training run is over this many bytes
-    limit = data.validation_bytes if settings.split == "validation" else None
-    return prepare(source, settings.split, data.folder, limit)
 
 
 def _metric(flag: str, metric: Metric, help: str) -> Flag:

@@ -9,10 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from mambabyte.config.composition import instantiate
 from mambabyte.config.settings import Settings, fill, setting
 from mambabyte.errors import UserError
 
 if TYPE_CHECKING:
+    from mambabyte.data.corpus.corpus import MappedCorpus
     from mambabyte.data.sources.documents import DocumentSource
 
 _SOURCES = ("Files", "HeldOut", "HuggingFace", "PG19", "PG19Texts", "StandardLibrary")
@@ -55,6 +57,18 @@ class DataSettings(Settings):
     def build_source(self, only_ours: bool = False) -> DocumentSource:
         return source_from_config(self.source, only_ours)
 
+    def prepare(self, split: str, max_bytes: int | None = None, only_ours: bool = False) -> MappedCorpus:
+        """The corpus of one split, of at most ``max_bytes``; validation of at most ``validation_bytes``.
+
+        Raises:
+            UserError: the data cannot be read or written, or has no such split.
+        """
+        from mambabyte.data.corpus.corpus import prepare
+
+        limits = [max_bytes, self.validation_bytes if split == "validation" else None]
+        limit = min((size for size in limits if size is not None), default=None)
+        return prepare(self.build_source(only_ours), split, self.folder, limit)
+
     def with_absolute_paths(self) -> DataSettings:
         """A copy whose files can be found from any working directory, unless the source is not ours: then the
         meaning of its settings is unknown."""
@@ -80,28 +94,14 @@ def source_from_config(description: Mapping[str, Any], only_ours: bool = False) 
             checkpoint, since ``_target_`` can name any callable.
     """
     target = description.get("_target_") if isinstance(description, Mapping) else None
-    if not isinstance(target, str):
-        raise UserError("data.source needs a _target_, such as mambabyte.data.FilesSource")
     if target in _OURS:
-        return fill(getattr(import_module("mambabyte.data"), target.rpartition(".")[2]), description)
+        return fill(getattr(import_module("mambabyte.data"), str(target).rpartition(".")[2]), description)
     if only_ours:
         raise UserError(
             f"this config's data source {target} is not one of mambabyte's own and was not run; choose one "
             "with data="
         )
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return instantiate(description, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"data.source cannot be built from {target}: {reason}") from error
-    except OmegaConfBaseException as error:
-        raise UserError(f"data.source is incomplete: {str(error).splitlines()[0]}") from error
+    return instantiate(description, "data.source")
 
 
 def _is_ours(source: Any) -> bool:
