@@ -82,11 +82,9 @@ def run(settings: EvalSettings) -> None:
     with process_group(choose_device(settings.device)) as (device, rank):
         checkpoint = checkpoints.read(settings.ckpt)
         model, training_length = checkpoint.build_model(), checkpoint.config["context_length"]
-        own = (
-            settings.data is None
-        )  # the data it was trained on, whose description a stranger may have written
-        data = DataSettings.from_settings(checkpoint.config["data"], "data") if own else settings.data
-        corpus = data.prepare(split, only_ours=own)
+        # A checkpoint may come from a stranger, so the data that it names must be of our own classes.
+        data = settings.data or DataSettings.from_settings(checkpoint.config["data"], "data")
+        corpus = data.prepare(split, only_ours=settings.data is None)
         context_length = settings.context_length or training_length
         protocol = Protocol(
             settings.protocol, context_length, settings.stride, settings.batch_size, settings.precision
