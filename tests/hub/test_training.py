@@ -1,4 +1,4 @@
-"""`mambabyte train +experiment=pg19` from the loopback hub ends with the same bits, with faults or without."""
+"""`mambabyte train +experiment=pg19` from the loopback hub ends with the same bits with and without faults."""
 
 from __future__ import annotations
 
