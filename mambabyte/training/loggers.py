@@ -11,10 +11,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.credentials import has_wandb_credentials
-from mambabyte.training.settings import LoggerConfig
+from mambabyte.training.settings import LoggerSettings
 
 
-def build_logger(config: LoggerConfig, run_dir: Path, name: str, settings: dict[str, Any]) -> Logger | None:
+def build_logger(config: LoggerSettings, run_dir: Path, name: str, settings: dict[str, Any]) -> Logger | None:
     """The logger of a run; None for ``csv``, since metrics.csv is always written.
 
     Args:
@@ -35,7 +35,7 @@ def build_logger(config: LoggerConfig, run_dir: Path, name: str, settings: dict[
     return None
 
 
-def _wandb(config: LoggerConfig, run_dir: Path, name: str, settings: dict[str, Any]) -> WandbLogger:
+def _wandb(config: LoggerSettings, run_dir: Path, name: str, settings: dict[str, Any]) -> WandbLogger:
     import wandb
 
     offline = "WANDB_MODE" not in os.environ and not has_wandb_credentials()

@@ -15,7 +15,7 @@ from mambabyte.training.optimizer import OptimizerConfig
 
 
 @dataclass
-class TrainerConfig(Settings):
+class TrainerSettings(Settings):
     """conf/trainer: how long and how wide to train.
 
     Gradients are accumulated over ``global_batch_bytes / (context_length * micro_batch_size * devices)``
@@ -75,7 +75,7 @@ class TrainerConfig(Settings):
 
 
 @dataclass
-class CallbacksConfig(Settings):
+class CallbackSettings(Settings):
     """conf/callbacks: what happens between steps, and every how many optimizer steps (0: never)."""
 
     section: ClassVar[str] = "callbacks"
@@ -110,7 +110,7 @@ class CallbacksConfig(Settings):
 
 
 @dataclass
-class LoggerConfig(Settings):
+class LoggerSettings(Settings):
     """conf/logger: where metrics go besides metrics.csv."""
 
     section: ClassVar[str] = "logger"
@@ -120,7 +120,7 @@ class LoggerConfig(Settings):
 
 
 @dataclass
-class Budget(Settings):
+class BudgetSettings(Settings):
     """conf/budget: what a run may cost; null is no limit."""
 
     section: ClassVar[str] = "budget"
@@ -148,10 +148,10 @@ class TrainSettings(CommandSettings):
     dry_run: bool
     json: bool
     data: DataSettings
-    trainer: TrainerConfig
-    budget: Budget
-    logger: LoggerConfig
-    callbacks: CallbacksConfig
+    trainer: TrainerSettings
+    budget: BudgetSettings
+    logger: LoggerSettings
+    callbacks: CallbackSettings
     # Last, so that a mistake elsewhere is found before their classes import torch.
     optimizer: OptimizerConfig
     model: ByteLMConfig

@@ -22,13 +22,13 @@ from mambabyte.training.callbacks.step_callback import Spikes
 from mambabyte.training.callbacks.validation import Validation
 from mambabyte.training.distributed.launching import SameCheckpoint, started_by_srun
 from mambabyte.training.distributed.strategies import DataParallel, ShardedDataParallel
-from mambabyte.training.settings import TrainerConfig, TrainSettings
+from mambabyte.training.settings import TrainerSettings, TrainSettings
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 def build_trainer(
-    config: TrainerConfig,
+    config: TrainerSettings,
     context_length: int,
     run_dir: Path,
     callbacks: list[Callback],

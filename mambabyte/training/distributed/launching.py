@@ -21,13 +21,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from mambabyte.errors import UserError
-from mambabyte.training.settings import TrainerConfig
+from mambabyte.training.settings import TrainerSettings
 
 _POLL_SECONDS = 0.5
 _ENDED = "all processes of this run end with it; the last checkpoint is intact: repeat the command"
 
 
-def resolve_devices(config: TrainerConfig) -> TrainerConfig:
+def resolve_devices(config: TrainerSettings) -> TrainerSettings:
     """``config`` with numbers for devices and nodes that are ``auto``: those that torchrun or srun has
     started processes for, otherwise this machine's.
 
@@ -49,7 +49,7 @@ def resolve_devices(config: TrainerConfig) -> TrainerConfig:
     return resolved
 
 
-def _launched(config: TrainerConfig) -> tuple[str | None, int, int]:
+def _launched(config: TrainerSettings) -> tuple[str | None, int, int]:
     """The launcher, if there is one; the processes on each node; the nodes."""
     if TorchElasticEnvironment.detect():
         local = int(os.environ["LOCAL_WORLD_SIZE"])

@@ -20,7 +20,7 @@ from mambabyte.models import ByteLM, ByteLMConfig
 from mambabyte.runtime.memory import available_memory
 from mambabyte.runtime.units import byte_count
 from mambabyte.training.activation_checkpointing import checkpoint_activations
-from mambabyte.training.settings import TrainerConfig, TrainSettings
+from mambabyte.training.settings import TrainerSettings, TrainSettings
 
 _WEIGHT_BYTES = 4  # fp32, also where the arithmetic is bf16
 _COMFORTABLE = 0.75  # of the available memory: allocators and kernels need more than is counted here
@@ -65,7 +65,7 @@ class MemoryBudget:
         available: the bytes it has for this process; None if the system does not report them.
     """
 
-    def __init__(self, config: ByteLMConfig, settings: TrainerConfig, context_length: int) -> None:
+    def __init__(self, config: ByteLMConfig, settings: TrainerSettings, context_length: int) -> None:
         self.device = training_device(settings.accelerator)
         memory = available_memory(self.device)
         sharing = int(settings.devices) if self.device.type == "cpu" else 1
@@ -151,7 +151,7 @@ def training_device(accelerator: str) -> torch.device:
 
 
 def peak_of_a_pass(
-    config: ByteLMConfig, settings: TrainerConfig, context_length: int, device: torch.device
+    config: ByteLMConfig, settings: TrainerSettings, context_length: int, device: torch.device
 ) -> int:
     """The peak bytes of one micro-batch's forward and backward pass on ``device``, without weights and
     gradients. The device is not used and need not be large enough.
