@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from mambabyte.checkpoints import FORMAT
 from mambabyte.models import ByteLM
+from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.distributed.fsdp import shard, unsharded_copy
-from mambabyte.training.optimizer import OptimizerConfig
+from mambabyte.training.settings import TrainSettings
 from mambabyte.training.spikes import SpikeDetector, SpikePolicy
 
 
@@ -25,7 +26,7 @@ class ByteLMModule(LightningModule):
     Measurements stay on the device until callbacks log them, so that no step waits for the host.
 
     Args:
-        config: the resolved configuration, stored in every checkpoint.
+        config: the configuration to store in every checkpoint.
         policy: what to do about spikes in loss or gradient; None if :meth:`check_spikes` is never called.
 
     Attributes:
@@ -33,20 +34,15 @@ class ByteLMModule(LightningModule):
     """
 
     def __init__(
-        self,
-        model: ByteLM,
-        optimizer: OptimizerConfig,
-        max_steps: int,
-        gradient_clip: float | None,
-        config: dict[str, Any],
-        policy: SpikePolicy | None = None,
+        self, settings: TrainSettings, config: dict[str, Any], policy: SpikePolicy | None = None
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = settings.model.build()
+        if settings.trainer.activation_checkpointing:
+            checkpoint_activations(self.model)
         self.seconds_excluded = 0.0
-        self._optimizer_config = optimizer
-        self._max_steps = max_steps
-        self._clip = math.inf if gradient_clip is None else gradient_clip
+        self._settings = settings
+        self._clip = math.inf if settings.trainer.gradient_clip is None else settings.trainer.gradient_clip
         self._config = config
         self._policy = policy
         self._restored: dict[str, Any] | None = None
@@ -66,19 +62,19 @@ class ByteLMModule(LightningModule):
     @property
     def training_flops_per_byte(self) -> float:
         """Analytic, for windows of the configured length."""
-        return self.model.flops_per_byte(self._config["context_length"]).training
+        return self.model.flops_per_byte(self._settings.context_length).training
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self._optimizer_config.build(self.model)
+        return self._settings.optimizer.build(self.model)
 
     def on_train_start(self) -> None:
         # a resumed optimizer has the hyperparameters it was saved with: use this command's
-        self._optimizer_config.apply(self.trainer.optimizers[0])
+        self._settings.optimizer.apply(self.trainer.optimizers[0])
         self.gradient_norm = torch.zeros((), device=self.device)
         self._step_sums = torch.zeros(2, device=self.device)  # nats, scored bytes of this rank in this step
         # nats, scored bytes, steps, clipped steps of all ranks since the last row of metrics
         self._row_sums = torch.zeros(4, device=self.device)
-        self._spikes = SpikeDetector(None if self._policy is None else self._policy.threshold, self.device)
+        self._spikes = SpikeDetector(self._settings.trainer.spike_threshold, self.device)
         if self._restored is not None:
             self._row_sums.copy_(self._restored["row_sums"])
             self._spikes.load_state_dict(self._restored["spikes"])
@@ -106,7 +102,7 @@ class ByteLMModule(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, *unused: Any, **also_unused: Any
     ) -> None:
-        # called before every optimizer step; measures the norm even without clipping
+        # measures the norm even without clipping
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         sums = torch.cat((self._step_sums, norm[None]))
@@ -127,7 +123,7 @@ class ByteLMModule(LightningModule):
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of optimizer step ``step``, counted from 0."""
-        return self._optimizer_config.learning_rate_at(step, self._max_steps)
+        return self._settings.optimizer.learning_rate_at(step, self._settings.trainer.max_steps)
 
     def take_row(self) -> dict[str, float]:
         """Training bits per byte since the last call, over all ranks (nan if no byte was scored), the share

@@ -16,6 +16,7 @@ from torch import Tensor
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.training.readback import DeferredReadback
+from mambabyte.training.settings import TrainSettings
 
 HISTORY = 128  # steps that the mean and the standard deviation are taken over
 MIN_HISTORY = HISTORY // 2
@@ -104,33 +105,27 @@ class SpikeDetector:
 
 
 class SpikePolicy:
-    """Saves the windows of a spike to ``folder``, then stops the run or lets it skip the step.
+    """Saves the windows of a spike to ``run_dir``/spikes, then stops the run or lets it skip the step."""
 
-    Args:
-        action: ``stop`` or ``skip``.
-        threshold: see :class:`SpikeDetector`.
-    """
-
-    def __init__(self, folder: Path, action: str, threshold: float | None) -> None:
-        self.threshold = threshold
-        self._folder = folder
-        self._action = action
+    def __init__(self, settings: TrainSettings) -> None:
+        self._folder = settings.run_dir / "spikes"
+        self._skip = settings.trainer.on_spike == "skip"
 
     def apply(self, spike: Spike, trainer: Trainer) -> None:
         """Save the windows of ``spike`` and report it.
 
         Raises:
-            UserError: the action is ``stop``, or this is the tenth spike in a row.
+            UserError: ``trainer.on_spike`` is ``stop``, or this is the tenth spike in a row.
         """
         path = self._save(spike, trainer)
         finite = math.isfinite(spike.loss) and math.isfinite(spike.gradient_norm)
         what = "is far above its usual size" if finite else "is not a finite number"
-        if self._action == "skip" and spike.in_a_row < _MAX_IN_A_ROW:
+        if self._skip and spike.in_a_row < _MAX_IN_A_ROW:
             if trainer.is_global_zero:
                 sentence = f"skipped step {spike.step}, whose loss or gradient {what}; its windows: {path}"
                 print(f"mambabyte: {sentence}", file=sys.stderr)
             return
-        since = f", the last of {spike.in_a_row} in a row," if self._action == "skip" else ""
+        since = f", the last of {spike.in_a_row} in a row," if self._skip else ""
         raise UserError(
             f"training diverged: at step {spike.step}{since} the loss or its gradient {what} (its windows: "
             f"{path}); the last checkpoint, if there is one, predates it: lower optimizer.learning_rate or "

@@ -1,8 +1,7 @@
 """metrics.csv: a row per logged step, from which every plot of a run is made."""
 
 import time
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -12,10 +11,11 @@ from mambabyte.training.callbacks.progress import ProgressLine
 from mambabyte.training.callbacks.step_callback import StepCallback, is_due
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.planning.peak_flops import peak_flops
+from mambabyte.training.settings import TrainSettings
 
 
 class Metrics(StepCallback):
-    """Writes a row every ``every`` steps and at validations; also to the progress line and the logger.
+    """Writes a row every ``log_every`` steps and at validations; also to the progress line and the logger.
 
     ``bytes`` (in all windows so far), ``seconds`` (spent on steps) and ``skipped_steps`` (those the optimizer
     did not take) are totals of the run, resumptions included. ``bits_per_byte``, ``bytes_per_second`` and
@@ -25,14 +25,13 @@ class Metrics(StepCallback):
     their :meth:`~StepCallback.columns`; they must come before this one.
     """
 
-    def __init__(
-        self, path: Path, every: int, validate_every: int, max_steps: int, bytes_per_step: int
-    ) -> None:
-        self._path = path
-        self._every = every
-        self._validate_every = validate_every
-        self._max_steps = max_steps
-        self._bytes_per_step = bytes_per_step
+    _module: ByteLMModule
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self._path = settings.run_dir / "metrics.csv"
+        self._settings = settings
+        self._max_steps = settings.trainer.max_steps
+        self._bytes_per_step = settings.trainer.global_batch_bytes
         self._seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -40,8 +39,6 @@ class Metrics(StepCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds = float(state_dict["seconds"])
-
-    _module: ByteLMModule
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -52,13 +49,15 @@ class Metrics(StepCallback):
             # steps after the checkpoint are repeated: drop their rows
             keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
             write_metrics(self._path, keep)
-            self._seconds_per_byte = _seconds_per_byte_at_peak(trainer, module)
+            peak = peak_flops(trainer.strategy.root_device, self._settings.trainer.precision)
+            self._seconds_per_byte = module.training_flops_per_byte / (peak.flops * trainer.world_size)
         self._memory = PeakMemory(trainer.strategy.root_device)
         self._begin_row(trainer.global_step)
 
     def is_logged(self, step: int) -> bool:
         """Whether a row is written after ``step``."""
-        return is_due(step, self._every) or is_due(step, self._validate_every) or step == self._max_steps
+        every = self._settings.callbacks
+        return is_due(step, every.log_every) or is_due(step, every.validate_every) or step == self._max_steps
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
         if not self.is_logged(step):
@@ -95,10 +94,3 @@ class Metrics(StepCallback):
 
     def _since_row(self) -> float:
         return time.perf_counter() - self._module.seconds_excluded - self._row_start
-
-
-def _seconds_per_byte_at_peak(trainer: Trainer, module: ByteLMModule) -> float:
-    """How long training on a byte would take with all devices at their peak."""
-    precision: Literal["fp32", "bf16"] = "bf16" if "bf16" in str(trainer.precision) else "fp32"
-    peak = peak_flops(trainer.strategy.root_device, precision).flops * trainer.world_size
-    return module.training_flops_per_byte / peak

@@ -63,11 +63,9 @@ def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in "ab")
 
     def seconds() -> float:
-        _synchronize(device)
-        start = time.perf_counter()
+        start = synchronized_clock(device)
         torch.mm(a, b)
-        _synchronize(device)
-        return time.perf_counter() - start
+        return synchronized_clock(device) - start
 
     seconds()  # warm-up
     deadline, fastest = time.perf_counter() + MEASURING_SECONDS, seconds()
@@ -76,6 +74,8 @@ def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / fastest
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronized_clock(device: torch.device) -> float:
+    """The clock in seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()
