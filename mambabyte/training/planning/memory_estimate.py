@@ -71,11 +71,11 @@ class MemoryBudget:
         sharing = int(settings.devices) if self.device.type == "cpu" else 1
         self.available = None if memory is None else memory // sharing
         self.config, self._settings, self._context_length = config, settings, context_length
-        self._passes: dict[int, int] = {}
+        self._activations = functools.cache(self._peak_of_a_pass)
 
     @classmethod
     def of(cls, settings: TrainSettings) -> MemoryBudget:
-        """That of a run, its devices counted."""
+        """The memory budget of a run with resolved devices."""
         return cls(settings.model, settings.trainer, settings.context_length)
 
     @functools.cached_property
@@ -90,8 +90,9 @@ class MemoryBudget:
 
     def estimate(self, micro_batch_size: int) -> MemoryEstimate:
         """Extrapolated from one and two windows: activations grow linearly."""
-        one = self._pass(1)
-        activations = one if micro_batch_size == 1 else one + (micro_batch_size - 1) * (self._pass(2) - one)
+        activations = one = self._activations(1)
+        if micro_batch_size > 1:
+            activations += (micro_batch_size - 1) * (self._activations(2) - one)
         return replace(self.state, activations=activations)
 
     def fits(self, micro_batch_size: int) -> bool:
@@ -135,12 +136,9 @@ class MemoryBudget:
     def _place(self) -> str:
         return "the GPU" if self.device.type == "cuda" else "this machine"
 
-    def _pass(self, micro_batch_size: int) -> int:
-        if micro_batch_size not in self._passes:
-            settings = replace(self._settings, micro_batch_size=micro_batch_size)
-            peak = peak_of_a_pass(self.config, settings, self._context_length, self.device)
-            self._passes[micro_batch_size] = peak
-        return self._passes[micro_batch_size]
+    def _peak_of_a_pass(self, micro_batch_size: int) -> int:
+        settings = replace(self._settings, micro_batch_size=micro_batch_size)
+        return peak_of_a_pass(self.config, settings, self._context_length, self.device)
 
 
 def training_device(accelerator: str) -> torch.device:
@@ -157,8 +155,8 @@ def peak_of_a_pass(
     gradients. The device is not used and need not be large enough.
 
     The pass runs on PyTorch's fake tensors, which have shapes but no data, and counts the storages that they
-    would allocate. Memory that a kernel allocates internally is not seen; PyTorch's LSTM on a CPU allocates
-    several times what it shows. Each window counts as one document.
+    would allocate. What a kernel allocates internally is not counted (PyTorch's LSTM on a CPU: several times
+    the estimate). Each window counts as one document.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -169,7 +167,7 @@ def peak_of_a_pass(
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model, device)
         for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)  # as after the previous micro-batch
+            parameter.grad = torch.zeros_like(parameter)  # left by the previous micro-batch
         with LiveStorages() as live:
             bytes = torch.zeros(shape, dtype=torch.uint8, device=device)
             targets = torch.zeros(shape, dtype=torch.int16, device=device).flatten().long()
@@ -216,19 +214,13 @@ class LiveStorages(TorchDispatchMode):
     ) -> Any:
         given = {x.untyped_storage() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage not in self._known and storage not in given:
-                    self._add(storage)
+        for storage in {x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor)} - given:
+            if storage not in self._known:
+                self._known.add(storage)
+                self._live += storage.nbytes()
+                self.peak = max(self.peak, self._live)
+                weakref.finalize(storage, self._release, storage.nbytes())
         return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self._known.add(storage)
-        self._live += size
-        self.peak = max(self.peak, self._live)
-        weakref.finalize(storage, self._release, size)
 
     def _release(self, size: int) -> None:
         self._live -= size
