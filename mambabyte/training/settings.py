@@ -16,7 +16,7 @@ from mambabyte.training.optimizer import OptimizerConfig
 
 @dataclass
 class TrainerSettings(Settings):
-    """conf/trainer: how long and how wide to train.
+    """conf/trainer: the length of training, its devices and its precision.
 
     Gradients are accumulated over ``global_batch_bytes / (context_length * micro_batch_size * devices)``
     forward passes, so that a step means the same number of bytes on any machine.
@@ -39,7 +39,7 @@ class TrainerSettings(Settings):
 
     @property
     def world_size(self) -> int:
-        """Processes in all, once `launching.resolve_devices` has counted what is ``auto``."""
+        """The number of processes, once `launching.resolve_devices` has replaced ``auto``."""
         return int(self.devices) * int(self.num_nodes)
 
     def global_batch_size(self, context_length: int) -> int:
@@ -90,7 +90,7 @@ class CallbackSettings(Settings):
     extra: list[dict[str, Any]] = field(default_factory=list)
 
     def build_extra(self) -> list[Any]:
-        """The Lightning callbacks of the user's own that ``extra`` names.
+        """The user's Lightning callbacks that ``extra`` names.
 
         Raises:
             UserError: one of them cannot be built or is no callback.
@@ -99,13 +99,13 @@ class CallbackSettings(Settings):
 
         from mambabyte.config.composition import instantiate
 
-        built = [
-            instantiate(description, f"callbacks.extra[{i}]") for i, description in enumerate(self.extra)
-        ]
-        for i, callback in enumerate(built):
+        built = []
+        for i, description in enumerate(self.extra):
+            callback = instantiate(description, f"callbacks.extra[{i}]")
             if not isinstance(callback, Callback):
-                target = self.extra[i]["_target_"]
+                target = description["_target_"]
                 raise UserError(f"callbacks.extra[{i}]._target_={target} is not a Lightning callback")
+            built.append(callback)
         return built
 
 
@@ -121,7 +121,7 @@ class LoggerSettings(Settings):
 
 @dataclass
 class BudgetSettings(Settings):
-    """conf/budget: what a run may cost; null is no limit."""
+    """conf/budget: what a run should cost; null is no limit."""
 
     section: ClassVar[str] = "budget"
     parameters: float | None = None
@@ -152,7 +152,7 @@ class TrainSettings(CommandSettings):
     budget: BudgetSettings
     logger: LoggerSettings
     callbacks: CallbackSettings
-    # Last, so that a mistake elsewhere is found before their classes import torch.
+    # last, so that mistakes elsewhere are found before these classes import torch
     optimizer: OptimizerConfig
     model: ByteLMConfig
 

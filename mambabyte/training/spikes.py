@@ -1,4 +1,4 @@
-"""Spikes: steps whose loss or gradient would harm the model. They are skipped, and their windows saved."""
+"""Spikes: steps whose loss or gradient would harm the model. They are skipped and their windows saved."""
 
 import json
 import math
@@ -46,9 +46,9 @@ class SpikeDetector:
     """Judges each optimizer step by its loss and its gradient norm before clipping.
 
     A step is a spike if either is not finite or, given a ``threshold``, exceeds its mean over the last 128
-    normal steps by more than ``threshold`` standard deviations, once there are 64 of them. (OLMo-core's
-    skip-step optimizers follow this rule, with a threshold of 6.) Everything is computed on the device; a
-    step's windows are kept until its verdict has reached the host.
+    normal steps by more than ``threshold`` standard deviations, once there are 64 of them: the rule of
+    OLMo-core's skip-step optimizers, whose threshold is 6. Everything is computed on the device; a step's
+    windows are kept until its verdict has reached the host.
     """
 
     def __init__(self, threshold: float | None, device: torch.device) -> None:
@@ -66,7 +66,7 @@ class SpikeDetector:
         self._skipped.copy_(state["skipped"])
 
     def record(self, step: int, batch: dict[str, Any], nats: Tensor, scored: Tensor) -> None:
-        """Keep a micro-batch of ``step`` with each window's nats (b,) and scored bytes (b,)."""
+        """Keep a micro-batch, with each window's nats (b,) and scored bytes (b,), until its verdict."""
         self._windows[step].append((batch, nats, scored))
 
     def judge(self, step: int, loss: Tensor, gradient_norm: Tensor) -> Tensor:
@@ -122,8 +122,8 @@ class SpikePolicy:
         what = "is far above its usual size" if finite else "is not a finite number"
         if self._skip and spike.in_a_row < _MAX_IN_A_ROW:
             if trainer.is_global_zero:
-                sentence = f"skipped step {spike.step}, whose loss or gradient {what}; its windows: {path}"
-                print(f"mambabyte: {sentence}", file=sys.stderr)
+                skipped = f"skipped step {spike.step}, whose loss or gradient {what}; its windows: {path}"
+                print(f"mambabyte: {skipped}", file=sys.stderr)
             return
         since = f", the last of {spike.in_a_row} in a row," if self._skip else ""
         raise UserError(
@@ -133,26 +133,19 @@ class SpikePolicy:
         )
 
     def _save(self, spike: Spike, trainer: Trainer) -> Path:
-        """Write the inputs and targets (.npz), and where they come from and how they scored (.json)."""
+        """Write the inputs and targets (.npz), and their origins and scores (.json)."""
         rank = f"_rank_{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = self._folder / f"step_{spike.step:08d}{rank}.json"
-        batches = [batch for batch, _, _ in spike.micro_batches]
-        arrays = {
-            name: torch.cat([batch[name] for batch in batches]).cpu().numpy()
-            for name in ("bytes", "targets", "document_start")
-        }
-        nats, scored = (
-            torch.cat(column).tolist() for column in list(zip(*spike.micro_batches, strict=True))[1:]
-        )
+        batches, nats, scored = zip(*spike.micro_batches, strict=True)
+        names = ("bytes", "targets", "document_start")
+        arrays = {name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in names}
         origins = trainer.datamodule.origins(spike.step - 1, batches)  # type: ignore[attr-defined]
+        scores = zip(torch.cat(nats).tolist(), torch.cat(scored).tolist(), origins, strict=True)
         description = {
             "step": spike.step,
             "loss": _json(spike.loss),
             "gradient_norm": _json(spike.gradient_norm),
-            "windows": [
-                {"nats": _json(each), "scored_bytes": count, **origin}
-                for each, count, origin in zip(nats, scored, origins, strict=True)
-            ],
+            "windows": [{"nats": _json(n), "scored_bytes": count, **origin} for n, count, origin in scores],
         }
         self._folder.mkdir(exist_ok=True)
         with atomic_write(path.with_suffix(".npz")) as file:

@@ -1,6 +1,7 @@
 """How fast a Mamba model's scans forget: step sizes and decay rates during training."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class ScanStatistics(StepCallback):
             return
         for part in module.modules():
             if isinstance(part, Mixer):
-                self._hooks.append(part.x_proj.register_forward_hook(self._hook(part)))
+                self._hooks.append(part.x_proj.register_forward_hook(partial(self._measure, part)))
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
         for hook in self._hooks:
@@ -55,13 +56,10 @@ class ScanStatistics(StepCallback):
             self._columns = dict(zip(NAMES, overall.flatten().tolist(), strict=True))
             self._measured.clear()
 
-    def _hook(self, mixer: Mixer) -> Callable[..., None]:
-        @torch.no_grad()
-        def measure(x_proj: torch.nn.Module, inputs: Any, output: Tensor) -> None:
-            projected = linear(output[:1, :, : mixer.rank], mixer.dt_proj.weight)
-            delta = softplus(projected.float() + mixer.dt_proj.bias.float())
-            rates = -torch.exp(mixer.A_log.float())
-            statistics = [f() for t in (delta, rates) for f in (t.mean, t.amin, t.amax)]
-            self._measured[mixer] = torch.stack(statistics)
-
-        return measure
+    @torch.no_grad()
+    def _measure(self, mixer: Mixer, x_proj: torch.nn.Module, inputs: Any, output: Tensor) -> None:
+        projected = linear(output[:1, :, : mixer.rank], mixer.dt_proj.weight)
+        delta = softplus(projected.float() + mixer.dt_proj.bias.float())
+        rates = -torch.exp(mixer.A_log.float())
+        statistics = [f() for t in (delta, rates) for f in (t.mean, t.amin, t.amax)]
+        self._measured[mixer] = torch.stack(statistics)
