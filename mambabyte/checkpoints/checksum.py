@@ -1,8 +1,7 @@
 """The checksum of a checkpoint: the SHA-256 of what PyTorch wrote, as the comment of its zip file.
 
-The checksum travels inside the file, and any program that reads zip files still reads it (``unzip -z`` shows
-the comment). The CRC-32 that PyTorch writes for each record would not do: it leaves out the headers and the
-padding between records, so some flipped bits go unnoticed, and ``torch.load`` never checks it.
+It travels inside the file, which stays readable as a zip file (``unzip -z`` shows it). The CRC-32 that PyTorch
+writes for each record would not do: it omits the bytes between records, and ``torch.load`` never checks it.
 """
 
 import hashlib
@@ -12,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-_END_BYTES = 22  # a zip file's last record without a comment; its last two bytes are the comment's length
+_END_BYTES = 22  # of a zip file's last record; the last two hold the length of the comment that follows
 _END_SIGNATURE = b"PK\x05\x06"
 _FIRST_SIGNATURE = b"PK\x03\x04"
 _COMMENT = re.compile(rb"sha256=([0-9a-f]{64})")
@@ -42,7 +41,7 @@ class ChecksummedWriter:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a checkpoint matches its checksum. Early versions wrote none: their files count as intact."""
+    """Whether a checkpoint matches its checksum. Files without one, from early versions, count as intact."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(len(_FIRST_SIGNATURE))
@@ -51,7 +50,7 @@ def is_intact(path: Path) -> bool:
         comment = _COMMENT.fullmatch(tail[-_COMMENT_BYTES:])
         if not comment:
             without_comment = tail[-_END_BYTES:].startswith(_END_SIGNATURE) and tail.endswith(b"\0\0")
-            return without_comment or start != _FIRST_SIGNATURE  # torch.load refuses what is no zip file
+            return without_comment or start != _FIRST_SIGNATURE  # torch.load refuses other files
         if tail[-_COMMENT_BYTES - 2 : -_COMMENT_BYTES] != struct.pack("<H", _COMMENT_BYTES):
             return False
         digest = hashlib.sha256()
@@ -60,5 +59,5 @@ def is_intact(path: Path) -> bool:
         while remaining > 0 and (chunk := file.read(min(_CHUNK, remaining))):
             digest.update(chunk)
             remaining -= len(chunk)
-    digest.update(b"\0\0")  # the comment's length when PyTorch had written the file
+    digest.update(b"\0\0")  # the comment's length before there was one
     return digest.hexdigest().encode() == comment[1]

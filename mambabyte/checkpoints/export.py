@@ -21,8 +21,8 @@ def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: st
     """Write ``folder`` completely or not at all.
 
     Args:
-        config: the resolved configuration of the run that trained the model.
-        step: the optimizer steps it took.
+        config: the configuration that the model was trained with.
+        step: the optimizer steps taken.
 
     Raises:
         UserError: the folder exists already, or cannot be written.

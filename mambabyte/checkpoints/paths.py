@@ -28,8 +28,7 @@ def step_files(folder: Path) -> list[Path]:
 
 
 def resolve(path: str | Path) -> Path:
-    """``path`` itself if it is a checkpoint file, a folder of shards or an export; of a run directory or a
-    folder of checkpoints, the newest one.
+    """The checkpoint that ``path`` is, or the newest one of a run directory or a folder of checkpoints.
 
     Raises:
         UserError: ``path`` does not exist or holds no checkpoint.

@@ -26,8 +26,7 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
             writer = ChecksummedWriter(file)
             torch.save(checkpoint, writer)  # type: ignore[arg-type]
             writer.append_checksum()
-    except (OSError, RuntimeError) as error:
-        # torch's zip writer wraps the OSError in a RuntimeError of its own
+    except (OSError, RuntimeError) as error:  # torch's zip writer raises a RuntimeError for an OSError
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
         reason = getattr(error, "strerror", None) or "the write failed"

@@ -53,22 +53,18 @@ class ByteLMModule(LightningModule):
 
     @property
     def unsharded_model(self) -> ByteLM | None:
-        """The model with all its weights, for validation and samples. Under FSDP it is a copy on rank 0 and
-        None on the other ranks, and every rank must access it."""
+        """The model with all its weights on rank 0, None on the others. Every rank must access it: under FSDP
+        it is gathered from all."""
+        main = self.trainer.is_global_zero
         if self.device_mesh is None:
-            return self.model
-        return unsharded_copy(self.model, self.trainer.is_global_zero)
-
-    @property
-    def training_flops_per_byte(self) -> float:
-        """Analytic, for windows of the configured length."""
-        return self.model.flops_per_byte(self._settings.context_length).training
+            return self.model if main else None
+        return unsharded_copy(self.model, main)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self._settings.optimizer.build(self.model)
 
     def on_train_start(self) -> None:
-        # a resumed optimizer has the hyperparameters it was saved with: use this command's
+        # a resumed optimizer has the hyperparameters it was saved with
         self._settings.optimizer.apply(self.trainer.optimizers[0])
         self.gradient_norm = torch.zeros((), device=self.device)
         self._step_sums = torch.zeros(2, device=self.device)  # nats, scored bytes of this rank in this step
@@ -91,7 +87,7 @@ class ByteLMModule(LightningModule):
         self._step_sums += sums.detach()
         self._spikes.record(self.global_step + 1, batch, nats.detach(), scored)
         if "position" in batch:
-            # right for checkpoints, which are saved between steps, when every batch drawn has been used
+            # checkpoints are saved between steps, when every batch drawn has been used
             self.trainer.datamodule.trained(batch["position"])  # type: ignore[attr-defined]
         return sums[0] / sums[1].clamp(min=1)
 
@@ -106,15 +102,14 @@ class ByteLMModule(LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         sums = torch.cat((self._step_sums, norm[None]))
-        # reduced, so that all ranks decide alike
-        nats, scored, norms = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        nats, scored, norms = self.trainer.strategy.reduce(sums, reduce_op="sum")  # so all ranks decide alike
         self._step_sums.zero_()
         self.gradient_norm = norms / self.trainer.world_size
         skip = self._spikes.judge(self.global_step + 1, nats / scored.clamp(min=1), self.gradient_norm)
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            # meant for gradient scalers: PyTorch's fused optimizers skip a step for which this is 1
+            # for gradient scalers: PyTorch's fused optimizers skip a step for which this is 1
             optimizer.found_inf = skip  # type: ignore[attr-defined]
-        elif skip:  # waits for the device; an optimizer passes over parameters without gradients
+        elif skip:  # waits for the device; optimizers ignore parameters without gradients
             optimizer.zero_grad(set_to_none=True)
         counted = nats.isfinite()
         clipped = (self.gradient_norm > self._clip) & (skip == 0)
@@ -165,8 +160,8 @@ class ByteLMModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored = checkpoint["mambabyte"].get("training")  # early versions wrote none
-        # The loop needs only the number of optimizer steps. Lightning would also restore how many batches it
-        # had drawn, which is wrong as soon as the accumulation differs.
+        # Restore only the number of optimizer steps: Lightning's number of batches drawn is wrong if the
+        # accumulation differs.
         saved = checkpoint["loops"]["fit_loop"]
         fresh = self.trainer.fit_loop.state_dict()
         steps = "epoch_loop.automatic_optimization.optim_progress"

@@ -23,8 +23,6 @@ from mambabyte.training.distributed.launching import SameCheckpoint, started_by_
 from mambabyte.training.distributed.strategies import DataParallel, ShardedDataParallel
 from mambabyte.training.settings import TrainSettings
 
-_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
-
 
 def build_trainer(settings: TrainSettings, callbacks: list[Callback], logger: Logger | None) -> Trainer:
     """The trainer of a run.
@@ -54,7 +52,7 @@ def build_trainer(settings: TrainSettings, callbacks: list[Callback], logger: Lo
             devices=config.devices,
             num_nodes=int(config.num_nodes),
             strategy=strategy,
-            precision=_PRECISION[config.precision],
+            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
             max_steps=config.max_steps,
             max_epochs=-1,
             limit_val_batches=0,

@@ -49,8 +49,9 @@ class Metrics(StepCallback):
             # steps after the checkpoint are repeated: drop their rows
             keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
             write_metrics(self._path, keep)
+            flops_per_byte = module.model.flops_per_byte(self._settings.context_length).training
             peak = peak_flops(trainer.strategy.root_device, self._settings.trainer.precision)
-            self._seconds_per_byte = module.training_flops_per_byte / (peak.flops * trainer.world_size)
+            self._seconds_per_byte = flops_per_byte / (peak.flops * trainer.world_size)
         self._memory = PeakMemory(trainer.strategy.root_device)
         self._begin_row(trainer.global_step)
 

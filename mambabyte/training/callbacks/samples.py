@@ -20,8 +20,7 @@ class Samples(StepCallback):
         if not is_due(step, self._settings.sample_every):
             return
         with module.excluded_from_timing():
-            model = module.unsharded_model
-            if model is None or not trainer.is_global_zero:
+            if (model := module.unsharded_model) is None:
                 return
             prompt = self._settings.sample_prompt
             text = sample_text(model, prompt, self._settings.sample_bytes)

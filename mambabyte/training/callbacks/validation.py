@@ -29,8 +29,7 @@ class Validation(StepCallback):
         if not is_due(step, settings.callbacks.validate_every):
             return
         with module.excluded_from_timing():
-            model = module.unsharded_model
-            if model is None or not trainer.is_global_zero:
+            if (model := module.unsharded_model) is None:
                 return
             batch_size = int(settings.trainer.micro_batch_size)
             protocol = Protocol("disjoint", settings.context_length, batch_size=batch_size)
