@@ -1,6 +1,6 @@
 """The checksum of a checkpoint: the SHA-256 of what PyTorch wrote, as the comment of its zip file.
 
-It travels inside the file, which stays readable as a zip file (``unzip -z`` shows it). The CRC-32 that PyTorch
+It travels inside the file, which stays a readable zip file (``unzip -z`` shows it). The CRC-32 that PyTorch
 writes for each record would not do: it omits the bytes between records, and ``torch.load`` never checks it.
 """
 

@@ -18,11 +18,7 @@ _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
 def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: str | Path) -> None:
-    """Write ``folder`` completely or not at all.
-
-    Args:
-        config: the configuration that the model was trained with.
-        step: the optimizer steps taken.
+    """Write ``folder`` completely or not at all, with the run's configuration and optimizer steps.
 
     Raises:
         UserError: the folder exists already, or cannot be written.

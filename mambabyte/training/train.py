@@ -25,13 +25,13 @@ from mambabyte.training.trainer import build_callbacks, build_trainer
 
 
 def train(settings: TrainSettings) -> dict[str, Any] | None:
-    """Train until ``trainer.max_steps``, or resume a run that was stopped; then measure the result.
+    """Train until ``trainer.max_steps``, resuming a run that was stopped; then measure the result.
 
     Returns:
-        What summary.json holds; None on every rank but the first.
+        The content of summary.json; None on every rank but the first.
 
     Raises:
-        UserError: the settings, data or run directory will not do; training diverged; the disk is full.
+        UserError: the settings, data or run directory are unusable; training diverged; the disk is full.
         Interrupted: stopped by a signal, with a checkpoint of the last step.
     """
     run = plan(settings)

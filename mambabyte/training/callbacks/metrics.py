@@ -1,13 +1,15 @@
-"""metrics.csv: a row per logged step, from which every plot of a run is made."""
+"""metrics.csv, a row per logged step from which every plot of a run is made, and the progress line."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
 from mambabyte.runs.metrics_csv import append_metrics, read_metrics, write_metrics
 from mambabyte.runtime.memory import PeakMemory
-from mambabyte.training.callbacks.progress import ProgressLine
+from mambabyte.runtime.progress import StatusLine
+from mambabyte.runtime.units import byte_count, duration
 from mambabyte.training.callbacks.step_callback import StepCallback, is_due
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.planning.peak_flops import peak_flops
@@ -95,3 +97,38 @@ class Metrics(StepCallback):
 
     def _since_row(self) -> float:
         return time.perf_counter() - self._module.seconds_excluded - self._row_start
+
+
+class ProgressLine:
+    """Shows rows of metrics on stderr: rewritten in place on a terminal, else a line every ten seconds."""
+
+    def __init__(self, max_steps: int, bytes_per_step: int, first_step: int) -> None:
+        self._bytes_per_step = bytes_per_step
+        self._validation: float | None = None
+        self._bar = StatusLine(total=max_steps, initial=first_step, bar_format="{desc}")
+
+    def show(self, row: Mapping[str, Any], final: bool) -> None:
+        """Show a row of metrics if it is ``final`` or the last one was shown long enough ago."""
+        self._validation = row["validation_bits_per_byte"] or self._validation
+        self._bar.set_description_str(self._text(row), refresh=False)
+        if final:
+            self._bar.close()
+        else:
+            self._bar.update(row["step"] - self._bar.n)
+
+    def _text(self, row: Mapping[str, Any]) -> str:
+        step, max_steps = row["step"], self._bar.total
+        # wall time of this process, validation and samples included
+        seconds_per_step = self._bar.format_dict["elapsed"] / max(1, step - self._bar.initial)
+        parts = [
+            f"step {step}/{max_steps}",
+            f"{row['bits_per_byte']:.3f} bpb",
+            *([f"{self._validation:.3f} validation bpb"] if self._validation else []),
+            f"lr {row['learning_rate']:.1e}",
+            f"gradient {row['gradient_norm']:.2f}",
+            f"{byte_count(row['bytes_per_second'])}/s",
+            f"mfu {100 * row['model_flops_utilization']:.1f} %",
+            byte_count(row["bytes"], of=max_steps * self._bytes_per_step),
+            f"eta {duration((max_steps - step) * seconds_per_step)}",
+        ]
+        return " | ".join(parts)

@@ -63,7 +63,7 @@ def _launched(config: TrainerSettings) -> tuple[str | None, int, int]:
 
 
 def started_by_srun() -> bool:
-    """Whether this process is a task of a SLURM step; not if torchrun was started in between."""
+    """Whether this process is a task of a SLURM step and torchrun was not started in between."""
     return not TorchElasticEnvironment.detect() and SLURMEnvironment.detect()
 
 
@@ -77,7 +77,7 @@ def is_main_process() -> bool:
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Lightning's launcher, except that the loss of another rank is reported before this process exits."""
+    """Lightning's launcher, except that this process reports the loss of another rank before it exits."""
 
     def __init__(self, strategy: Any) -> None:
         super().__init__(strategy.cluster_environment, strategy.num_processes, strategy.num_nodes)

@@ -29,11 +29,8 @@ class DataParallel(DDPStrategy):
 class ShardedDataParallel(ModelParallelStrategy):
     """FSDP: every rank holds a shard of each weight, of its gradient and of its optimizer state.
 
-    By default a checkpoint holds whole tensors, as a single process writes it. Any number of ranks and any
-    strategy can resume from either kind.
-
-    Args:
-        sharded_checkpoints: each rank writes its own shards (checkpoints/sharded.py).
+    With ``sharded_checkpoints`` each rank writes its own shards (checkpoints/sharded.py), otherwise rank 0
+    writes whole tensors. Any number of ranks and any strategy can resume from either.
     """
 
     def __init__(self, processes: int, sharded_checkpoints: bool) -> None:

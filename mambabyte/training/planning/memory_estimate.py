@@ -28,9 +28,7 @@ _COMFORTABLE = 0.75  # of the available memory: allocators and kernels need more
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device.
-
-    FSDP shards all but the activations; the blocks that it gathers temporarily are not counted.
+    """Bytes on one device, without the blocks that FSDP, which shards all but activations, gathers briefly.
 
     Attributes:
         gradients: doubled under DDP, whose buckets hold a copy.
@@ -60,9 +58,7 @@ class MemoryBudget:
         settings: with resolved devices; micro_batch_size is ignored.
 
     Attributes:
-        config: the model's.
-        device: the one this process would train on.
-        available: the bytes it has for this process; None if the system does not report them.
+        available: the device's bytes for this process; None if the system does not report them.
     """
 
     def __init__(self, config: ByteLMConfig, settings: TrainerSettings, context_length: int) -> None:
@@ -70,6 +66,7 @@ class MemoryBudget:
         memory = available_memory(self.device)
         sharing = int(settings.devices) if self.device.type == "cpu" else 1
         self.available = None if memory is None else memory // sharing
+        self._place = "the GPU" if self.device.type == "cuda" else "this machine"
         self.config, self._settings, self._context_length = config, settings, context_length
         self._activations = functools.cache(self._peak_of_a_pass)
 
@@ -132,10 +129,6 @@ class MemoryBudget:
             f"{byte_count(self.available or 0)} left: {', or '.join(remedies)}"
         )
 
-    @property
-    def _place(self) -> str:
-        return "the GPU" if self.device.type == "cuda" else "this machine"
-
     def _peak_of_a_pass(self, micro_batch_size: int) -> int:
         settings = replace(self._settings, micro_batch_size=micro_batch_size)
         return peak_of_a_pass(self.config, settings, self._context_length, self.device)
@@ -152,7 +145,7 @@ def peak_of_a_pass(
     config: ByteLMConfig, settings: TrainerSettings, context_length: int, device: torch.device
 ) -> int:
     """The peak bytes of one micro-batch's forward and backward pass on ``device``, without weights and
-    gradients. The device is not used and need not be large enough.
+    gradients. The device itself is not used.
 
     The pass runs on PyTorch's fake tensors, which have shapes but no data, and counts the storages that they
     would allocate. What a kernel allocates internally is not counted (PyTorch's LSTM on a CPU: several times
@@ -197,11 +190,7 @@ def _make_fake(model: nn.Module, device: torch.device) -> None:
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of live storages that operators allocate within the block.
-
-    Attributes:
-        peak: the maximum so far.
-    """
+    """Counts the bytes of live storages that operators allocate within the block; ``peak`` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from mambabyte.training.settings import TrainSettings
 from mambabyte.training.trainer import build_trainer
 
 _WARM_UP = 2
-_LONGEST = 60.0  # seconds, after which no further step begins
+_LONGEST = 60.0  # seconds after which no further step begins
 
 
 @dataclass(frozen=True)
