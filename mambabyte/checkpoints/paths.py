@@ -15,7 +15,7 @@ def checkpoint_folder(run_dir: str | Path) -> Path:
 
 
 def step_file(folder: Path, step: int) -> Path:
-    """The checkpoint file of an optimizer step."""
+    """The checkpoint of an optimizer step."""
     return folder / f"step_{step:08d}.ckpt"
 
 

@@ -17,10 +17,8 @@ _CGROUP_VERSIONS = (
 
 
 class PeakMemory:
-    """The peak since construction, so that earlier jobs of the same process do not count.
-
-    On a GPU it is the memory that PyTorch allocated, otherwise the process's resident memory (Linux only).
-    """
+    """The peak since construction: on a GPU, of the memory that PyTorch allocated, otherwise of the process's
+    resident memory (Linux only)."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -42,7 +42,7 @@ class ByteLMModule(LightningModule):
             checkpoint_activations(self.model)
         self.seconds_excluded = 0.0
         self._settings = settings
-        self._clip = math.inf if settings.trainer.gradient_clip is None else settings.trainer.gradient_clip
+        self._clip = settings.trainer.gradient_clip or math.inf
         self._config = config
         self._policy = policy
         self._restored: dict[str, Any] | None = None
@@ -95,9 +95,7 @@ class ByteLMModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate_at(self.global_step)
 
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, *unused: Any, **also_unused: Any
-    ) -> None:
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         # measures the norm even without clipping
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -18,8 +18,7 @@ from mambabyte.training.optimizer import OptimizerConfig
 class TrainerSettings(Settings):
     """conf/trainer: the length of training, its devices and its precision.
 
-    Gradients are accumulated over ``global_batch_bytes / (context_length * micro_batch_size * devices)``
-    forward passes, so that a step means the same number of bytes on any machine.
+    A step has ``global_batch_bytes`` on any machine: gradients are accumulated over as many forward passes.
     """
 
     section: ClassVar[str] = "trainer"

@@ -97,8 +97,7 @@ class SpikeDetector:
         return int(self._skipped[0])
 
     def _limits(self, threshold: float) -> Tensor:
-        known = ~self._normal.isnan()
-        count = known.sum(dim=1)
+        count = (~self._normal.isnan()).sum(dim=1)
         mean = self._normal.nanmean(dim=1)
         deviation = ((self._normal - mean[:, None]).square().nansum(dim=1) / count.clamp(min=1)).sqrt()
         return torch.where(count >= MIN_HISTORY, mean + threshold * deviation, torch.inf)

@@ -76,17 +76,15 @@ def build_trainer(settings: TrainSettings, callbacks: list[Callback], logger: Lo
     return trainer
 
 
-def build_callbacks(
-    settings: TrainSettings, validation_corpus: ByteCorpus
-) -> tuple[list[Callback], Preemption]:
-    """The callbacks of a run, and among them the one that knows whether a signal stopped it.
+def build_callbacks(settings: TrainSettings, corpus: ByteCorpus) -> tuple[list[Callback], Preemption]:
+    """The callbacks of a run with validation ``corpus``; also the one that knows whether a signal stopped it.
 
     They see a step in this order: a validation's result belongs in that step's row of metrics, and a
     checkpoint is saved when all others, the user's included, are done.
     """
     config = settings.callbacks
     metrics = Metrics(settings)
-    statistics, validation = ScanStatistics(metrics.is_logged), Validation(settings, validation_corpus)
+    statistics, validation = ScanStatistics(metrics.is_logged), Validation(settings, corpus)
     ours = [Spikes(), statistics, validation, metrics, Samples(settings)]
     folder = checkpoint_folder(settings.run_dir)
     checkpoints = Checkpoints(folder, config.checkpoint_every, config.checkpoints_kept)

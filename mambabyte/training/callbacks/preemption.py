@@ -15,9 +15,8 @@ from mambabyte.training.readback import DeferredReadback
 
 
 class Preemption(StepCallback):
-    """Saves and stops at the next optimizer step after a stop signal, on several GPUs perhaps one later. A
-    second signal exits at once. Lightning's handler would save nothing and exit with code 0.
-    """
+    """Saves and stops at the next optimizer step after a stop signal, on several GPUs perhaps one later; a
+    second signal exits at once. Lightning's handler would save nothing and exit with code 0."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.stopped = False  # whether a signal has stopped training

@@ -22,11 +22,8 @@ class ScanStatistics(StepCallback):
 
     ``delta`` is the step size softplus(dt_proj(x) + bias) of every byte of one training window and every
     channel. ``A`` = -exp(A_log) is the decay rate of every channel and state; a byte scales the state by
-    exp(delta A). Models without such scans add no columns. This callback must come before any other that
-    runs the model.
-
-    Args:
-        is_logged: whether a row of metrics is written after a step; only these steps are measured.
+    exp(delta A). Only steps that ``is_logged`` names are measured. Models without such scans add no columns.
+    This callback must come before any other that runs the model.
     """
 
     def __init__(self, is_logged: Callable[[int], bool]) -> None:

@@ -144,7 +144,7 @@ def lost_rank(error: BaseException) -> UserError | None:
 
 
 class SameCheckpoint(Callback):
-    """Refuses to train if the ranks have read different checkpoints."""
+    """Refuses to train if the ranks resume from different checkpoints."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         step = trainer.global_step

@@ -54,9 +54,7 @@ class ShardedDataParallel(ModelParallelStrategy):
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return self._to_save(optimizer.state_dict())
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, *_: Any, **__: Any) -> None:
         if self._sharded_checkpoints:
             checkpoints.write_shard(checkpoint, filepath, self.global_rank, self.world_size, self.barrier)
         elif self.is_global_zero:

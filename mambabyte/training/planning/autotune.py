@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mambabyte.config.settings import to_plain
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
@@ -25,7 +27,6 @@ from mambabyte.training.planning.memory_estimate import MemoryBudget
 from mambabyte.training.planning.step_timing import time_steps
 from mambabyte.training.settings import TrainSettings
 
-_FILE = "measured.json"
 LONGEST_WAIT = 1800.0  # seconds that rank 0 may take
 _SLOWER = 0.9  # of the best speed so far: larger sizes are not worth trying
 _SPEED_DEPENDS_ON = (
@@ -81,8 +82,6 @@ def best_micro_batch_size(settings: TrainSettings) -> int:
     Raises:
         UserError: not even one window at a time fits.
     """
-    import torch
-
     memory, trainer = MemoryBudget.of(settings), settings.trainer
     share = trainer.accumulation(settings.context_length, trainer.world_size)  # in windows, one at a time
     fitting = [size for size in range(1, share + 1) if share % size == 0 and memory.fits(size)]
@@ -112,7 +111,7 @@ class _Record:
     """run_dir/measured.json: for each name, a question and its answer."""
 
     def __init__(self, run_dir: Path, keep: bool) -> None:
-        self._path = run_dir / _FILE
+        self._path = run_dir / "measured.json"
         self._keep = keep
 
     def answer(self, name: str, question: dict[str, Any], measure: Callable[[], int]) -> int:

@@ -37,7 +37,7 @@ def within_budget(settings: TrainSettings) -> TrainSettings:
 
 
 def whole_steps(name: str, budget: float, cost_of_a_step: float) -> int:
-    """The number of whole steps nearest to the budget of that name, in its unit."""
+    """The number of whole steps nearest to ``budget.NAME``, in its unit."""
     if not budget >= cost_of_a_step / 2:
         raise UserError(
             f"budget.{name}={budget:.3g} is less than one step's {cost_of_a_step:.3g}; "

@@ -96,13 +96,11 @@ def describe(run: dict[str, Any]) -> str:
     if run["seconds"] is None:
         lines["time"] = "not measured: one device does not hold the whole model"
     else:
-        lines |= {
-            "time": f"{duration(run['seconds'])}{left} on {world} x {device}, without validation, samples "
-            f"and checkpoints{alone}",
-            "speed": f"{byte_count(run['bytes_per_second'])}/s, {run['seconds_per_step']:.3g} s a step; "
-            f"{100 * run['model_flops_utilization']:.1f} % of {short_count(run['peak_flops'], 'FLOP')}/s in "
-            f"{run['precision']} ({run['peak_flops_source']})",
-        }
+        speed = f"{byte_count(run['bytes_per_second'])}/s, {run['seconds_per_step']:.3g} s a step"
+        share = f"{100 * run['model_flops_utilization']:.1f} % of {short_count(run['peak_flops'], 'FLOP')}/s"
+        scope = f"{world} x {device}, without validation, samples and checkpoints{alone}"
+        lines["time"] = f"{duration(run['seconds'])}{left} on {scope}"
+        lines["speed"] = f"{speed}; {share} in {run['precision']} ({run['peak_flops_source']})"
     if peak is not None:
         lines["peak"] = f"{byte_count(peak)} in the steps measured, the program itself included"
     return "\n".join(f"{name:8}{text}" for name, text in lines.items())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -198,9 +197,7 @@ class LiveStorages(TorchDispatchMode):
         self._live = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
-    def __torch_dispatch__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {x.untyped_storage() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         out = function(*args, **(kwargs or {}))
         for storage in {x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor)} - given:

@@ -46,10 +46,8 @@ def peak_flops(device: torch.device, precision: Literal["fp32", "bf16"]) -> Peak
     """From the data sheet of a known GPU; otherwise measured once per process. Global random generators keep
     their state."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    if device.type == "cuda":
-        listed = _DATA_SHEETS.get(torch.cuda.get_device_name(device))
-        if listed is not None:
-            return PeakFlops(listed[precision == "fp32"], "data sheet")
+    if device.type == "cuda" and (listed := _DATA_SHEETS.get(torch.cuda.get_device_name(device))):
+        return PeakFlops(listed[precision == "fp32"], "data sheet")
     return PeakFlops(measured_flops(device, dtype), "measured matrix product")
 
 

@@ -47,18 +47,16 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     settings = replace(settings, data=settings.data.with_absolute_paths())
     settings = within_budget(settings)
     main_process = is_main_process()
-    path, step = None, 0
-    damaged: list[Path] = []
-    if newest := checkpoints.read_newest(settings.run_dir):
-        saved, damaged = newest
-        path, step = saved.path, saved.step
+    saved, damaged = checkpoints.read_newest(settings.run_dir) or (None, [])
+    step = saved.step if saved else 0
+    if saved:
         saved_data = DataSettings.from_settings(saved.config["data"], "data").with_absolute_paths()
         saved_config = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
         check_same_run(settings.run_dir, saved_config, to_plain(settings))
     settings = with_measurements(settings, keep_measurements)
     config = to_plain(settings)
     settings = replace(settings, trainer=resolve_devices(settings.trainer))
-    if path is not None and main_process:
+    if saved and main_process:
         for each in damaged:
             print(f"mambabyte: '{each}' is damaged, and the one before it counts", file=sys.stderr)
         verb = "is complete at" if step >= settings.trainer.max_steps else "goes on from"
@@ -70,4 +68,4 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         settings.trainer.global_batch_size(settings.context_length),
         settings.seed,
     )
-    return Plan(settings, config, data, path, step, main_process)
+    return Plan(settings, config, data, saved.path if saved else None, step, main_process)
