@@ -18,11 +18,7 @@ _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
 def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: str | Path) -> None:
-    """Write ``folder`` completely or not at all.
-
-    Args:
-        config: the resolved configuration of the run that trained the model.
-        step: the optimizer steps it took.
+    """Write ``folder`` completely or not at all, with the run's configuration and optimizer steps.
 
     Raises:
         UserError: the folder exists already, or cannot be written.

@@ -15,7 +15,7 @@ def checkpoint_folder(run_dir: str | Path) -> Path:
 
 
 def step_file(folder: Path, step: int) -> Path:
-    """The checkpoint file of an optimizer step."""
+    """The checkpoint of an optimizer step."""
     return folder / f"step_{step:08d}.ckpt"
 
 
@@ -28,8 +28,7 @@ def step_files(folder: Path) -> list[Path]:
 
 
 def resolve(path: str | Path) -> Path:
-    """``path`` itself if it is a checkpoint file, a folder of shards or an export; of a run directory or a
-    folder of checkpoints, the newest one.
+    """The checkpoint that ``path`` is, or the newest one of a run directory or a folder of checkpoints.
 
     Raises:
         UserError: ``path`` does not exist or holds no checkpoint.

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambabyte.checkpoints.checksum import is_intact
 from mambabyte.checkpoints.export import is_export, read_export
 from mambabyte.checkpoints.paths import checkpoint_folder, resolve, step_files
 from mambabyte.checkpoints.sharded import join_shards, shard_files
-from mambabyte.checkpoints.writing import FORMAT
+from mambabyte.checkpoints.writing import FORMAT, is_intact
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
 
@@ -30,8 +29,7 @@ class Checkpoint:
 
     Attributes:
         path: the file, or the folder of shards or of an export.
-        content: all of it, as Lightning's trainer restores it. Tensors are on the CPU and memory-mapped, so
-            that only those in use are read.
+        content: all of it, as Lightning's trainer restores it. Tensors are on the CPU, read when used.
     """
 
     path: Path
@@ -44,7 +42,7 @@ class Checkpoint:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration of the run that wrote the checkpoint; UserError if it is missing."""
+        """The configuration of the run that wrote the checkpoint; UserError if it is missing."""
         config = self.content["mambabyte"].get("config")
         if not isinstance(config, dict):
             raise UserError(f"'{self.path}' does not say with which configuration it was trained")
@@ -83,7 +81,7 @@ def load_model(path: str | Path, config: ByteLMConfig | None = None) -> ByteLM:
 
     Args:
         path: a run directory, a checkpoint or an export.
-        config: the model's own, for a model class of yours: a checkpoint alone only builds ours.
+        config: the model's, needed only if its class is yours: a checkpoint builds none but ours.
 
     Raises:
         UserError: see :func:`read`; or the weights do not fit the model that the file describes.
@@ -92,10 +90,7 @@ def load_model(path: str | Path, config: ByteLMConfig | None = None) -> ByteLM:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """The checkpoint at ``path``, or the newest one of a run.
-
-    Args:
-        path: a run directory, a checkpoint or an export.
+    """The checkpoint at ``path``: a run directory (its newest), a checkpoint or an export.
 
     Raises:
         DamagedCheckpoint: the file is cut short or its bytes have changed.
@@ -115,10 +110,10 @@ def read(path: str | Path) -> Checkpoint:
             f"'{path}' cannot be read as a checkpoint: it is damaged, cut short or another format; if it is "
             "the newest of a run, remove it to use the one before it"
         ) from error
-    ours = content.get("mambabyte") if isinstance(content, dict) else None
-    if not isinstance(ours, dict) or not all(
-        isinstance(part, dict) for part in (ours.get("model"), content.get("state_dict"))
-    ):
+    content = content if isinstance(content, dict) else {}
+    ours = content.get("mambabyte")
+    ours = ours if isinstance(ours, dict) else {}
+    if not (isinstance(ours.get("model"), dict) and isinstance(content.get("state_dict"), dict)):
         raise UserError(f"'{path}' was not written by mambabyte: it names no model")
     if ours.get("format") != FORMAT:
         raise UserError(

@@ -1,8 +1,8 @@
 """Sharded checkpoints: a folder with a file for each rank, for FSDP models that no single rank can hold.
 
-Each file is a checkpoint of its own, in which a tensor that is sharded along its first dimension is
-``{SHARD: this rank's rows}``. Reading concatenates the rows of all files. The files hold only tensors and
-plain values, unlike those of torch.distributed.checkpoint, whose metadata is a pickle.
+Each file is a checkpoint in which a tensor that is sharded along its first dimension is ``{SHARD: this rank's
+rows}``. Unlike those of torch.distributed.checkpoint, whose metadata is a pickle, they hold only tensors and
+plain values.
 """
 
 import os
@@ -25,12 +25,11 @@ def write_shard(
 ) -> None:
     """Write this rank's file into the folder ``path``, which appears complete or not at all.
 
-    Every rank must call this, and ``path`` must be on a file system that they share. ``barrier`` waits for
-    the other ranks.
+    Every rank must call this, with a ``path`` that they share and a ``barrier`` that waits for the others.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.temporary")
-    write({**checkpoint, _COUNT: ranks}, temporary / _file_name(rank))
+    write({**checkpoint, _COUNT: ranks}, temporary / f"rank_{rank:05}.ckpt")
     barrier()
     if rank == 0:
         remove(path)
@@ -72,7 +71,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
-
-
-def _file_name(rank: int) -> str:
-    return f"rank_{rank:05}.ckpt"

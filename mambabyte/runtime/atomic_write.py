@@ -9,10 +9,9 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file for bytes. When the block ends it is flushed to disk and renamed to ``path``.
+    """Open a temporary file for bytes, which is flushed to disk and renamed to ``path`` when the block ends.
 
-    At every moment ``path`` is absent, the old file or the complete new one. If the block or the disk fails,
-    the temporary file is removed and the error propagates.
+    If the block or the disk fails, the temporary file is removed and ``path`` stays as it was.
     """
     temporary = path.with_name(f"{path.name}.temporary")
     try:

@@ -9,10 +9,7 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str) -> "torch.device":
-    """The device that ``name`` means.
-
-    Args:
-        name: ``auto`` (CUDA if available, otherwise the CPU) or a device as PyTorch names it.
+    """The device that PyTorch calls ``name``; for ``auto``, CUDA if available, otherwise the CPU.
 
     Raises:
         UserError: there is no such device.

@@ -9,21 +9,16 @@ import torch
 PROC_SELF = Path("/proc/self")
 _MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-# Of cgroup version 2 and 1: the files of limit, usage and statistics, and the statistic of reclaimable pages.
-_CGROUP_FILES = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    (
-        *("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-        *("memory/memory.stat", "total_inactive_file"),
-    ),
+# cgroup versions 2 and 1: folder, files of the limit and the usage, reclaimable pages in the statistics
+_CGROUP_VERSIONS = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
 class PeakMemory:
-    """The peak since construction, so that earlier jobs of the same process do not count.
-
-    On a GPU it is the memory that PyTorch allocated, otherwise the process's resident memory (Linux only).
-    """
+    """The peak since construction: on a GPU, of the memory that PyTorch allocated, otherwise of the process's
+    resident memory (Linux only)."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -47,11 +42,11 @@ class PeakMemory:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that this process can still allocate on a device: a GPU's free memory, or the machine's within
-    the container's limit. None if the system does not report it."""
+    """Bytes that this process can still allocate: a GPU's free memory, or the machine's within the
+    container's limit. None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = (_machine_memory(), *map(_cgroup_memory, _CGROUP_FILES))
+    limits = (_machine_memory(), *(_cgroup_memory(*version) for version in _CGROUP_VERSIONS))
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -63,12 +58,12 @@ def _machine_memory() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def _cgroup_memory(names: tuple[str, str, str, str]) -> int | None:
-    limit, used, statistics, reclaimable = names
+def _cgroup_memory(folder: str, limit: str, used: str, reclaimable: str) -> int | None:
+    group = CGROUP / folder
     try:
-        most = int((CGROUP / limit).read_text())  # "max", no limit, raises ValueError
-        current = int((CGROUP / used).read_text())
-        found = re.search(rf"^{reclaimable} (\d+)$", (CGROUP / statistics).read_text(), re.MULTILINE)
+        most = int((group / limit).read_text())  # "max", no limit, raises ValueError
+        current = int((group / used).read_text())
+        found = re.search(rf"^{reclaimable} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):
         return None
     return max(0, most - current + (int(found[1]) if found else 0))

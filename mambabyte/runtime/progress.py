@@ -25,7 +25,7 @@ class StatusLine(tqdm):
 
     def __init__(self, first_after: float = 0.0, **settings: Any) -> None:
         self._terminal = sys.stderr.isatty()
-        # what tqdm writes to move the cursor has no place in a log file
+        # keeps tqdm's cursor movements out of log files
         file = sys.stderr if self._terminal else io.StringIO()
         super().__init__(
             file=file, delay=first_after, mininterval=first_after, miniters=1, dynamic_ncols=True, **settings
@@ -56,7 +56,7 @@ class Progress(StatusLine):
         )
 
     def show(self, done_bytes: int, documents: int | None = None) -> None:
-        """Report how much is done; cheap enough to call for every document."""
+        """Report what is done; cheap enough to call for every document."""
         if documents is not None:
             self.set_postfix_str(counted(documents, "document"), refresh=False)
         self.update(done_bytes - self.n)

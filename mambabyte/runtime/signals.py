@@ -20,10 +20,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def raise_on_stop_signal() -> Iterator[None]:
-    """Raise :class:`Stopped` at the first stop signal; a second one exits at once.
-
-    Files are written atomically, so nothing needs saving.
-    """
+    """Raise :class:`Stopped` at the first stop signal; a second one exits at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in STOP_SIGNALS:

@@ -1,6 +1,9 @@
 """Numbers as people read them."""
 
+from itertools import pairwise
+
 GIB = 2**30
+_TIMES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -12,11 +15,7 @@ def counted(number: int, noun: str) -> str:
 def duration(seconds: float) -> str:
     """Two units of time: "3 m 20 s", "5 h 12 m", "2 d 3 h"."""
     seconds = round(seconds)
-    for size, unit, smaller, smaller_unit in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
+    for (size, unit), (smaller, smaller_unit) in pairwise(_TIMES):
         if seconds >= size:
             return f"{seconds // size} {unit} {seconds % size // smaller} {smaller_unit}"
     return f"{seconds} s"

@@ -7,7 +7,7 @@ from typing import Any
 
 from mambabyte.checkpoints import load_model
 from mambabyte.data import ByteCorpus
-from mambabyte.evaluation import Protocol, compressor_bits_per_byte, evaluate
+from mambabyte.evaluation import BitsPerByte, Protocol, compressor_bits_per_byte, evaluate
 from mambabyte.evaluation.bits_per_byte import first_documents
 from mambabyte.runs.loss_curve import plot_loss_curve
 from mambabyte.runs.metrics_csv import read_metrics
@@ -28,13 +28,12 @@ def summarize(settings: TrainSettings, step: int, corpus: ByteCorpus) -> dict[st
     device = choose_device("cpu" if settings.trainer.accelerator == "cpu" else "auto")
     print(f"mambabyte: measuring {corpus.num_bytes:,} validation bytes", file=sys.stderr)
     model = load_model(run_dir, settings.model)
-    measured = {
-        name: evaluate(
-            model, corpus, Protocol(name, settings.context_length), device, progress=progress_bar(name)
-        )
-        for name in (("disjoint", "stateful") if model.recurrent else ("disjoint",))
-    }
-    result, stateful = measured["disjoint"], measured.get("stateful")
+
+    def measured(name: str) -> BitsPerByte:
+        protocol = Protocol(name, settings.context_length)
+        return evaluate(model, corpus, protocol, device, progress=progress_bar(name))
+
+    result, stateful = measured("disjoint"), measured("stateful") if model.recurrent else None
     compressors = compressor_bits_per_byte(first_documents(corpus))
     rows = read_metrics(run_dir / "metrics.csv")
     curve = run_dir / "loss_curve.png"

@@ -3,7 +3,6 @@
 import os
 import sys
 import uuid
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -11,33 +10,35 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.credentials import has_wandb_credentials
-from mambabyte.training.settings import LoggerConfig
+from mambabyte.training.settings import TrainSettings
 
 
-def build_logger(config: LoggerConfig, run_dir: Path, name: str, settings: dict[str, Any]) -> Logger | None:
+def build_logger(settings: TrainSettings, config: dict[str, Any]) -> Logger | None:
     """The logger of a run; None for ``csv``, since metrics.csv is always written.
 
     Args:
-        settings: the resolved configuration, which wandb shows with the run.
+        config: the configuration that wandb shows with the run.
 
     Raises:
         UserError: the service's package is not installed, or the service refuses the run.
     """
+    service = settings.logger.service
     try:
-        if config.service == "wandb":
-            return _wandb(config, run_dir, name, settings)
-        if config.service == "tensorboard":
-            return TensorBoardLogger(str(run_dir), name="tensorboard", version="")
+        if service == "wandb":
+            return _wandb(settings, config)
+        if service == "tensorboard":
+            return TensorBoardLogger(str(settings.run_dir), name="tensorboard", version="")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"logger={config.service} needs a package that is not installed: pip install {config.service}"
+            f"logger={service} needs a package that is not installed: pip install {service}"
         ) from error
     return None
 
 
-def _wandb(config: LoggerConfig, run_dir: Path, name: str, settings: dict[str, Any]) -> WandbLogger:
+def _wandb(settings: TrainSettings, config: dict[str, Any]) -> WandbLogger:
     import wandb
 
+    run_dir = settings.run_dir
     offline = "WANDB_MODE" not in os.environ and not has_wandb_credentials()
     if offline:
         print(
@@ -50,15 +51,15 @@ def _wandb(config: LoggerConfig, run_dir: Path, name: str, settings: dict[str, A
             file.write(uuid.uuid4().hex[:12].encode())
     try:
         run = wandb.init(
-            name=name,
-            project=config.project,
-            entity=config.entity,
+            name=settings.name,
+            project=settings.logger.project,
+            entity=settings.logger.entity,
             dir=run_dir,
             id=id_file.read_text(encoding="ascii").strip(),
             resume="allow",
             reinit="finish_previous",  # the previous job of a sweep
             mode="offline" if offline else None,
-            config=settings,
+            config=config,
             settings=wandb.Settings(silent=True) if offline else None,  # the line above says it
         )
     except wandb.Error as error:

@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from mambabyte.checkpoints import FORMAT
 from mambabyte.models import ByteLM
-from mambabyte.training.distributed.fsdp import shard, unsharded_copy
-from mambabyte.training.optimizer import OptimizerConfig
+from mambabyte.training.activation_checkpointing import checkpoint_activations
+from mambabyte.training.distributed.strategies import shard, unsharded_copy
+from mambabyte.training.settings import TrainSettings
 from mambabyte.training.spikes import SpikeDetector, SpikePolicy
 
 
@@ -25,7 +26,7 @@ class ByteLMModule(LightningModule):
     Measurements stay on the device until callbacks log them, so that no step waits for the host.
 
     Args:
-        config: the resolved configuration, stored in every checkpoint.
+        config: the configuration to store in every checkpoint.
         policy: what to do about spikes in loss or gradient; None if :meth:`check_spikes` is never called.
 
     Attributes:
@@ -33,20 +34,15 @@ class ByteLMModule(LightningModule):
     """
 
     def __init__(
-        self,
-        model: ByteLM,
-        optimizer: OptimizerConfig,
-        max_steps: int,
-        gradient_clip: float | None,
-        config: dict[str, Any],
-        policy: SpikePolicy | None = None,
+        self, settings: TrainSettings, config: dict[str, Any], policy: SpikePolicy | None = None
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = settings.model.build()
+        if settings.trainer.activation_checkpointing:
+            checkpoint_activations(self.model)
         self.seconds_excluded = 0.0
-        self._optimizer_config = optimizer
-        self._max_steps = max_steps
-        self._clip = math.inf if gradient_clip is None else gradient_clip
+        self._settings = settings
+        self._clip = settings.trainer.gradient_clip or math.inf
         self._config = config
         self._policy = policy
         self._restored: dict[str, Any] | None = None
@@ -57,28 +53,24 @@ class ByteLMModule(LightningModule):
 
     @property
     def unsharded_model(self) -> ByteLM | None:
-        """The model with all its weights, for validation and samples. Under FSDP it is a copy on rank 0 and
-        None on the other ranks, and every rank must access it."""
+        """The model with all its weights on rank 0, None on the others. Every rank must access it: under FSDP
+        it is gathered from all."""
+        main = self.trainer.is_global_zero
         if self.device_mesh is None:
-            return self.model
-        return unsharded_copy(self.model, self.trainer.is_global_zero)
-
-    @property
-    def training_flops_per_byte(self) -> float:
-        """Analytic, for windows of the configured length."""
-        return self.model.flops_per_byte(self._config["context_length"]).training
+            return self.model if main else None
+        return unsharded_copy(self.model, main)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self._optimizer_config.build(self.model)
+        return self._settings.optimizer.build(self.model)
 
     def on_train_start(self) -> None:
-        # a resumed optimizer has the hyperparameters it was saved with: use this command's
-        self._optimizer_config.apply(self.trainer.optimizers[0])
+        # a resumed optimizer has the hyperparameters it was saved with
+        self._settings.optimizer.apply(self.trainer.optimizers[0])
         self.gradient_norm = torch.zeros((), device=self.device)
         self._step_sums = torch.zeros(2, device=self.device)  # nats, scored bytes of this rank in this step
         # nats, scored bytes, steps, clipped steps of all ranks since the last row of metrics
         self._row_sums = torch.zeros(4, device=self.device)
-        self._spikes = SpikeDetector(None if self._policy is None else self._policy.threshold, self.device)
+        self._spikes = SpikeDetector(self._settings.trainer.spike_threshold, self.device)
         if self._restored is not None:
             self._row_sums.copy_(self._restored["row_sums"])
             self._spikes.load_state_dict(self._restored["spikes"])
@@ -95,7 +87,7 @@ class ByteLMModule(LightningModule):
         self._step_sums += sums.detach()
         self._spikes.record(self.global_step + 1, batch, nats.detach(), scored)
         if "position" in batch:
-            # right for checkpoints, which are saved between steps, when every batch drawn has been used
+            # checkpoints are saved between steps, when every batch drawn has been used
             self.trainer.datamodule.trained(batch["position"])  # type: ignore[attr-defined]
         return sums[0] / sums[1].clamp(min=1)
 
@@ -103,22 +95,19 @@ class ByteLMModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate_at(self.global_step)
 
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, *unused: Any, **also_unused: Any
-    ) -> None:
-        # called before every optimizer step; measures the norm even without clipping
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        # measures the norm even without clipping
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         sums = torch.cat((self._step_sums, norm[None]))
-        # reduced, so that all ranks decide alike
-        nats, scored, norms = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        nats, scored, norms = self.trainer.strategy.reduce(sums, reduce_op="sum")  # so all ranks decide alike
         self._step_sums.zero_()
         self.gradient_norm = norms / self.trainer.world_size
         skip = self._spikes.judge(self.global_step + 1, nats / scored.clamp(min=1), self.gradient_norm)
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            # meant for gradient scalers: PyTorch's fused optimizers skip a step for which this is 1
+            # for gradient scalers: PyTorch's fused optimizers skip a step for which this is 1
             optimizer.found_inf = skip  # type: ignore[attr-defined]
-        elif skip:  # waits for the device; an optimizer passes over parameters without gradients
+        elif skip:  # waits for the device; optimizers ignore parameters without gradients
             optimizer.zero_grad(set_to_none=True)
         counted = nats.isfinite()
         clipped = (self.gradient_norm > self._clip) & (skip == 0)
@@ -127,7 +116,7 @@ class ByteLMModule(LightningModule):
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of optimizer step ``step``, counted from 0."""
-        return self._optimizer_config.learning_rate_at(step, self._max_steps)
+        return self._settings.optimizer.learning_rate_at(step, self._settings.trainer.max_steps)
 
     def take_row(self) -> dict[str, float]:
         """Training bits per byte since the last call, over all ranks (nan if no byte was scored), the share
@@ -169,8 +158,8 @@ class ByteLMModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored = checkpoint["mambabyte"].get("training")  # early versions wrote none
-        # The loop needs only the number of optimizer steps. Lightning would also restore how many batches it
-        # had drawn, which is wrong as soon as the accumulation differs.
+        # Restore only the number of optimizer steps: Lightning's number of batches drawn is wrong if the
+        # accumulation differs.
         saved = checkpoint["loops"]["fit_loop"]
         fresh = self.trainer.fit_loop.state_dict()
         steps = "epoch_loop.automatic_optimization.optim_progress"

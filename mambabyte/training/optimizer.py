@@ -53,12 +53,8 @@ class AdamWConfig(OptimizerConfig):
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         import torch
 
-        decayed: list[nn.Parameter] = []
-        exempt: list[nn.Parameter] = []
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                (decayed if is_decayed(parameter) else exempt).append(parameter)
-        groups = [{"params": decayed}, {"params": exempt}]
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [{"params": [p for p in trainable if is_decayed(p) == decayed]} for decayed in (True, False)]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
         self.apply(optimizer)
         return optimizer
@@ -70,6 +66,5 @@ class AdamWConfig(OptimizerConfig):
 
 
 def is_decayed(parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices and convolutions, not to biases, norms, or what a model
-    exempts."""
+    """Whether weight decay applies: not to biases, norms and what a model exempts."""
     return parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,29 +10,23 @@ from torch import Tensor
 class DeferredReadback:
     """Copies a few numbers of each step to the host.
 
-    A CPU's numbers are available at once. A GPU's are available after the next step has been started, by
-    which time the copy has finished and costs no waiting.
+    A CPU's numbers are available at once, a GPU's after the next step has been started: by then the copy has
+    finished.
     """
 
     def __init__(self) -> None:
-        self._pending: deque[tuple[int, Tensor, Any]] = deque()
+        self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def start(self, step: int, values: Tensor) -> None:
         """Start to copy ``values`` (n,) of a step."""
-        if values.device.type != "cuda":
-            self._pending.append((step, values, None))
-            return
-        host = torch.empty_like(values, device="cpu", pin_memory=True)
-        host.copy_(values, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._pending.append((step, host, event))
+        event = torch.cuda.Event() if values.is_cuda else None
+        values = values.to("cpu", non_blocking=True)  # from a GPU, to pinned memory
+        if event is not None:
+            event.record()
+        self._pending.append((step, values, event))
 
     def completed(self, wait: bool = False) -> Iterator[tuple[int, list[float]]]:
-        """(step, values) of the copies that are newly available; with ``wait``, of all that were started.
-
-        Which steps these are does not depend on timing, so it is the same on all ranks.
-        """
+        """(step, values) of newly available copies, the same steps on all ranks; with ``wait``, of all."""
         while self._pending:
             step, values, event = self._pending[0]
             if event is not None:

@@ -15,11 +15,10 @@ from mambabyte.training.optimizer import OptimizerConfig
 
 
 @dataclass
-class TrainerConfig(Settings):
-    """conf/trainer: how long and how wide to train.
+class TrainerSettings(Settings):
+    """conf/trainer: the length of training, its devices and its precision.
 
-    Gradients are accumulated over ``global_batch_bytes / (context_length * micro_batch_size * devices)``
-    forward passes, so that a step means the same number of bytes on any machine.
+    A step has ``global_batch_bytes`` on any machine: gradients are accumulated over as many forward passes.
     """
 
     section: ClassVar[str] = "trainer"
@@ -39,7 +38,7 @@ class TrainerConfig(Settings):
 
     @property
     def world_size(self) -> int:
-        """Processes in all, once `launching.resolve_devices` has counted what is ``auto``."""
+        """The number of processes, once `launching.resolve_devices` has replaced ``auto``."""
         return int(self.devices) * int(self.num_nodes)
 
     def global_batch_size(self, context_length: int) -> int:
@@ -75,7 +74,7 @@ class TrainerConfig(Settings):
 
 
 @dataclass
-class CallbacksConfig(Settings):
+class CallbackSettings(Settings):
     """conf/callbacks: what happens between steps, and every how many optimizer steps (0: never)."""
 
     section: ClassVar[str] = "callbacks"
@@ -90,7 +89,7 @@ class CallbacksConfig(Settings):
     extra: list[dict[str, Any]] = field(default_factory=list)
 
     def build_extra(self) -> list[Any]:
-        """The Lightning callbacks of the user's own that ``extra`` names.
+        """The user's Lightning callbacks that ``extra`` names.
 
         Raises:
             UserError: one of them cannot be built or is no callback.
@@ -99,18 +98,18 @@ class CallbacksConfig(Settings):
 
         from mambabyte.config.composition import instantiate
 
-        built = [
-            instantiate(description, f"callbacks.extra[{i}]") for i, description in enumerate(self.extra)
-        ]
-        for i, callback in enumerate(built):
+        built = []
+        for i, description in enumerate(self.extra):
+            callback = instantiate(description, f"callbacks.extra[{i}]")
             if not isinstance(callback, Callback):
-                target = self.extra[i]["_target_"]
+                target = description["_target_"]
                 raise UserError(f"callbacks.extra[{i}]._target_={target} is not a Lightning callback")
+            built.append(callback)
         return built
 
 
 @dataclass
-class LoggerConfig(Settings):
+class LoggerSettings(Settings):
     """conf/logger: where metrics go besides metrics.csv."""
 
     section: ClassVar[str] = "logger"
@@ -120,8 +119,8 @@ class LoggerConfig(Settings):
 
 
 @dataclass
-class Budget(Settings):
-    """conf/budget: what a run may cost; null is no limit."""
+class BudgetSettings(Settings):
+    """conf/budget: what a run should cost; null is no limit."""
 
     section: ClassVar[str] = "budget"
     parameters: float | None = None
@@ -148,11 +147,11 @@ class TrainSettings(CommandSettings):
     dry_run: bool
     json: bool
     data: DataSettings
-    trainer: TrainerConfig
-    budget: Budget
-    logger: LoggerConfig
-    callbacks: CallbacksConfig
-    # Last, so that a mistake elsewhere is found before their classes import torch.
+    trainer: TrainerSettings
+    budget: BudgetSettings
+    logger: LoggerSettings
+    callbacks: CallbackSettings
+    # last, so that mistakes elsewhere are found before these classes import torch
     optimizer: OptimizerConfig
     model: ByteLMConfig
 

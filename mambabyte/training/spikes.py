@@ -1,4 +1,4 @@
-"""Spikes: steps whose loss or gradient would harm the model. They are skipped, and their windows saved."""
+"""Spikes: steps whose loss or gradient would harm the model. They are skipped and their windows saved."""
 
 import json
 import math
@@ -16,6 +16,7 @@ from torch import Tensor
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.training.readback import DeferredReadback
+from mambabyte.training.settings import TrainSettings
 
 HISTORY = 128  # steps that the mean and the standard deviation are taken over
 MIN_HISTORY = HISTORY // 2
@@ -45,9 +46,9 @@ class SpikeDetector:
     """Judges each optimizer step by its loss and its gradient norm before clipping.
 
     A step is a spike if either is not finite or, given a ``threshold``, exceeds its mean over the last 128
-    normal steps by more than ``threshold`` standard deviations, once there are 64 of them. (OLMo-core's
-    skip-step optimizers follow this rule, with a threshold of 6.) Everything is computed on the device; a
-    step's windows are kept until its verdict has reached the host.
+    normal steps by more than ``threshold`` standard deviations, once there are 64 of them: the rule of
+    OLMo-core's skip-step optimizers, whose threshold is 6. Everything is computed on the device; a step's
+    windows are kept until its verdict has reached the host.
     """
 
     def __init__(self, threshold: float | None, device: torch.device) -> None:
@@ -65,7 +66,7 @@ class SpikeDetector:
         self._skipped.copy_(state["skipped"])
 
     def record(self, step: int, batch: dict[str, Any], nats: Tensor, scored: Tensor) -> None:
-        """Keep a micro-batch of ``step`` with each window's nats (b,) and scored bytes (b,)."""
+        """Keep a micro-batch, with each window's nats (b,) and scored bytes (b,), until its verdict."""
         self._windows[step].append((batch, nats, scored))
 
     def judge(self, step: int, loss: Tensor, gradient_norm: Tensor) -> Tensor:
@@ -96,41 +97,34 @@ class SpikeDetector:
         return int(self._skipped[0])
 
     def _limits(self, threshold: float) -> Tensor:
-        known = ~self._normal.isnan()
-        count = known.sum(dim=1)
+        count = (~self._normal.isnan()).sum(dim=1)
         mean = self._normal.nanmean(dim=1)
         deviation = ((self._normal - mean[:, None]).square().nansum(dim=1) / count.clamp(min=1)).sqrt()
         return torch.where(count >= MIN_HISTORY, mean + threshold * deviation, torch.inf)
 
 
 class SpikePolicy:
-    """Saves the windows of a spike to ``folder``, then stops the run or lets it skip the step.
+    """Saves the windows of a spike to ``run_dir``/spikes, then stops the run or lets it skip the step."""
 
-    Args:
-        action: ``stop`` or ``skip``.
-        threshold: see :class:`SpikeDetector`.
-    """
-
-    def __init__(self, folder: Path, action: str, threshold: float | None) -> None:
-        self.threshold = threshold
-        self._folder = folder
-        self._action = action
+    def __init__(self, settings: TrainSettings) -> None:
+        self._folder = settings.run_dir / "spikes"
+        self._skip = settings.trainer.on_spike == "skip"
 
     def apply(self, spike: Spike, trainer: Trainer) -> None:
         """Save the windows of ``spike`` and report it.
 
         Raises:
-            UserError: the action is ``stop``, or this is the tenth spike in a row.
+            UserError: ``trainer.on_spike`` is ``stop``, or this is the tenth spike in a row.
         """
         path = self._save(spike, trainer)
         finite = math.isfinite(spike.loss) and math.isfinite(spike.gradient_norm)
         what = "is far above its usual size" if finite else "is not a finite number"
-        if self._action == "skip" and spike.in_a_row < _MAX_IN_A_ROW:
+        if self._skip and spike.in_a_row < _MAX_IN_A_ROW:
             if trainer.is_global_zero:
-                sentence = f"skipped step {spike.step}, whose loss or gradient {what}; its windows: {path}"
-                print(f"mambabyte: {sentence}", file=sys.stderr)
+                skipped = f"skipped step {spike.step}, whose loss or gradient {what}; its windows: {path}"
+                print(f"mambabyte: {skipped}", file=sys.stderr)
             return
-        since = f", the last of {spike.in_a_row} in a row," if self._action == "skip" else ""
+        since = f", the last of {spike.in_a_row} in a row," if self._skip else ""
         raise UserError(
             f"training diverged: at step {spike.step}{since} the loss or its gradient {what} (its windows: "
             f"{path}); the last checkpoint, if there is one, predates it: lower optimizer.learning_rate or "
@@ -138,26 +132,19 @@ class SpikePolicy:
         )
 
     def _save(self, spike: Spike, trainer: Trainer) -> Path:
-        """Write the inputs and targets (.npz), and where they come from and how they scored (.json)."""
+        """Write the inputs and targets (.npz), and their origins and scores (.json)."""
         rank = f"_rank_{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = self._folder / f"step_{spike.step:08d}{rank}.json"
-        batches = [batch for batch, _, _ in spike.micro_batches]
-        arrays = {
-            name: torch.cat([batch[name] for batch in batches]).cpu().numpy()
-            for name in ("bytes", "targets", "document_start")
-        }
-        nats, scored = (
-            torch.cat(column).tolist() for column in list(zip(*spike.micro_batches, strict=True))[1:]
-        )
+        batches, nats, scored = zip(*spike.micro_batches, strict=True)
+        names = ("bytes", "targets", "document_start")
+        arrays = {name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in names}
         origins = trainer.datamodule.origins(spike.step - 1, batches)  # type: ignore[attr-defined]
+        scores = zip(torch.cat(nats).tolist(), torch.cat(scored).tolist(), origins, strict=True)
         description = {
             "step": spike.step,
             "loss": _json(spike.loss),
             "gradient_norm": _json(spike.gradient_norm),
-            "windows": [
-                {"nats": _json(each), "scored_bytes": count, **origin}
-                for each, count, origin in zip(nats, scored, origins, strict=True)
-            ],
+            "windows": [{"nats": _json(n), "scored_bytes": count, **origin} for n, count, origin in scores],
         }
         self._folder.mkdir(exist_ok=True)
         with atomic_write(path.with_suffix(".npz")) as file:

@@ -9,11 +9,10 @@ from typing import Any
 from lightning.pytorch import Trainer, seed_everything
 
 from mambabyte.errors import Interrupted
-from mambabyte.models import ByteLM, MambaByte
+from mambabyte.models import MambaByte
 from mambabyte.ops import backend_for
 from mambabyte.runs.run_directory import explaining_full_disk, lock_run_directory
 from mambabyte.runs.summary import read_summary
-from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.distributed.launching import lost_rank
 from mambabyte.training.final_evaluation import summarize
 from mambabyte.training.loggers import build_logger
@@ -26,13 +25,13 @@ from mambabyte.training.trainer import build_callbacks, build_trainer
 
 
 def train(settings: TrainSettings) -> dict[str, Any] | None:
-    """Train until ``trainer.max_steps``, or resume a run that was stopped; then measure the result.
+    """Train until ``trainer.max_steps``, resuming a run that was stopped; then measure the result.
 
     Returns:
-        What summary.json holds; None on every rank but the first.
+        The content of summary.json; None on every rank but the first.
 
     Raises:
-        UserError: the settings, data or run directory will not do; training diverged; the disk is full.
+        UserError: the settings, data or run directory are unusable; training diverged; the disk is full.
         Interrupted: stopped by a signal, with a checkpoint of the last step.
     """
     run = plan(settings)
@@ -41,39 +40,33 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         MemoryBudget.of(run.settings).check_state()
         with lock_run_directory(run.settings.run_dir, run.config) if run.main_process else nullcontext():
             step = _fit(run)
-    return _summary(run, step) if run.main_process else None
+    if not run.main_process:
+        return None
+    if summary := read_summary(run.settings.run_dir, step):
+        return summary
+    with explaining_full_disk(run.settings.run_dir):
+        return summarize(run.settings, step, run.data.validation_corpus())
 
 
 def _fit(run: Plan) -> int:
     """Train, from the run's checkpoint if it has one; return the optimizer step that was reached."""
     settings = run.settings
-    run_dir, trainer_config = settings.run_dir, settings.trainer
+    run_dir = settings.run_dir
     callbacks, preemption = build_callbacks(settings, run.data.validation_corpus())
     seed_everything(settings.seed, workers=True, verbose=False)
-    model = settings.model.build()
-    if trainer_config.activation_checkpointing:
-        checkpoint_activations(model)
-    policy = SpikePolicy(run_dir / "spikes", trainer_config.on_spike, trainer_config.spike_threshold)
-    module = ByteLMModule(
-        model,
-        settings.optimizer,
-        trainer_config.max_steps,
-        trainer_config.gradient_clip,
-        run.config,
-        policy,
-    )
-    logger = build_logger(settings.logger, run_dir, settings.name, run.config) if run.main_process else None
-    trainer = build_trainer(trainer_config, settings.context_length, run_dir, callbacks, logger)
+    module = ByteLMModule(settings, run.config, SpikePolicy(settings))
+    logger = build_logger(settings, run.config) if run.main_process else None
+    trainer = build_trainer(settings, callbacks, logger)
     if run.main_process:
-        _announce(settings, model, trainer)
+        _announce(settings, module, trainer)
     try:
         trainer.fit(module, datamodule=run.data, ckpt_path=run.resume_from, weights_only=True)
     except RuntimeError as error:
         if lost := lost_rank(error):
             raise lost from error
         raise
-    # Only rank 0 reports a stop: a launcher takes the first exit code that is not 0 for a fault of the run,
-    # and would end rank 0 before it is done.
+    # Only rank 0 reports a stop: a launcher takes the first exit code other than 0 for a failure and would
+    # end rank 0 before it is done.
     if preemption.stopped and run.main_process:
         raise Interrupted(
             f"stopped at step {trainer.global_step}, saved in {run_dir}; the same command goes on from there"
@@ -81,8 +74,8 @@ def _fit(run: Plan) -> int:
     return trainer.global_step
 
 
-def _announce(settings: TrainSettings, model: ByteLM, trainer: Trainer) -> None:
-    device = trainer.strategy.root_device
+def _announce(settings: TrainSettings, module: ByteLMModule, trainer: Trainer) -> None:
+    model, device = module.model, trainer.strategy.root_device
     scan = f", {backend_for(device)} scan" if isinstance(model, MambaByte) else ""
     print(
         f"mambabyte: run '{settings.name}' in {settings.run_dir}: {model.num_parameters():,} parameters, "
@@ -90,11 +83,3 @@ def _announce(settings: TrainSettings, model: ByteLM, trainer: Trainer) -> None:
         f"{settings.trainer.precision}{scan}",
         file=sys.stderr,
     )
-
-
-def _summary(run: Plan, step: int) -> dict[str, Any]:
-    summary = read_summary(run.settings.run_dir, step)
-    if summary is None:
-        with explaining_full_disk(run.settings.run_dir):
-            summary = summarize(run.settings, step, run.data.validation_corpus())
-    return summary

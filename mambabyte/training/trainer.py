@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
@@ -22,35 +21,30 @@ from mambabyte.training.callbacks.step_callback import Spikes
 from mambabyte.training.callbacks.validation import Validation
 from mambabyte.training.distributed.launching import SameCheckpoint, started_by_srun
 from mambabyte.training.distributed.strategies import DataParallel, ShardedDataParallel
-from mambabyte.training.settings import TrainerConfig, TrainSettings
-
-_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
+from mambabyte.training.settings import TrainSettings
 
 
-def build_trainer(
-    config: TrainerConfig,
-    context_length: int,
-    run_dir: Path,
-    callbacks: list[Callback],
-    logger: Logger | None,
-) -> Trainer:
-    """The trainer of ``config``.
+def build_trainer(settings: TrainSettings, callbacks: list[Callback], logger: Logger | None) -> Trainer:
+    """The trainer of a run.
 
     Raises:
         UserError: the devices asked for are not there, or the global batch does not divide among them.
     """
-    _silence_lightning()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # advice about data loader workers, missing validation loops and the like
+    warnings.filterwarnings("ignore", module="lightning")
+    config = settings.trainer
     plugins: list[Any] = [AtomicCheckpointIO()]
     if config.world_size == 1:
-        plugins.append(LightningEnvironment())  # nobody else to know of, whatever has started this process
+        plugins.append(LightningEnvironment())  # even if a launcher has started this process
     elif started_by_srun():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the middle of a step
     strategy: Any = "auto"
     if config.world_size > 1:
-        sharded = config.strategy == "fsdp"
-        strategy = (
-            ShardedDataParallel(config.world_size, config.sharded_checkpoints) if sharded else DataParallel()
-        )
+        strategy = DataParallel()
+        if config.strategy == "fsdp":
+            strategy = ShardedDataParallel(config.world_size, config.sharded_checkpoints)
         callbacks = [SameCheckpoint(), *callbacks]
     try:
         trainer = Trainer(
@@ -58,7 +52,7 @@ def build_trainer(
             devices=config.devices,
             num_nodes=int(config.num_nodes),
             strategy=strategy,
-            precision=_PRECISION[config.precision],
+            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
             max_steps=config.max_steps,
             max_epochs=-1,
             limit_val_batches=0,
@@ -70,7 +64,7 @@ def build_trainer(
             logger=logger or False,
             callbacks=callbacks,
             plugins=plugins,
-            default_root_dir=run_dir,
+            default_root_dir=settings.run_dir,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -78,43 +72,21 @@ def build_trainer(
             f"trainer.accelerator={config.accelerator} with trainer.devices={config.devices} cannot be "
             f"used here: {reason}"
         ) from error
-    trainer.accumulate_grad_batches = config.accumulation(context_length, trainer.world_size)
+    trainer.accumulate_grad_batches = config.accumulation(settings.context_length, trainer.world_size)
     return trainer
 
 
-def build_callbacks(
-    settings: TrainSettings, validation_corpus: ByteCorpus
-) -> tuple[list[Callback], Preemption]:
-    """The callbacks of a run, and among them the one that knows whether a signal stopped it.
+def build_callbacks(settings: TrainSettings, corpus: ByteCorpus) -> tuple[list[Callback], Preemption]:
+    """The callbacks of a run with validation ``corpus``; also the one that knows whether a signal stopped it.
 
-    Their order is that in which they see a step: what validation finds belongs in that step's row of metrics,
-    and a checkpoint is taken when everything else is done. The user's own see it before that.
+    They see a step in this order: a validation's result belongs in that step's row of metrics, and a
+    checkpoint is saved when all others, the user's included, are done.
     """
-    config, trainer, run_dir = settings.callbacks, settings.trainer, settings.run_dir
-    validation = Validation(
-        validation_corpus,
-        config.validate_every,
-        config.validate_bytes,
-        settings.context_length,
-        int(trainer.micro_batch_size),
-    )
-    metrics = Metrics(
-        run_dir / "metrics.csv",
-        config.log_every,
-        config.validate_every,
-        trainer.max_steps,
-        trainer.global_batch_bytes,
-    )
-    statistics = ScanStatistics(metrics.is_logged)
-    samples = Samples(run_dir / "samples.txt", config.sample_every, config.sample_prompt, config.sample_bytes)
-    checkpoints = Checkpoints(checkpoint_folder(run_dir), config.checkpoint_every, config.checkpoints_kept)
+    config = settings.callbacks
+    metrics = Metrics(settings)
+    statistics, validation = ScanStatistics(metrics.is_logged), Validation(settings, corpus)
+    ours = [Spikes(), statistics, validation, metrics, Samples(settings)]
+    folder = checkpoint_folder(settings.run_dir)
+    checkpoints = Checkpoints(folder, config.checkpoint_every, config.checkpoints_kept)
     preemption = Preemption(checkpoints)
-    ours = [Spikes(), statistics, validation, metrics, samples]
     return [*ours, *config.build_extra(), checkpoints, preemption], preemption
-
-
-def _silence_lightning() -> None:
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # advice about loaders' workers, missing validation loops and the like: our loop is meant as it is
-    warnings.filterwarnings("ignore", module="lightning")

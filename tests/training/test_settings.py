@@ -3,11 +3,11 @@
 import pytest
 
 from mambabyte.errors import UserError
-from mambabyte.training.settings import CallbacksConfig, TrainerConfig
+from mambabyte.training.settings import CallbackSettings, TrainerSettings
 
 
-def trainer(**settings) -> TrainerConfig:
-    return TrainerConfig(**{"max_steps": 1, "global_batch_bytes": 4096, "micro_batch_size": 2, **settings})
+def trainer(**settings) -> TrainerSettings:
+    return TrainerSettings(**{"max_steps": 1, "global_batch_bytes": 4096, "micro_batch_size": 2, **settings})
 
 
 def test_accumulation_keeps_the_bytes_of_a_step() -> None:
@@ -33,4 +33,4 @@ def test_values_out_of_range_are_user_errors(settings: dict) -> None:
 
 def test_an_interval_of_no_steps_is_a_user_error() -> None:
     with pytest.raises(UserError):
-        CallbacksConfig(log_every=0)
+        CallbackSettings(log_every=0)

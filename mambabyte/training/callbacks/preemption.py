@@ -3,7 +3,6 @@
 import signal
 import sys
 from types import FrameType
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -16,26 +15,20 @@ from mambabyte.training.readback import DeferredReadback
 
 
 class Preemption(StepCallback):
-    """Saves and stops at the next optimizer step after a stop signal. A second signal exits at once.
-
-    On several GPUs it may stop one step later. Lightning's own handler stops at any forward pass, saves
-    nothing and exits with code 0.
-    """
+    """Saves and stops at the next optimizer step after a stop signal, on several GPUs perhaps one later; a
+    second signal exits at once. Lightning's handler would save nothing and exit with code 0."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.stopped = False  # whether a signal has stopped training
         self._checkpoints = checkpoints
         self._signal: int | None = None
-        self._previous: dict[int, Any] = {}
         self._ranks_signalled = DeferredReadback()
-
-    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        # before Lightning installs its own handlers
-        self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
-        for number in STOP_SIGNALS:
+        for (
+            number
+        ) in STOP_SIGNALS:  # replacing Lightning's handlers; it restores the previous ones at the end
             signal.signal(number, self._on_signal)
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
@@ -43,13 +36,6 @@ class Preemption(StepCallback):
             self._checkpoints.save(trainer, module)
             self.stopped = True
             trainer.should_stop = True
-
-    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, module, "fit")
 
     def _requested(self, trainer: Trainer, step: int) -> bool:
         if trainer.world_size == 1:

@@ -1,34 +1,31 @@
 """Samples of text during training."""
 
-from pathlib import Path
-
 from lightning.pytorch import Trainer
 
 from mambabyte.generation import Sampler, decode_stream, generate
 from mambabyte.models import ByteLM
 from mambabyte.training.callbacks.step_callback import StepCallback, is_due
 from mambabyte.training.module import ByteLMModule
+from mambabyte.training.settings import TrainSettings
 
 
 class Samples(StepCallback):
     """Appends a sample, always from the same prompt and seed, to ``samples.txt``."""
 
-    def __init__(self, path: Path, every: int, prompt: str, num_bytes: int) -> None:
-        self._path = path
-        self._every = every
-        self._prompt = prompt
-        self._num_bytes = num_bytes
+    def __init__(self, settings: TrainSettings) -> None:
+        self._path = settings.run_dir / "samples.txt"
+        self._settings = settings.callbacks
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
-        if not is_due(step, self._every):
+        if not is_due(step, self._settings.sample_every):
             return
         with module.excluded_from_timing():
-            model = module.unsharded_model
-            if model is None or not trainer.is_global_zero:
+            if (model := module.unsharded_model) is None:
                 return
-            text = sample_text(model, self._prompt, self._num_bytes)
+            prompt = self._settings.sample_prompt
+            text = sample_text(model, prompt, self._settings.sample_bytes)
             with self._path.open("a", encoding="utf-8", newline="") as file:
-                file.write(f"--- step {step}\n{self._prompt}{text}\n")
+                file.write(f"--- step {step}\n{prompt}{text}\n")
 
 
 def sample_text(model: ByteLM, prompt: str, num_bytes: int) -> str:

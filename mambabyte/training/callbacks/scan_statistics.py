@@ -1,6 +1,7 @@
 """How fast a Mamba model's scans forget: step sizes and decay rates during training."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,8 @@ class ScanStatistics(StepCallback):
 
     ``delta`` is the step size softplus(dt_proj(x) + bias) of every byte of one training window and every
     channel. ``A`` = -exp(A_log) is the decay rate of every channel and state; a byte scales the state by
-    exp(delta A). Models without such scans add no columns. This callback must come before any other that
-    runs the model.
-
-    Args:
-        is_logged: whether a row of metrics is written after a step; only these steps are measured.
+    exp(delta A). Only steps that ``is_logged`` names are measured. Models without such scans add no columns.
+    This callback must come before any other that runs the model.
     """
 
     def __init__(self, is_logged: Callable[[int], bool]) -> None:
@@ -42,7 +40,7 @@ class ScanStatistics(StepCallback):
             return
         for part in module.modules():
             if isinstance(part, Mixer):
-                self._hooks.append(part.x_proj.register_forward_hook(self._hook(part)))
+                self._hooks.append(part.x_proj.register_forward_hook(partial(self._measure, part)))
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
         for hook in self._hooks:
@@ -55,13 +53,10 @@ class ScanStatistics(StepCallback):
             self._columns = dict(zip(NAMES, overall.flatten().tolist(), strict=True))
             self._measured.clear()
 
-    def _hook(self, mixer: Mixer) -> Callable[..., None]:
-        @torch.no_grad()
-        def measure(x_proj: torch.nn.Module, inputs: Any, output: Tensor) -> None:
-            projected = linear(output[:1, :, : mixer.rank], mixer.dt_proj.weight)
-            delta = softplus(projected.float() + mixer.dt_proj.bias.float())
-            rates = -torch.exp(mixer.A_log.float())
-            statistics = [f() for t in (delta, rates) for f in (t.mean, t.amin, t.amax)]
-            self._measured[mixer] = torch.stack(statistics)
-
-        return measure
+    @torch.no_grad()
+    def _measure(self, mixer: Mixer, x_proj: torch.nn.Module, inputs: Any, output: Tensor) -> None:
+        projected = linear(output[:1, :, : mixer.rank], mixer.dt_proj.weight)
+        delta = softplus(projected.float() + mixer.dt_proj.bias.float())
+        rates = -torch.exp(mixer.A_log.float())
+        statistics = [f() for t in (delta, rates) for f in (t.mean, t.amin, t.amax)]
+        self._measured[mixer] = torch.stack(statistics)

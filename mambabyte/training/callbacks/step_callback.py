@@ -26,7 +26,7 @@ class StepCallback(Callback):
         raise NotImplementedError
 
     def columns(self) -> dict[str, float | None]:
-        """What the callback measured at its last :meth:`on_step`, for that step's row of metrics.csv."""
+        """The figures of the last :meth:`on_step`, for that step's row of metrics.csv."""
         return {}
 
 

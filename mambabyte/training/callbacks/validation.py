@@ -9,19 +9,15 @@ from mambabyte.evaluation.bits_per_byte import score
 from mambabyte.evaluation.protocols import Protocol
 from mambabyte.training.callbacks.step_callback import StepCallback, is_due
 from mambabyte.training.module import ByteLMModule
+from mambabyte.training.settings import TrainSettings
 
 
 class Validation(StepCallback):
-    """Scores the first ``max_bytes`` of the validation split (protocol ``disjoint``) on rank 0."""
+    """Scores the first bytes of the validation split (protocol ``disjoint``) on rank 0."""
 
-    def __init__(
-        self, corpus: ByteCorpus, every: int, max_bytes: int, context_length: int, batch_size: int
-    ) -> None:
+    def __init__(self, settings: TrainSettings, corpus: ByteCorpus) -> None:
+        self._settings = settings
         self._corpus = corpus
-        self._every = every
-        self._max_bytes = max_bytes
-        self._context_length = context_length
-        self._batch_size = batch_size
         self._bits_per_byte: float | None = None
 
     def columns(self) -> dict[str, float | None]:
@@ -29,12 +25,13 @@ class Validation(StepCallback):
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
         self._bits_per_byte = None
-        if not is_due(step, self._every):
+        settings = self._settings
+        if not is_due(step, settings.callbacks.validate_every):
             return
         with module.excluded_from_timing():
-            model = module.unsharded_model
-            if model is None or not trainer.is_global_zero:
+            if (model := module.unsharded_model) is None:
                 return
-            protocol = Protocol("disjoint", self._context_length, batch_size=self._batch_size)
-            total, nats = score(model, self._corpus, protocol, self._max_bytes)
+            batch_size = int(settings.trainer.micro_batch_size)
+            protocol = Protocol("disjoint", settings.context_length, batch_size=batch_size)
+            total, nats = score(model, self._corpus, protocol, settings.callbacks.validate_bytes)
             self._bits_per_byte = nats / total / math.log(2)

@@ -1,4 +1,4 @@
-"""The processes of a run: how many there are, which one this is, and how they end together."""
+"""A run's processes: their number, this one's rank, and their common end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,15 +22,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from mambabyte.errors import UserError
-from mambabyte.training.settings import TrainerConfig
+from mambabyte.training.settings import TrainerSettings
 
 _POLL_SECONDS = 0.5
 _ENDED = "all processes of this run end with it; the last checkpoint is intact: repeat the command"
 
 
-def resolve_devices(config: TrainerConfig) -> TrainerConfig:
-    """``config`` with numbers for devices and nodes that are ``auto``: those that torchrun or srun has
-    started processes for, otherwise this machine's.
+def resolve_devices(config: TrainerSettings) -> TrainerSettings:
+    """``config`` with numbers for ``auto`` devices and nodes: as torchrun or srun has started, otherwise this
+    machine's.
 
     Raises:
         UserError: the configuration asks for other numbers than torchrun or srun has started.
@@ -49,7 +50,7 @@ def resolve_devices(config: TrainerConfig) -> TrainerConfig:
     return resolved
 
 
-def _launched(config: TrainerConfig) -> tuple[str | None, int, int]:
+def _launched(config: TrainerSettings) -> tuple[str | None, int, int]:
     """The launcher, if there is one; the processes on each node; the nodes."""
     if TorchElasticEnvironment.detect():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -62,7 +63,7 @@ def _launched(config: TrainerConfig) -> tuple[str | None, int, int]:
 
 
 def started_by_srun() -> bool:
-    """Whether this process is a task of a SLURM step; not if torchrun was started in between."""
+    """Whether this process is a task of a SLURM step and torchrun was not started in between."""
     return not TorchElasticEnvironment.detect() and SLURMEnvironment.detect()
 
 
@@ -76,17 +77,17 @@ def is_main_process() -> bool:
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Lightning's launcher, except that the loss of another rank is reported before this process exits."""
+    """Lightning's launcher, except that this process reports the loss of another rank before it exits."""
 
     def __init__(self, strategy: Any) -> None:
         super().__init__(strategy.cluster_environment, strategy.num_processes, strategy.num_nodes)
 
     def launch(self, function: Callable, *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         if self.cluster_environment.creates_processes_externally:
-            _watch(_launcher_gone(os.getppid()))
+            _watch(partial(_launcher_gone, os.getppid()))
         else:
             self._call_children_scripts()
-            _watch(_other_rank_gone(self.procs))
+            _watch(partial(_other_rank_gone, self.procs))
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
@@ -101,12 +102,9 @@ class Launcher(_SubprocessScriptLauncher):
 
 
 def _watch(problem: Callable[[], str | None]) -> None:
-    """Exit with the sentence that ``problem`` returns once it is not None; an empty one ends the watch.
+    """Exit with the sentence that ``problem`` returns once it is not None; an empty one ends the watch."""
 
-    This runs in a thread, since the main thread may be blocked in a collective with a lost rank.
-    """
-
-    def watch() -> None:
+    def watch() -> None:  # in a thread, since the main one may be blocked in a collective with a lost rank
         while (sentence := problem()) is None:
             time.sleep(_POLL_SECONDS)
         if sentence:
@@ -116,31 +114,23 @@ def _watch(problem: Callable[[], str | None]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _launcher_gone(parent: int) -> Callable[[], str | None]:
-    """Watches torchrun, or the rank 0 that started this process: neither kills its processes when it dies."""
-    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-
-    def problem() -> str | None:
-        gone = os.getppid() != parent
-        return f"the launcher of this process, rank {rank}, has ended; {_ENDED}" if gone else None
-
-    return problem
-
-
-def _other_rank_gone(processes: Sequence[subprocess.Popen]) -> Callable[[], str | None]:
-    def problem() -> str | None:
-        codes = [process.poll() for process in processes]
-        if all(code == 0 for code in codes):
-            return ""
-        for rank, code in enumerate(codes, start=1):
-            if code:
-                for process in processes:
-                    process.kill()
-                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-                return f"rank {rank} {how}; {_ENDED}"
+def _launcher_gone(parent: int) -> str | None:
+    # the parent is torchrun or the rank 0 that started this process: neither kills its processes when it dies
+    if os.getppid() == parent:
         return None
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    return f"the launcher of this process, rank {rank}, has ended; {_ENDED}"
 
-    return problem
+
+def _other_rank_gone(processes: Sequence[subprocess.Popen]) -> str | None:
+    codes = [process.poll() for process in processes]
+    for rank, code in enumerate(codes, start=1):
+        if code:
+            for process in processes:
+                process.kill()
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            return f"rank {rank} {how}; {_ENDED}"
+    return None if None in codes else ""
 
 
 def lost_rank(error: BaseException) -> UserError | None:
@@ -154,7 +144,7 @@ def lost_rank(error: BaseException) -> UserError | None:
 
 
 class SameCheckpoint(Callback):
-    """Refuses to train if the ranks have read different checkpoints."""
+    """Refuses to train if the ranks resume from different checkpoints."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         step = trainer.global_step

@@ -1,7 +1,8 @@
-"""Lightning's strategies for several devices, with our launcher and our checkpoint files."""
+"""Lightning's strategies for several devices, with our launcher and checkpoint files, and FSDP's sharding."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
 from mambabyte import checkpoints
+from mambabyte.models import ByteLM
 from mambabyte.training.distributed.launching import Launcher
 
 
@@ -26,11 +29,8 @@ class DataParallel(DDPStrategy):
 class ShardedDataParallel(ModelParallelStrategy):
     """FSDP: every rank holds a shard of each weight, of its gradient and of its optimizer state.
 
-    By default a checkpoint holds whole tensors, as a single process writes it. Any number of ranks and any
-    strategy can resume from either kind.
-
-    Args:
-        sharded_checkpoints: each rank writes its own shards (checkpoints/sharded.py).
+    With ``sharded_checkpoints`` each rank writes its own shards (checkpoints/sharded.py), otherwise rank 0
+    writes whole tensors. Any number of ranks and any strategy can resume from either.
     """
 
     def __init__(self, processes: int, sharded_checkpoints: bool) -> None:
@@ -54,9 +54,7 @@ class ShardedDataParallel(ModelParallelStrategy):
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return self._to_save(optimizer.state_dict())
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, *_: Any, **__: Any) -> None:
         if self._sharded_checkpoints:
             checkpoints.write_shard(checkpoint, filepath, self.global_rank, self.world_size, self.barrier)
         elif self.is_global_zero:
@@ -105,3 +103,31 @@ def _like(sharded: Tensor, whole: Tensor) -> Tensor:
         return whole
     whole = whole.to(sharded.device, copy=True)
     return distribute_tensor(whole, sharded.device_mesh, sharded.placements, src_data_rank=None)
+
+
+def shard(model: ByteLM, mesh: Any) -> None:
+    """Shard every parameter between the ranks of ``mesh``, block by block, with PyTorch's FSDP2."""
+    # FSDP2 warns about views among a block's outputs, which its state may be; no model changes it in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    exempt = [name for name, parameter in model.named_parameters() if hasattr(parameter, "_no_weight_decay")]
+    for block in model.blocks():
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for name in exempt:  # fully_shard has replaced the parameters
+        model.get_parameter(name)._no_weight_decay = True  # type: ignore[attr-defined]
+
+
+def unsharded_copy(model: ByteLM, main: bool) -> ByteLM | None:
+    """A copy of a sharded model with all its weights, on the same device; None if ``main`` is false. Every
+    rank must call this."""
+    whole: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if main:  # the others drop each tensor at once
+            whole[name] = gathered
+    if not main:
+        return None
+    with torch.device("meta"):
+        copy = model.config.build()
+    copy.load_state_dict(whole, assign=True)
+    return copy

@@ -1,8 +1,8 @@
-"""Settings that this machine's speed and memory decide: ``trainer.micro_batch_size=auto``, and the steps that
-``budget.training_seconds`` has time for.
+"""Settings that depend on this machine's speed and memory: ``trainer.micro_batch_size=auto``, and the steps
+that ``budget.training_seconds`` has time for.
 
-They are decided once for a run, by rank 0, and written to ``run_dir/measured.json`` with what they were
-decided for. The other ranks wait for that file, and a run that goes on reads it: it keeps its steps and sums.
+Rank 0 decides them once for a run and writes them to ``run_dir/measured.json``, with what they depend on. The
+other ranks wait for that file, and a resumed run reads it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mambabyte.config.settings import to_plain
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
@@ -25,20 +27,19 @@ from mambabyte.training.planning.memory_estimate import MemoryBudget
 from mambabyte.training.planning.step_timing import time_steps
 from mambabyte.training.settings import TrainSettings
 
-_FILE = "measured.json"
-LONGEST_WAIT = 1800.0  # seconds for rank 0 to measure in
-_SLOWER = 0.9  # of the best speed so far: no use in trying still larger ones
-_PLACE = (
+LONGEST_WAIT = 1800.0  # seconds that rank 0 may take
+_SLOWER = 0.9  # of the best speed so far: larger sizes are not worth trying
+_SPEED_DEPENDS_ON = (
     *("global_batch_bytes", "precision", "accelerator", "devices", "num_nodes", "strategy"),
     "activation_checkpointing",
 )
 
 
 def with_measurements(settings: TrainSettings, keep: bool = True) -> TrainSettings:
-    """The settings with numbers where they ask for a measurement.
+    """The settings with measured numbers where they ask for them.
 
     Args:
-        keep: write the answers to the run directory. They are read from there in any case.
+        keep: write the numbers to the run directory. They are read from there in any case.
 
     Raises:
         UserError: a step cannot fit, or takes longer than the budget; rank 0 has not answered.
@@ -47,25 +48,22 @@ def with_measurements(settings: TrainSettings, keep: bool = True) -> TrainSettin
     about_speed = {"model": to_plain(settings.model), "context_length": settings.context_length}
     if settings.trainer.micro_batch_size == "auto":
         one = _counted(settings, micro_batch_size=1)
-        place = {name: getattr(one.trainer, name) for name in _PLACE}
-        question = {**about_speed, "trainer": place}
+        trainer = {name: getattr(one.trainer, name) for name in _SPEED_DEPENDS_ON}
+        question = {**about_speed, "trainer": trainer}
         size = record.answer("micro_batch_size", question, lambda: best_micro_batch_size(one))
         settings = replace(settings, trainer=replace(settings.trainer, micro_batch_size=size))
     seconds = settings.budget.training_seconds
     if seconds is not None:
         counted = _counted(settings)
-        question = {
-            **about_speed,
-            "global_batch_bytes": settings.trainer.global_batch_bytes,
-            "training_seconds": seconds,
-        }
+        batch_bytes = settings.trainer.global_batch_bytes
+        question = {**about_speed, "global_batch_bytes": batch_bytes, "training_seconds": seconds}
         steps = record.answer("max_steps", question, lambda: steps_for(counted, seconds))
         settings = replace(settings, trainer=replace(settings.trainer, max_steps=steps))
     return settings
 
 
 def steps_for(settings: TrainSettings, training_seconds: float) -> int:
-    """The steps that a time budget has room for, at the speed of ten steps here and now.
+    """The steps that fit a time budget, at the speed of ten steps measured now.
 
     Raises:
         UserError: a step cannot fit, or takes longer than the budget.
@@ -75,8 +73,8 @@ def steps_for(settings: TrainSettings, training_seconds: float) -> int:
 
 
 def best_micro_batch_size(settings: TrainSettings) -> int:
-    """On a GPU the largest micro-batch that fits, tried out; on a CPU, where a larger one is not always
-    faster, the fastest of those that fit. Only divisors of a device's share of the global batch count.
+    """On a GPU, the largest micro-batch that runs; on a CPU, where a larger one is not always faster, the
+    fastest that fits. Only divisors of a device's share of the global batch count.
 
     Args:
         settings: with a micro-batch size of 1.
@@ -84,8 +82,6 @@ def best_micro_batch_size(settings: TrainSettings) -> int:
     Raises:
         UserError: not even one window at a time fits.
     """
-    import torch
-
     memory, trainer = MemoryBudget.of(settings), settings.trainer
     share = trainer.accumulation(settings.context_length, trainer.world_size)  # in windows, one at a time
     fitting = [size for size in range(1, share + 1) if share % size == 0 and memory.fits(size)]
@@ -112,16 +108,22 @@ def _counted(settings: TrainSettings, **changes: Any) -> TrainSettings:
 
 
 class _Record:
-    """run_dir/measured.json: by name an answer, and the question that it answers."""
+    """run_dir/measured.json: for each name, a question and its answer."""
 
     def __init__(self, run_dir: Path, keep: bool) -> None:
-        self._path = run_dir / _FILE
+        self._path = run_dir / "measured.json"
         self._keep = keep
 
     def answer(self, name: str, question: dict[str, Any], measure: Callable[[], int]) -> int:
-        known = self._known(name, question)
-        if known is None and not is_main_process():
-            return self._wait(name, question)
+        deadline = time.monotonic() + LONGEST_WAIT
+        while (known := self._known(name, question)) is None and not is_main_process():
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"rank 0 has not written {name} to '{self._path}' in {LONGEST_WAIT / 60:.0f} minutes: "
+                    "run_dir must lie on a file system that all nodes share; or set "
+                    f"trainer.{name}= to a number"
+                )
+            time.sleep(0.2)
         if known is None:
             print(f"mambabyte: measuring what trainer.{name} is to be", file=sys.stderr)
             known = measure()
@@ -133,18 +135,6 @@ class _Record:
     def _known(self, name: str, question: dict[str, Any]) -> int | None:
         entry = self._read().get(name, {})
         return entry["answer"] if entry.get("question") == question else None
-
-    def _wait(self, name: str, question: dict[str, Any]) -> int:
-        until = time.monotonic() + LONGEST_WAIT
-        while time.monotonic() < until:
-            known = self._known(name, question)
-            if known is not None:
-                return known
-            time.sleep(0.2)
-        raise UserError(
-            f"rank 0 has not written {name} to '{self._path}' in {LONGEST_WAIT / 60:.0f} minutes: run_dir "
-            f"must lie on a file system that all nodes share; or set trainer.{name}= to a number"
-        )
 
     def _read(self) -> dict[str, Any]:
         try:

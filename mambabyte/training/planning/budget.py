@@ -1,8 +1,9 @@
-"""Equal terms: a budget of parameters, compute or time, and the width or number of steps that meets it."""
+"""Budgets of parameters, compute or time, and the widths or number of steps that meet them."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import fields, replace
 
 from mambabyte.errors import UserError
@@ -19,8 +20,8 @@ _SAME_DEPTH_WITHIN = 2.0
 
 def within_budget(settings: TrainSettings) -> TrainSettings:
     """The settings with their budget solved: the model's widths for ``budget.parameters``, then
-    ``trainer.max_steps`` for ``budget.training_flops``. Solving ``budget.training_seconds`` takes a
-    measurement: see `autotune.with_measurements`.
+    ``trainer.max_steps`` for ``budget.training_flops``. For ``budget.training_seconds`` see
+    `autotune.with_measurements`.
 
     Raises:
         UserError: no width has nearly that many parameters, or the compute is less than a step's.
@@ -36,7 +37,7 @@ def within_budget(settings: TrainSettings) -> TrainSettings:
 
 
 def whole_steps(name: str, budget: float, cost_of_a_step: float) -> int:
-    """The number of whole steps nearest to the budget of that name, in its unit."""
+    """The number of whole steps nearest to ``budget.NAME``, in its unit."""
     if not budget >= cost_of_a_step / 2:
         raise UserError(
             f"budget.{name}={budget:.3g} is less than one step's {cost_of_a_step:.3g}; "
@@ -46,10 +47,10 @@ def whole_steps(name: str, budget: float, cost_of_a_step: float) -> int:
 
 
 def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
-    """The same model, all its widths made larger or smaller in proportion, nearest to a parameter count.
+    """The same model with all widths scaled in proportion, to the nearest to a parameter count.
 
-    Beyond a factor of two its layers grow too, by the cube root of that factor: a count goes with the layers
-    and the square of the width, so both stay in proportion. Heads grow half in number, half in size.
+    Beyond a factor of two, layers scale too, by the cube root of that factor: the count is proportional to
+    the layers and to the square of the width. Heads scale half in number, half in size.
     """
     widths, layers, heads = (
         {f.name: getattr(config, f.name) for f in fields(config) if f.name in names}
@@ -60,29 +61,23 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
     if not 1 / _SAME_DEPTH_WITHIN <= factor <= _SAME_DEPTH_WITHIN:
         scale = factor ** (1 / 3)
         layers = {name: max(1, round(n * scale)) for name, n in layers.items()}
-        # In fours: few widths are multiples of odder numbers.
+        # multiples of four, since few widths divide by others
         heads = {name: max(1, 4 * round(n * scale**0.5 / 4)) for name, n in heads.items()}
     unit = math.lcm(8, *(2 * n for n in heads.values()), getattr(config, "patch_size", 1))
 
     def at(units: int) -> ByteLMConfig:
-        scaled = {
-            name: max(unit, round(value * units / base) * unit)
-            for name, value in widths.items()
-            if value is not None
-        }
+        given = {name: value for name, value in widths.items() if value is not None}
+        scaled = {name: max(unit, round(value * units / base) * unit) for name, value in given.items()}
         return replace(config, **layers, **heads, **scaled)
 
     def count(units: int) -> int:
         return on_meta(at(units)).num_parameters()
 
-    above = 1
-    while count(above) < parameters:
-        above *= 2
-    below = max(1, above // 2)
-    while above - below > 1:
-        middle = (above + below) // 2
-        below, above = (middle, above) if count(middle) < parameters else (below, middle)
-    nearest = min((below, above), key=lambda units: abs(count(units) - parameters))
+    limit = 1
+    while count(limit) < parameters:
+        limit *= 2
+    above = bisect_left(range(limit), parameters, lo=max(1, limit // 2), key=count)
+    nearest = min((max(1, above - 1), above), key=lambda units: abs(count(units) - parameters))
     if abs(count(nearest) - parameters) > _LARGEST_MISS * parameters:
         raise UserError(
             f"no width of this model has nearly budget.parameters={parameters:.3g} parameters: the nearest, "

@@ -1,4 +1,4 @@
-"""What a run will take, told before it starts: nothing is written to its directory."""
+"""What a run will take, predicted without writing to its directory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mambabyte.training.settings import TrainSettings
 def forecast(settings: TrainSettings) -> dict[str, Any] | None:
     """The figures of a run, in plain JSON: bytes, seconds, floating-point operations.
 
-    Ten steps are measured, on this process's device alone; where that does not hold FSDP's whole model, none
-    are, and the figures that depend on them are None.
+    Ten steps are timed on this process's device. If only several devices together hold the model, none are,
+    and the figures that depend on them are None.
 
     Returns:
         The figures; None on every rank but the first.
@@ -36,8 +36,8 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
     flops = model.flops_per_byte(settings.context_length)
     peak = peak_flops(memory.device, trainer.precision)
     measured = time_steps(settings) if fits_one_device(settings) else None
-    step_seconds = None if measured is None else measured.seconds_per_step
-    speed = None if step_seconds is None else trainer.global_batch_bytes / step_seconds
+    step_seconds = measured and measured.seconds_per_step
+    speed = step_seconds and trainer.global_batch_bytes / step_seconds
     total = trainer.max_steps * trainer.global_batch_bytes
     corpus = None if run.data.settings.streaming else run.data.train_corpus().num_bytes
     return {
@@ -60,21 +60,19 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
         "steps_done": run.step,
         "bytes": total,
         "corpus_bytes": corpus,
-        "epochs": None if corpus is None else total / corpus,
+        "epochs": corpus and total / corpus,
         "seconds_per_step": step_seconds,
-        "seconds": None if step_seconds is None else max(0, trainer.max_steps - run.step) * step_seconds,
+        "seconds": step_seconds and max(0, trainer.max_steps - run.step) * step_seconds,
         "bytes_per_second": speed,
-        "measured_peak_memory": None if measured is None else measured.peak_memory_bytes,
+        "measured_peak_memory": measured and measured.peak_memory_bytes,
         "peak_flops": peak.flops,
         "peak_flops_source": peak.source,
-        "model_flops_utilization": None
-        if speed is None
-        else speed * flops.training / (peak.flops * trainer.world_size),
+        "model_flops_utilization": speed and speed * flops.training / (peak.flops * trainer.world_size),
     }
 
 
 def describe(run: dict[str, Any]) -> str:
-    """The same in words."""
+    """:func:`forecast`'s figures in words."""
     memory = {name: "unknown" if size is None else byte_count(size) for name, size in run["memory"].items()}
     device, world, peak = run["device"], run["devices"], run["measured_peak_memory"]
     parts = [f"{memory[part]} {part}" for part in ("weights", "gradients", "optimizer", "activations")]
@@ -97,18 +95,12 @@ def describe(run: dict[str, Any]) -> str:
     }
     if run["seconds"] is None:
         lines["time"] = "not measured: one device does not hold the whole model"
-        return _table(lines)
-    lines |= {
-        "time": f"{duration(run['seconds'])}{left} on {world} x {device}, without validation, samples and "
-        f"checkpoints{alone}",
-        "speed": f"{byte_count(run['bytes_per_second'])}/s, {run['seconds_per_step']:.3g} s a step; "
-        f"{100 * run['model_flops_utilization']:.1f} % of {short_count(run['peak_flops'], 'FLOP')}/s in "
-        f"{run['precision']} ({run['peak_flops_source']})",
-    }
+    else:
+        speed = f"{byte_count(run['bytes_per_second'])}/s, {run['seconds_per_step']:.3g} s a step"
+        share = f"{100 * run['model_flops_utilization']:.1f} % of {short_count(run['peak_flops'], 'FLOP')}/s"
+        scope = f"{world} x {device}, without validation, samples and checkpoints{alone}"
+        lines["time"] = f"{duration(run['seconds'])}{left} on {scope}"
+        lines["speed"] = f"{speed}; {share} in {run['precision']} ({run['peak_flops_source']})"
     if peak is not None:
         lines["peak"] = f"{byte_count(peak)} in the steps measured, the program itself included"
-    return _table(lines)
-
-
-def _table(lines: dict[str, str]) -> str:
     return "\n".join(f"{name:8}{text}" for name, text in lines.items())

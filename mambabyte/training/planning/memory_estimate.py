@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -20,7 +19,7 @@ from mambabyte.models import ByteLM, ByteLMConfig
 from mambabyte.runtime.memory import available_memory
 from mambabyte.runtime.units import byte_count
 from mambabyte.training.activation_checkpointing import checkpoint_activations
-from mambabyte.training.settings import TrainerConfig, TrainSettings
+from mambabyte.training.settings import TrainerSettings, TrainSettings
 
 _WEIGHT_BYTES = 4  # fp32, also where the arithmetic is bf16
 _COMFORTABLE = 0.75  # of the available memory: allocators and kernels need more than is counted here
@@ -28,9 +27,7 @@ _COMFORTABLE = 0.75  # of the available memory: allocators and kernels need more
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device.
-
-    FSDP shards all but the activations; the blocks that it gathers temporarily are not counted.
+    """Bytes on one device, without the blocks that FSDP, which shards all but activations, gathers briefly.
 
     Attributes:
         gradients: doubled under DDP, whose buckets hold a copy.
@@ -60,22 +57,21 @@ class MemoryBudget:
         settings: with resolved devices; micro_batch_size is ignored.
 
     Attributes:
-        config: the model's.
-        device: the one this process would train on.
-        available: the bytes it has for this process; None if the system does not report them.
+        available: the device's bytes for this process; None if the system does not report them.
     """
 
-    def __init__(self, config: ByteLMConfig, settings: TrainerConfig, context_length: int) -> None:
+    def __init__(self, config: ByteLMConfig, settings: TrainerSettings, context_length: int) -> None:
         self.device = training_device(settings.accelerator)
         memory = available_memory(self.device)
         sharing = int(settings.devices) if self.device.type == "cpu" else 1
         self.available = None if memory is None else memory // sharing
+        self._place = "the GPU" if self.device.type == "cuda" else "this machine"
         self.config, self._settings, self._context_length = config, settings, context_length
-        self._passes: dict[int, int] = {}
+        self._activations = functools.cache(self._peak_of_a_pass)
 
     @classmethod
     def of(cls, settings: TrainSettings) -> MemoryBudget:
-        """That of a run, its devices counted."""
+        """The memory budget of a run with resolved devices."""
         return cls(settings.model, settings.trainer, settings.context_length)
 
     @functools.cached_property
@@ -90,8 +86,9 @@ class MemoryBudget:
 
     def estimate(self, micro_batch_size: int) -> MemoryEstimate:
         """Extrapolated from one and two windows: activations grow linearly."""
-        one = self._pass(1)
-        activations = one if micro_batch_size == 1 else one + (micro_batch_size - 1) * (self._pass(2) - one)
+        activations = one = self._activations(1)
+        if micro_batch_size > 1:
+            activations += (micro_batch_size - 1) * (self._activations(2) - one)
         return replace(self.state, activations=activations)
 
     def fits(self, micro_batch_size: int) -> bool:
@@ -131,16 +128,9 @@ class MemoryBudget:
             f"{byte_count(self.available or 0)} left: {', or '.join(remedies)}"
         )
 
-    @property
-    def _place(self) -> str:
-        return "the GPU" if self.device.type == "cuda" else "this machine"
-
-    def _pass(self, micro_batch_size: int) -> int:
-        if micro_batch_size not in self._passes:
-            settings = replace(self._settings, micro_batch_size=micro_batch_size)
-            peak = peak_of_a_pass(self.config, settings, self._context_length, self.device)
-            self._passes[micro_batch_size] = peak
-        return self._passes[micro_batch_size]
+    def _peak_of_a_pass(self, micro_batch_size: int) -> int:
+        settings = replace(self._settings, micro_batch_size=micro_batch_size)
+        return peak_of_a_pass(self.config, settings, self._context_length, self.device)
 
 
 def training_device(accelerator: str) -> torch.device:
@@ -151,14 +141,14 @@ def training_device(accelerator: str) -> torch.device:
 
 
 def peak_of_a_pass(
-    config: ByteLMConfig, settings: TrainerConfig, context_length: int, device: torch.device
+    config: ByteLMConfig, settings: TrainerSettings, context_length: int, device: torch.device
 ) -> int:
     """The peak bytes of one micro-batch's forward and backward pass on ``device``, without weights and
-    gradients. The device is not used and need not be large enough.
+    gradients. The device itself is not used.
 
     The pass runs on PyTorch's fake tensors, which have shapes but no data, and counts the storages that they
-    would allocate. Memory that a kernel allocates internally is not seen; PyTorch's LSTM on a CPU allocates
-    several times what it shows. Each window counts as one document.
+    would allocate. What a kernel allocates internally is not counted (PyTorch's LSTM on a CPU: several times
+    the estimate). Each window counts as one document.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -169,7 +159,7 @@ def peak_of_a_pass(
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model, device)
         for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)  # as after the previous micro-batch
+            parameter.grad = torch.zeros_like(parameter)  # left by the previous micro-batch
         with LiveStorages() as live:
             bytes = torch.zeros(shape, dtype=torch.uint8, device=device)
             targets = torch.zeros(shape, dtype=torch.int16, device=device).flatten().long()
@@ -199,11 +189,7 @@ def _make_fake(model: nn.Module, device: torch.device) -> None:
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of live storages that operators allocate within the block.
-
-    Attributes:
-        peak: the maximum so far.
-    """
+    """Counts the bytes of live storages that operators allocate within the block; ``peak`` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,24 +197,16 @@ class LiveStorages(TorchDispatchMode):
         self._live = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
-    def __torch_dispatch__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {x.untyped_storage() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage not in self._known and storage not in given:
-                    self._add(storage)
+        for storage in {x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor)} - given:
+            if storage not in self._known:
+                self._known.add(storage)
+                self._live += storage.nbytes()
+                self.peak = max(self.peak, self._live)
+                weakref.finalize(storage, self._release, storage.nbytes())
         return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self._known.add(storage)
-        self._live += size
-        self.peak = max(self.peak, self._live)
-        weakref.finalize(storage, self._release, size)
 
     def _release(self, size: int) -> None:
         self._live -= size

@@ -7,11 +7,10 @@ from typing import Literal
 
 import torch
 
-# Dense (bf16, fp32) FLOP/s: bf16 on the tensor cores with fp32 accumulation, fp32 outside them, as PyTorch
-# multiplies by default. From NVIDIA's data sheets (H100, H200, A100, A10, L4, L40, L40S) and its white papers
-# on the GA102 (A40, A6000, 3090) and Ada (4090) architectures. Listed by the driver's exact name: MIG slices,
-# laptop GPUs and unlisted cards are measured. Lightning's table lacks two of these cards, has six of them
-# wrong, and its lookup takes a MIG slice for the whole card.
+# Dense (bf16, fp32) FLOP/s: bf16 on the tensor cores with fp32 accumulation, fp32 outside them, PyTorch's
+# default. From NVIDIA's data sheets and its white papers on the GA102 (A40, A6000, 3090) and Ada (4090)
+# architectures. Keys are the driver's exact names: MIG slices, laptop GPUs and other cards are measured.
+# Lightning's table lacks two of these cards, has six of them wrong, and takes a MIG slice for the whole card.
 _DATA_SHEETS = {
     "NVIDIA H200": (989.4e12, 66.9e12),
     "NVIDIA H200 NVL": (835.5e12, 60.0e12),
@@ -44,15 +43,11 @@ class PeakFlops:
 
 @functools.cache
 def peak_flops(device: torch.device, precision: Literal["fp32", "bf16"]) -> PeakFlops:
-    """From the data sheet of a known GPU; otherwise measured by a large matrix product, once per process.
-
-    Draws nothing from the global random generators.
-    """
+    """From the data sheet of a known GPU; otherwise measured once per process. Global random generators keep
+    their state."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    if device.type == "cuda":
-        listed = _DATA_SHEETS.get(torch.cuda.get_device_name(device))
-        if listed is not None:
-            return PeakFlops(listed[precision == "fp32"], "data sheet")
+    if device.type == "cuda" and (listed := _DATA_SHEETS.get(torch.cuda.get_device_name(device))):
+        return PeakFlops(listed[precision == "fp32"], "data sheet")
     return PeakFlops(measured_flops(device, dtype), "measured matrix product")
 
 
@@ -63,11 +58,9 @@ def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in "ab")
 
     def seconds() -> float:
-        _synchronize(device)
-        start = time.perf_counter()
+        start = synchronized_clock(device)
         torch.mm(a, b)
-        _synchronize(device)
-        return time.perf_counter() - start
+        return synchronized_clock(device) - start
 
     seconds()  # warm-up
     deadline, fastest = time.perf_counter() + MEASURING_SECONDS, seconds()
@@ -76,6 +69,8 @@ def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / fastest
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronized_clock(device: torch.device) -> float:
+    """The clock in seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,9 +1,8 @@
-"""A run before it trains: settings solved, data module built, the checkpoint to resume from found."""
+"""What is settled before a run trains: its settings, its data and the checkpoint it resumes from."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ from mambabyte.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can begin.
+    """A run that can start.
 
-    settings: nothing in them is left to be solved, measured or counted.
-    config: the settings as the run keeps them, in plain values; devices are as the user gave them.
-    resume_from: the run's newest whole checkpoint. step: the optimizer step that it was taken at, else 0.
-    main_process: whether this process has rank 0, which prints and writes.
+    Attributes:
+        settings: with numbers for all that was ``auto`` or a budget.
+        config: the settings to save, in plain values; devices are as the user gave them.
+        resume_from: the run's newest undamaged checkpoint, saved after ``step`` optimizer steps.
+        main_process: whether this process has rank 0, which prints and writes.
     """
 
     settings: TrainSettings
@@ -38,25 +38,25 @@ class Plan:
 
 
 def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
-    """Solve budgets, measure what is left to ``auto``, and look at what the run directory holds.
+    """Solve budgets, measure what is ``auto``, and find the checkpoint to resume from.
 
     Raises:
-        UserError: settings that cannot be obeyed, or another run's directory.
+        UserError: the settings are faulty, or the run directory holds another run.
     """
-    settings = fill(TrainSettings, to_plain(settings))  # a change made in Python is checked as a whole
+    settings = fill(TrainSettings, to_plain(settings))  # checks a change made in Python as a whole
     settings = replace(settings, data=settings.data.with_absolute_paths())
     settings = within_budget(settings)
     main_process = is_main_process()
-    path, step = None, 0
-    damaged: list[Path] = []
-    if newest := checkpoints.read_newest(settings.run_dir):
-        saved, damaged = newest
-        path, step = saved.path, saved.step
-        check_same_run(settings.run_dir, _saved_config(saved.config), to_plain(settings))
+    saved, damaged = checkpoints.read_newest(settings.run_dir) or (None, [])
+    step = saved.step if saved else 0
+    if saved:
+        saved_data = DataSettings.from_settings(saved.config["data"], "data").with_absolute_paths()
+        saved_config = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
+        check_same_run(settings.run_dir, saved_config, to_plain(settings))
     settings = with_measurements(settings, keep_measurements)
     config = to_plain(settings)
     settings = replace(settings, trainer=resolve_devices(settings.trainer))
-    if path is not None and main_process:
+    if saved and main_process:
         for each in damaged:
             print(f"mambabyte: '{each}' is damaged, and the one before it counts", file=sys.stderr)
         verb = "is complete at" if step >= settings.trainer.max_steps else "goes on from"
@@ -68,10 +68,4 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         settings.trainer.global_batch_size(settings.context_length),
         settings.seed,
     )
-    return Plan(settings, config, data, path, step, main_process)
-
-
-def _saved_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved run's configuration, its data section as this version writes it."""
-    data = DataSettings.from_settings(config["data"], "data").with_absolute_paths()
-    return {**config, "data": to_plain(data)}
+    return Plan(settings, config, data, saved.path if saved else None, step, main_process)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mambabyte.runs.metrics_csv import COLUMNS
-from mambabyte.training.callbacks.progress import ProgressLine
+from mambabyte.training.callbacks.metrics import ProgressLine
 
 
 def row(step: int, validation: float | None = None) -> dict:

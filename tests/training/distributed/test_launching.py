@@ -11,7 +11,7 @@ import torch
 from mambabyte.cli import main as cli
 from mambabyte.errors import UserError
 from mambabyte.training.distributed.launching import is_main_process, lost_rank, resolve_devices
-from mambabyte.training.settings import TrainerConfig
+from mambabyte.training.settings import TrainerSettings
 from tests.training.distributed.ranks import End, environment
 
 SLURM = {"SLURM_NTASKS": "6", "SLURM_NNODES": "3", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "4"}
@@ -24,9 +24,9 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def config(**settings) -> TrainerConfig:
+def config(**settings) -> TrainerSettings:
     needed = {"max_steps": 1, "global_batch_bytes": 64, "micro_batch_size": 1, "accelerator": "cpu"}
-    return TrainerConfig(**needed, **settings)
+    return TrainerSettings(**needed, **settings)
 
 
 def count(**settings) -> tuple[object, object]:

@@ -20,11 +20,11 @@ from mambabyte.runtime import memory
 from mambabyte.runtime.memory import available_memory
 from mambabyte.training.planning import memory_estimate as estimate
 from mambabyte.training.planning.memory_estimate import LiveStorages, MemoryBudget, peak_of_a_pass
-from mambabyte.training.settings import TrainerConfig
+from mambabyte.training.settings import TrainerSettings
 
 CPU = torch.device("cpu")
 LENGTH = 96
-SETTINGS = TrainerConfig(max_steps=1, global_batch_bytes=8 * LENGTH, micro_batch_size=2, accelerator="cpu")
+SETTINGS = TrainerSettings(max_steps=1, global_batch_bytes=8 * LENGTH, micro_batch_size=2, accelerator="cpu")
 SMALL = {"d_model": 32, "n_layer": 2}
 MODELS = {
     "mambabyte": MambaByteConfig(**SMALL),
