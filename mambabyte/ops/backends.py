@@ -31,6 +31,7 @@ BACKENDS = {
     "residual_norm": ("cpu", "reference"),
     "mamba_step": ("cpu", "reference"),
 }
+_NAMES = BACKENDS["selective_scan"]  # which has every backend that there is
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _override = os.environ.get("MAMBABYTE_BACKEND")  # a plain global, which torch.compile can read
 _log = logging.getLogger("mambabyte")
@@ -67,15 +68,8 @@ _available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _serves(name: str, device: torch.device, dtype: torch.dtype) -> bool:
     if name == "reference":
         return True
-    return (
-        dtype in _KERNEL_DTYPES
-        and device.type == ("cpu" if name == "cpu" else "cuda")
-        and _available(name)[0]
-    )
-
-
-def _exists(name: str) -> bool:
-    return any(name in names for names in BACKENDS.values())
+    served = "cpu" if name == "cpu" else "cuda"
+    return dtype in _KERNEL_DTYPES and device.type == served and _available(name)[0]
 
 
 @functools.cache
@@ -85,7 +79,7 @@ def _warn_once(message: str) -> None:
 
 def backend_for(device: torch.device, dtype: torch.dtype = torch.float32, op: str = "selective_scan") -> str:
     """The backend that an op uses for tensors of this device and dtype if the call names none."""
-    if _override is not None and not _exists(_override):
+    if _override is not None and _override not in _NAMES:
         _warn_once(f"MAMBABYTE_BACKEND={_override} names no backend and is ignored")
     if _override in BACKENDS[op] and _serves(_override, device, dtype):
         return _override
@@ -106,8 +100,8 @@ def use_backend(name: str | None) -> Iterator[None]:
     Raises:
         ValueError: no op has such a backend.
     """
-    if name is not None and not _exists(name):
-        raise ValueError(f"there is no backend {name!r}; there are {', '.join(BACKENDS['selective_scan'])}")
+    if name is not None and name not in _NAMES:
+        raise ValueError(f"there is no backend {name!r}; there are {', '.join(_NAMES)}")
     global _override
     before, _override = _override, name
     try:

@@ -8,8 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambabyte.ops.cpu.arguments import as_rows, empty, fields, kernel_dtype, num_threads, pointer
-from mambabyte.ops.cpu.build import kernel
+from mambabyte.ops.cpu.arguments import (
+    Rows,
+    as_rows,
+    call,
+    contiguous,
+    empty,
+    fields,
+    kernel_dtype,
+    num_threads,
+)
 from mambabyte.ops.operators import operator
 
 WIDTHS = (2, 3, 4)  # those that Mamba models have, and that the kernel is compiled for
@@ -21,8 +29,7 @@ class Arguments(ctypes.Structure):
     _fields_ = [
         *fields(ctypes.c_int64, "batch length channels width"),
         *fields(ctypes.c_int32, "threads bfloat16"),
-        ("x", ctypes.c_void_p),
-        *fields(ctypes.c_int64, "x_batch_stride x_time_stride"),
+        ("x", Rows),
         *fields(ctypes.c_void_p, "weight bias state document_start out"),
         *fields(ctypes.c_void_p, "grad_out grad_x grad_weight grad_bias grad_state"),
     ]
@@ -32,9 +39,8 @@ class Arguments(ctypes.Structure):
 def causal_conv1d_fused(
     x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None, document_start: Tensor | None
 ) -> Tensor:
-    rows = as_rows(x, kernel_dtype(x.dtype))
-    out = empty(x.shape, rows.dtype)
-    _run("forward", rows, weight, bias, initial_state, document_start, out=out)
+    out = empty(x.shape, kernel_dtype(x.dtype))
+    _run("forward", x, weight, bias, initial_state, document_start, out=out)
     return out.to(x.dtype)
 
 
@@ -48,16 +54,13 @@ def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None,
     document_start: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    rows = as_rows(x, kernel_dtype(x.dtype))
-    batch, _, channels = x.shape
-    width = weight.shape[1]
-    grad_x = empty(x.shape, rows.dtype)
-    grad_weight = torch.empty(batch, width, channels)
-    grad_bias = torch.empty(batch, channels)
+    (batch, _, channels), width = x.shape, weight.shape[1]
+    grad_x = empty(x.shape, kernel_dtype(x.dtype))
+    grad_weight, grad_bias = torch.empty(batch, width, channels), torch.empty(batch, channels)
     grad_state = torch.empty(batch, width - 1, channels)
     _run(
-        "backward", rows, weight, bias, initial_state, document_start,
-        grad_out=grad_out.to(rows.dtype).contiguous(), grad_x=grad_x, grad_weight=grad_weight,
+        "backward", x, weight, bias, initial_state, document_start,
+        grad_out=contiguous(grad_out, grad_x.dtype), grad_x=grad_x, grad_weight=grad_weight,
         grad_bias=grad_bias, grad_state=grad_state,
     )  # fmt: skip
     grad_weight = grad_weight.sum(0).flip(0).t().contiguous()
@@ -75,8 +78,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, initial_state, document_start = ctx.saved_tensors
-    *gradients, grad_state = _backward(grad_out, x, weight, bias, initial_state, document_start)
+    *gradients, grad_state = _backward(grad_out, *ctx.saved_tensors)
+    initial_state = ctx.saved_tensors[3]
     return *gradients, None if initial_state is None else grad_state.to(initial_state.dtype), None
 
 
@@ -87,19 +90,15 @@ def _run(
     direction: str, x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None,
     document_start: Tensor | None, **tensors: Tensor,
 ) -> None:  # fmt: skip
-    batch, length, channels = x.shape
-    width = weight.shape[1]
-    taps = weight.float().t().flip(0).contiguous()  # (W, D), taps[j] multiplies x[t - j]
-    bias = bias.float().contiguous()
+    (batch, length, channels), width = x.shape, weight.shape[1]
     if initial_state is None:
         initial_state = torch.zeros(batch, width - 1, channels)
-    state = initial_state.float().contiguous()
-    start = None if document_start is None else document_start.to(torch.uint8).contiguous()
-    arguments = Arguments(
+    call(
+        "causal_conv1d", direction, Arguments,
         batch=batch, length=length, channels=channels, width=width,
         threads=num_threads(), bfloat16=x.dtype == torch.bfloat16,
-        x=pointer(x), x_batch_stride=x.stride(0), x_time_stride=x.stride(1),
-        weight=pointer(taps), bias=pointer(bias), state=pointer(state), document_start=pointer(start),
-        **{name: pointer(tensor) for name, tensor in tensors.items()},
+        x=as_rows(x, kernel_dtype(x.dtype)),
+        weight=weight.float().t().flip(0).contiguous(),  # (W, D), weight[j] multiplies x[t - j]
+        bias=contiguous(bias), state=contiguous(initial_state),
+        document_start=contiguous(document_start, torch.uint8), **tensors,
     )  # fmt: skip
-    kernel(f"causal_conv1d_{direction}", causal_conv1d_arguments=Arguments)(ctypes.byref(arguments))

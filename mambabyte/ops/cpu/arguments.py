@@ -1,13 +1,18 @@
-"""Tensors as the kernels read them."""
+"""Tensors as the kernels read them, and the calls of the kernels."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import os
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from mambabyte.ops.cpu.build import kernel
+
+MaybeTensor = TypeVar("MaybeTensor", bound=Tensor | None)
 
 
 def fields(kind: type, names: str) -> list[tuple[str, type]]:
@@ -21,11 +26,18 @@ class Rows(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), *fields(ctypes.c_int64, "batch_stride time_stride")]
 
 
-def rows(tensor: Tensor | None) -> Rows:
-    """Pointer and strides (in elements) of a (B, L, width) tensor, or null for None."""
-    if tensor is None:
-        return Rows(None, 0, 0)
-    return Rows(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+def call(op: str, direction: str, structure: type[ctypes.Structure], **values: Any) -> None:
+    """Call `mambabyte_<op>_<direction>` on a structure of these values, with each tensor as a pointer or as
+    `Rows`, whichever its field is; None and fields left out are null."""
+    kinds = dict(structure._fields_)  # type: ignore[arg-type]
+    arguments = structure()
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            address = value.data_ptr()
+            value = Rows(address, *value.stride()[:2]) if kinds[name] is Rows else address
+        if value is not None:
+            setattr(arguments, name, value)
+    kernel(f"{op}_{direction}", **{f"{op}_arguments": structure})(ctypes.byref(arguments))
 
 
 def pointer(tensor: Tensor | None) -> int | None:
@@ -35,21 +47,13 @@ def pointer(tensor: Tensor | None) -> int | None:
 
 _HUGE_PAGE = 2 << 20
 _libc = ctypes.CDLL(None)
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-os.register_at_fork(after_in_child=_after_fork)
+_importing_process = os.getpid()
 
 
 def num_threads() -> int:
     """PyTorch's number of threads, or 1 in a forked process: OpenMP's threads do not survive a fork, and
     waiting for them would never end."""
-    return 1 if _forked else torch.get_num_threads()
+    return torch.get_num_threads() if os.getpid() == _importing_process else 1
 
 
 def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -72,6 +76,11 @@ def as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in `dtype` with a contiguous last dimension, copied only if necessary."""
     tensor = tensor.to(dtype)
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def contiguous(tensor: MaybeTensor, dtype: torch.dtype = torch.float32) -> MaybeTensor:
+    """The tensor, if there is one, contiguous in `dtype`."""
+    return tensor if tensor is None else tensor.to(dtype).contiguous()  # type: ignore[return-value]
 
 
 def kernel_dtype(dtype: torch.dtype) -> torch.dtype:

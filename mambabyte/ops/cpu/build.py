@@ -18,18 +18,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
 SOURCES = ("selective_scan.cpp", "causal_conv1d.cpp", "residual_norm.cpp", "mamba_step.cpp")
 HEADERS = ("kernel.h", "vector.h")
 # No -ffast-math: it would reassociate the rounding in exp2, and leave the whole process flushing denormals.
-FLAGS = (
-    "-O3",
-    "-std=c++17",
-    "-fPIC",
-    "-shared",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=fast",
-    "-w",
+FLAGS = tuple(
+    [
+        "-O3",
+        "-std=c++17",
+        "-fPIC",
+        "-shared",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-ffp-contract=fast",
+        "-w",
+    ]
 )
 TUNING = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ())
 
@@ -45,10 +48,8 @@ def cache_folder() -> Path:
 
 def find_compiler() -> str | None:
     """The first of ``$CXX``, c++, g++ and clang++ that is on the path."""
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and shutil.which(name):
-            return shutil.which(name)
-    return None
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return next(filter(None, (shutil.which(name) for name in names if name)), None)
 
 
 @functools.cache
@@ -102,7 +103,7 @@ def _cached_path(compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     digest = hashlib.sha256()
     for name in (*SOURCES, *HEADERS):
-        digest.update((Path(__file__).parent / name).read_bytes())
+        digest.update((HERE / name).read_bytes())
     digest.update(repr((FLAGS, TUNING, version, _processor())).encode())
     folder = cache_folder()
     try:
@@ -127,12 +128,11 @@ def _processor() -> str:
 
 
 def _compile(compiler: str, path: Path) -> None:
-    here = Path(__file__).parent
     message = ""
     for tuning in TUNING:
         handle, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
         os.close(handle)
-        command = [compiler, *FLAGS, *tuning, *(str(here / name) for name in SOURCES), "-o", temporary]
+        command = [compiler, *FLAGS, *tuning, *(str(HERE / name) for name in SOURCES), "-o", temporary]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode == 0:
             os.replace(temporary, path)  # another process may have built it meanwhile: either file will do

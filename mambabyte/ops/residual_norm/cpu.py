@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambabyte.ops.cpu.arguments import empty, fields, num_threads, pointer
-from mambabyte.ops.cpu.build import kernel
+from mambabyte.ops.cpu.arguments import call, contiguous, empty, fields, num_threads
 from mambabyte.ops.operators import operator
 
 
@@ -25,22 +24,17 @@ class Arguments(ctypes.Structure):
     ]
 
 
-def _run(direction: str, residual: Tensor, epsilon: float, rms: bool, **tensors: Tensor | None) -> None:
-    width = residual.shape[-1]
-    rows, threads = residual.numel() // width, num_threads()
-    low = tensors["out"] if direction == "forward" else tensors["grad_out"]
-    arguments = Arguments(
-        rows=rows,
-        width=width,
-        tasks=threads,
-        threads=threads,
-        bfloat16=low is not None and low.dtype == torch.bfloat16,
-        rms=rms,
-        epsilon=epsilon,
-        residual=pointer(residual),
-        **{name: pointer(tensor) for name, tensor in tensors.items()},
-    )
-    kernel(f"residual_norm_{direction}", residual_norm_arguments=Arguments)(ctypes.byref(arguments))
+def _run(
+    direction: str, residual: Tensor, weight: Tensor, dtype: torch.dtype, epsilon: float, rms: bool,
+    **tensors: Tensor | None,
+) -> None:  # fmt: skip
+    width, threads = residual.shape[-1], num_threads()
+    call(
+        "residual_norm", direction, Arguments,
+        rows=residual.numel() // width, width=width, tasks=threads, threads=threads,
+        bfloat16=dtype == torch.bfloat16, rms=rms, epsilon=epsilon,
+        residual=residual, weight=contiguous(weight), **tensors,
+    )  # fmt: skip
 
 
 @operator("mambabyte::residual_norm")
@@ -48,14 +42,10 @@ def residual_norm_fused(
     residual: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, rms: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    residual = residual.float().contiguous()
     out, x = empty(residual.shape, dtype), empty(residual.shape)
     _run(
-        "forward", residual, epsilon, rms,
-        update=None if update is None else update.to(dtype).contiguous(),
-        weight=weight.float().contiguous(),
-        bias=None if bias is None else bias.float().contiguous(),
-        sum=x, out=out,
+        "forward", contiguous(residual), weight, dtype, epsilon, rms,
+        update=contiguous(update, dtype), bias=contiguous(bias), sum=x, out=out,
     )  # fmt: skip
     return out, x
 
@@ -68,16 +58,12 @@ def _(residual: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 @operator("mambabyte::residual_norm_backward")
 def _backward(
-    grad_out: Tensor, grad_sum: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float,
-    rms: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    tasks, width = num_threads(), x.shape[-1]
+    grad_out: Tensor, grad_sum: Tensor, x: Tensor, weight: Tensor, epsilon: float, rms: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     grad_x = empty(x.shape)
-    grad_weight = torch.empty(tasks, width)
-    grad_bias = torch.empty(tasks, width)
+    grad_weight, grad_bias = torch.empty(2, num_threads(), x.shape[-1])  # a row for each task
     _run(
-        "backward", x, epsilon, rms,
-        weight=weight.float().contiguous(),
+        "backward", x, weight, grad_out.dtype, epsilon, rms,
         grad_out=grad_out.contiguous(), grad_sum=grad_sum.contiguous(),
         grad_residual=grad_x, grad_weight=grad_weight, grad_bias=grad_bias,
     )  # fmt: skip
@@ -91,16 +77,14 @@ def _(grad_out: Tensor, grad_sum: Tensor, x: Tensor, weight: Tensor, *_: Any) ->
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, update, weight, bias, ctx.epsilon, ctx.rms, ctx.dtype = inputs
+    _, update, weight, bias, ctx.epsilon, ctx.rms, _ = inputs
     ctx.update_dtype = None if update is None else update.dtype
     ctx.save_for_backward(output[1], weight, bias)
 
 
-def _differentiate(ctx: Any, grad_out: Tensor | None, grad_sum: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_out: Tensor, grad_sum: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
-    grad_out = torch.zeros_like(x, dtype=ctx.dtype) if grad_out is None else grad_out
-    grad_sum = torch.zeros_like(x) if grad_sum is None else grad_sum
-    grad_x, grad_weight, grad_bias = _backward(grad_out, grad_sum, x, weight, bias, ctx.epsilon, ctx.rms)
+    grad_x, grad_weight, grad_bias = _backward(grad_out, grad_sum, x, weight, ctx.epsilon, ctx.rms)
     grad_update = None if ctx.update_dtype is None else grad_x.to(ctx.update_dtype)
     grad_bias = None if bias is None else grad_bias.to(bias.dtype)
     return grad_x, grad_update, grad_weight, grad_bias, None, None, None

@@ -8,9 +8,17 @@ import math
 import torch
 from torch import Tensor
 
-from mambabyte.ops.cpu.arguments import Rows, as_rows, empty, fields, kernel_dtype, num_threads, pointer, rows
-from mambabyte.ops.cpu.build import kernel
-from mambabyte.ops.selective_scan.inputs import ScanInputs
+from mambabyte.ops.cpu.arguments import (
+    Rows,
+    as_rows,
+    call,
+    contiguous,
+    empty,
+    fields,
+    kernel_dtype,
+    num_threads,
+)
+from mambabyte.ops.selective_scan.reference import ScanInputs
 
 CHUNK, LANES = 32, 16  # kChunk and kLanes of the C++ source
 
@@ -44,23 +52,6 @@ def _from_blocks(blocks: Tensor, channels: int) -> Tensor:
     return blocks.transpose(2, 3).reshape(batch, -1, width)[:, :channels]
 
 
-def _as_the_kernel_reads(inputs: ScanInputs) -> ScanInputs:
-    """Activations in the kernel's dtype with contiguous rows, contiguous fp32 parameters, marks as bytes."""
-    u, delta, A, B, C, D, z, delta_bias, _, _, document_start = inputs
-    dtype = kernel_dtype(u.dtype)
-    return inputs._replace(
-        u=as_rows(u, dtype),
-        delta=as_rows(delta, dtype),
-        A=A.float().contiguous(),
-        B=as_rows(B, dtype),
-        C=as_rows(C, dtype),
-        D=None if D is None else D.float().contiguous(),
-        z=None if z is None else as_rows(z, dtype),
-        delta_bias=None if delta_bias is None else delta_bias.float().contiguous(),
-        document_start=None if document_start is None else document_start.to(torch.uint8).contiguous(),
-    )
-
-
 def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     """(B, chunks + 1, blocks, N, lanes): the state at each chunk's start and after the last step."""
     return (u.shape[0], -(-u.shape[1] // CHUNK) + 1, -(-u.shape[2] // LANES), A.shape[1], LANES)
@@ -68,18 +59,12 @@ def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
 
 def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final state and the states between chunks: see `mambabyte.ops.selective_scan.custom_op`."""
-    u, initial_state = inputs.u, inputs.initial_state
+    u = inputs.u
     batch, kept, *block = states_shape(u, inputs.A)
     states = empty((batch, kept if keep_states else 2, *block))
-    if initial_state is None:
-        states[:, 0].zero_()
-    else:
-        states[:, 0].copy_(_to_blocks(initial_state))
-    read = _as_the_kernel_reads(inputs)
-    out = empty(u.shape, read.u.dtype)
-    arguments = _arguments(read, states, keep_states)
-    arguments.out = rows(out)
-    _run("forward", arguments)
+    states[:, 0] = 0 if inputs.initial_state is None else _to_blocks(inputs.initial_state)
+    out = empty(u.shape, kernel_dtype(u.dtype))
+    _run("forward", inputs, states, keep_states=keep_states, out=out)
     last = states[:, kept - 1 if keep_states else (kept - 1) % 2]
     final = _from_blocks(last, u.shape[2]).clone()  # an operator's outputs must not share memory
     return out.to(u.dtype), final, states if keep_states else states.new_empty(0)
@@ -91,28 +76,22 @@ def backward(
     """Gradients of u, delta, A, B, C, D, z, delta_bias and the initial state."""
     u, delta, A, B, C, D, z, delta_bias, *_ = inputs
     batch, length, channels = u.shape
-    read = _as_the_kernel_reads(inputs)
-    dtype = read.u.dtype
-    grad_out = as_rows(grad_out, dtype)
+    dtype = kernel_dtype(u.dtype)
     grad_u, grad_delta = empty(u.shape, dtype), empty(u.shape, dtype)
     grad_z = None if z is None else empty(u.shape, dtype)
     # The kernel overwrites this with the initial state's gradient, so it must not be autograd's own tensor.
-    if grad_final_state is None:
-        grad_state = states.new_zeros(batch, *states.shape[2:])
-    else:
-        grad_state = _to_blocks(grad_final_state).clone(memory_format=torch.contiguous_format)
-    grad_A = torch.zeros(grad_state.shape)
+    grad_state = torch.zeros(batch, *states.shape[2:])
+    if grad_final_state is not None:
+        grad_state.copy_(_to_blocks(grad_final_state))
+    grad_A = torch.zeros_like(grad_state)
     grad_D = None if D is None else torch.zeros(batch, channels)
     grad_bias = None if delta_bias is None else torch.zeros(batch, channels)
-    arguments = _arguments(read, states, keep_states=True)
-    grad_B = torch.empty(batch, arguments.groups, length, A.shape[1])
-    grad_C = torch.empty_like(grad_B)
-    arguments.grad_out, arguments.grad_u = rows(grad_out), rows(grad_u)
-    arguments.grad_delta, arguments.grad_z = rows(grad_delta), rows(grad_z)
-    arguments.grad_state, arguments.grad_A = pointer(grad_state), pointer(grad_A)
-    arguments.grad_D, arguments.grad_delta_bias = pointer(grad_D), pointer(grad_bias)
-    arguments.grad_B, arguments.grad_C = pointer(grad_B), pointer(grad_C)
-    _run("backward", arguments)
+    grad_B, grad_C = torch.empty(2, batch, _groups(states), length, A.shape[1])
+    _run(
+        "backward", inputs, states, keep_states=True, grad_out=as_rows(grad_out, dtype), grad_u=grad_u,
+        grad_delta=grad_delta, grad_z=grad_z, grad_state=grad_state, grad_A=grad_A, grad_D=grad_D,
+        grad_delta_bias=grad_bias, grad_B=grad_B, grad_C=grad_C,
+    )  # fmt: skip
     return (
         grad_u.to(u.dtype),
         grad_delta.to(delta.dtype),
@@ -126,26 +105,25 @@ def backward(
     )
 
 
-def _arguments(read: ScanInputs, states: Tensor, keep_states: bool) -> Arguments:
-    """What both directions need; the tensors must outlive the kernel's call."""
-    batch, length, channels = read.u.shape
-    threads = num_threads()
-    return Arguments(
-        batch=batch,
-        length=length,
-        channels=channels,
-        states=states.shape[3],
-        # One task per (batch, group of channel blocks): as many groups as keep every thread equally busy.
-        groups=min(threads // math.gcd(batch, threads), states.shape[2]),
-        threads=threads,
-        bfloat16=read.u.dtype == torch.bfloat16,
-        softplus=read.delta_softplus,
-        keep_states=keep_states,
-        states_data=pointer(states),
-        **{name: rows(getattr(read, name)) for name in ("u", "delta", "z", "B", "C")},
-        **{name: pointer(getattr(read, name)) for name in ("A", "D", "delta_bias", "document_start")},
-    )
+def _groups(states: Tensor) -> int:
+    """How many groups of channel blocks each batch element is split into: enough to keep every thread equally
+    busy with one task per (batch element, group)."""
+    batch, threads = states.shape[0], num_threads()
+    return min(threads // math.gcd(batch, threads), states.shape[2])
 
 
-def _run(direction: str, arguments: Arguments) -> None:
-    kernel(f"selective_scan_{direction}", selective_scan_arguments=Arguments)(ctypes.byref(arguments))
+def _run(
+    direction: str, inputs: ScanInputs, states: Tensor, keep_states: bool, **more: Tensor | None
+) -> None:
+    (batch, length, channels), dtype = inputs.u.shape, kernel_dtype(inputs.u.dtype)
+    activations = {name: getattr(inputs, name) for name in ("u", "delta", "z", "B", "C")}
+    parameters = {name: contiguous(getattr(inputs, name)) for name in ("A", "D", "delta_bias")}
+    call(
+        "selective_scan", direction, Arguments,
+        batch=batch, length=length, channels=channels, states=states.shape[3], groups=_groups(states),
+        threads=num_threads(), bfloat16=dtype == torch.bfloat16, softplus=inputs.delta_softplus,
+        states_data=states, keep_states=keep_states,
+        document_start=contiguous(inputs.document_start, torch.uint8),
+        **{name: x if x is None else as_rows(x, dtype) for name, x in activations.items()},
+        **parameters, **more,
+    )  # fmt: skip

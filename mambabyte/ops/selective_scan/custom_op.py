@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mambabyte.ops.operators import operator
-from mambabyte.ops.selective_scan.inputs import ScanInputs
+from mambabyte.ops.selective_scan.reference import ScanInputs
 
 
 @functools.cache
@@ -32,9 +32,8 @@ def _backend(name: str) -> Any:
 
 def selective_scan_fused(backend: str, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """Scan on a fused backend; return the output and the final state."""
-    differentiable = torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad for x in inputs
-    )
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     out, state, _ = _forward(*inputs, differentiable, backend)
     return out, state
 
@@ -52,8 +51,7 @@ def _forward(
 
 @_forward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *fields, keep_states, backend = arguments
-    u, A = ScanInputs(*fields).u, ScanInputs(*fields).A
+    u, _, A, *_, keep_states, backend = arguments
     states = _backend(backend).states_shape(u, A) if keep_states else (0,)
     final_state = u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
     return u.new_empty(u.shape), final_state, final_state.new_empty(states)
@@ -79,8 +77,7 @@ def _(grad_out: Tensor, grad_final_state: Tensor | None, *arguments: Any) -> lis
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, delta_softplus, initial_state, document_start, _, backend = inputs
-    states = output[2]
-    ctx.save_for_backward(*tensors, document_start, states)
+    ctx.save_for_backward(*tensors, document_start, output[2])
     ctx.set_materialize_grads(False)
     ctx.delta_softplus, ctx.backend = delta_softplus, backend
     ctx.initial_state_dtype = None if initial_state is None else initial_state.dtype
@@ -92,14 +89,12 @@ def _differentiate(
     *tensors, document_start, states = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(tensors[0])
-    gradients = _backward(
+    *gradients, grad_state = _backward(
         grad_out, grad_final_state, *tensors, ctx.delta_softplus, document_start, states, ctx.backend
     )
-    present = [g if x is not None else None for g, x in zip(gradients, tensors, strict=False)]
-    grad_initial_state = (
-        None if ctx.initial_state_dtype is None else gradients[-1].to(ctx.initial_state_dtype)
-    )
-    return (*present, None, grad_initial_state, None, None, None)
+    present = [None if x is None else gradient for x, gradient in zip(tensors, gradients, strict=True)]
+    dtype = ctx.initial_state_dtype
+    return (*present, None, None if dtype is None else grad_state.to(dtype), None, None, None)
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambabyte.ops.selective_scan.inputs import ScanInputs
+from mambabyte.ops.cpu.arguments import contiguous
+from mambabyte.ops.selective_scan.reference import ScanInputs
 
 
 def available() -> tuple[bool, str]:
@@ -52,19 +53,9 @@ def _as_the_extension_reads(inputs: ScanInputs) -> tuple[Tensor | None, ...]:
     def time_last(tensor: Tensor) -> Tensor:
         return tensor.to(u.dtype).transpose(1, 2).contiguous()
 
-    def parameter(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.float().contiguous()
-
-    return (
-        time_last(u),
-        time_last(delta),
-        parameter(A),
-        time_last(B).unsqueeze(1),
-        time_last(C).unsqueeze(1),
-        parameter(D),
-        None if z is None else time_last(z),
-        parameter(delta_bias),
-    )
+    B, C = time_last(B).unsqueeze(1), time_last(C).unsqueeze(1)
+    z = None if z is None else time_last(z)
+    return time_last(u), time_last(delta), contiguous(A), B, C, contiguous(D), z, contiguous(delta_bias)
 
 
 def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:

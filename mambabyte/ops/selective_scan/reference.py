@@ -16,14 +16,30 @@ backward pass recomputes each chunk.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 from torch.utils.checkpoint import checkpoint
 
-from mambabyte.ops.selective_scan.inputs import ScanInputs
-
 CHUNK = 64
+
+
+class ScanInputs(NamedTuple):
+    """What `mambabyte.ops.selective_scan` scans, with the shapes given there, in the operators' order."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    delta_softplus: bool
+    initial_state: Tensor | None
+    document_start: Tensor | None
 
 
 def selective_scan_reference(inputs: ScanInputs) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mambabyte.ops.selective_scan.inputs import ScanInputs
+from mambabyte.ops.cpu.arguments import contiguous
+from mambabyte.ops.selective_scan.reference import ScanInputs
 from mambabyte.ops.selective_scan.triton_kernels import backward_kernel, combine_kernel, scan_kernel, triton
 
 SPAN = 256  # steps; a multiple of both chunks
@@ -43,14 +44,9 @@ class _Launcher:
         self.z = None if z is None else _rows(z)
         self.A = _swapped(A)
         self.B, self.C = (_swapped(pad(t, (0, 0, 0, -self.length % PADDING))) for t in (B, C))
-        self.D = None if D is None else D.float().contiguous()
-        self.delta_bias = None if delta_bias is None else delta_bias.float().contiguous()
-        self.document_start = None if document_start is None else document_start.to(torch.uint8).contiguous()
+        start = contiguous(document_start, torch.uint8)
+        self.tensors = (self.A, self.B, self.C, contiguous(D), contiguous(delta_bias), start)
         self.delta_softplus = delta_softplus
-
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.A, self.B, self.C, self.D, self.delta_bias, self.document_start
 
     def strides(self, *more: Tensor) -> list[int]:
         """Batch and time strides of u, delta, z and `more`; u's stand for those of an absent z."""
@@ -107,7 +103,7 @@ def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tens
     each span, of shape `states_shape`, or an empty tensor.
     """
     x, u = _Launcher(inputs), inputs.u
-    out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    out = u.new_empty(u.shape)
     state = x.boundary(inputs.initial_state)
     spans = triton.cdiv(x.length, SPAN)
     chunk, block = FORWARD_CHUNK, FORWARD_BLOCK
@@ -138,8 +134,7 @@ def backward(
     chunk_states = x.states(triton.cdiv(x.length, chunk))
     x.scan(states.clone(), None, chunk_states, span_steps, SPAN, chunk, chunk, block)
     boundary = x.boundary(grad_final_state)
-    grad_u, grad_delta = (torch.empty(u.shape, dtype=t.dtype, device=u.device) for t in (u, delta))
-    grad_z = None if z is None else torch.empty(u.shape, dtype=z.dtype, device=u.device)
+    grad_u, grad_delta, grad_z = (None if t is None else t.new_empty(u.shape) for t in (u, delta, z))
     grad_A = x.states(spans).zero_()
     grad_B, grad_C = (x.A.new_empty(x.batch, blocks, x.state_size, x.length) for _ in "BC")
     grad_D = None if D is None else torch.empty_like(span_steps)

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mambabyte.ops.cpu.arguments import fields, num_threads, pointer
 from mambabyte.ops.cpu.build import kernel
-from mambabyte.ops.step.weights import MambaBlockWeights, MambaWeights
 
 State = list[tuple[Tensor, ...]]
+
+
+class MambaBlockWeights(NamedTuple):
+    """One block's parameters, in mamba_ssm's layouts. Letters as in `mambabyte.ops`; d model width, R rank of
+    the step-size projection, W convolution width."""
+
+    norm_weight: Tensor  # (d)
+    norm_bias: Tensor | None
+    in_proj: Tensor  # (2D, d)
+    conv_weight: Tensor  # (D, W)
+    conv_bias: Tensor  # (D)
+    x_proj: Tensor  # (R + 2N, D)
+    dt_proj: Tensor  # (D, R)
+    dt_bias: Tensor  # (D)
+    A_log: Tensor  # (D, N)
+    D: Tensor  # (D)
+    out_proj: Tensor  # (d, D)
+
+
+class MambaWeights(NamedTuple):
+    """A whole model's parameters, with V the size of the vocabulary; `epsilon` and `rms` are of all norms."""
+
+    embedding: Tensor  # (V, d)
+    blocks: Sequence[MambaBlockWeights]
+    norm_weight: Tensor  # (d), of the final norm
+    norm_bias: Tensor | None
+    head: Tensor  # (V, d)
+    epsilon: float
+    rms: bool
 
 
 class Block(ctypes.Structure):
@@ -38,43 +68,28 @@ class Arguments(ctypes.Structure):
 
 def mamba_step_fused(bytes: Tensor, state: State, weights: MambaWeights) -> tuple[Tensor, State]:
     """As `mambabyte.ops.step.mamba_step`."""
-    first, (batch,) = weights.blocks[0], bytes.shape
+    first, vocabulary = weights.blocks[0], len(weights.head)
+    # The kernel reads contiguous memory; these locals keep the copies alive until it is done.
     bytes = bytes.long().contiguous()
-    # The kernel reads contiguous memory; `before`, `blocks` and `outer` keep copies alive until it is done.
     before = [tuple(tensor.float().contiguous() for tensor in layer) for layer in state]
     after: State = [tuple(torch.empty_like(tensor) for tensor in layer) for layer in before]
     blocks = [tuple(_contiguous(tensor) for tensor in block) for block in weights.blocks]
-    rows = (Block * len(blocks))(
-        *(
-            Block(*map(pointer, (*block, *old, *new)))
-            for block, old, new in zip(blocks, before, after, strict=True)
-        )
-    )
+    layers = [Block(*map(pointer, sum(tensors, ()))) for tensors in zip(blocks, before, after, strict=True)]
     outer = {
         name: _contiguous(getattr(weights, name))
         for name in ("embedding", "head", "norm_weight", "norm_bias")
     }
-    logits = torch.empty(batch, weights.head.shape[0])
+    logits = torch.empty(len(bytes), vocabulary)
     arguments = Arguments(
-        batch=batch,
-        layers=len(blocks),
-        d_model=weights.embedding.shape[1],
-        d_inner=first.D.shape[0],
-        states=first.A_log.shape[1],
-        width=first.conv_weight.shape[1],
-        rank=first.dt_proj.shape[1],
-        vocabulary=weights.head.shape[0],
-        threads=num_threads(),
-        rms=weights.rms,
-        epsilon=weights.epsilon,
-        bytes=pointer(bytes),
-        blocks=rows,
-        logits=pointer(logits),
+        batch=len(bytes), layers=len(blocks), d_model=weights.embedding.shape[1], d_inner=len(first.D),
+        states=first.A_log.shape[1], width=first.conv_weight.shape[1], rank=first.dt_proj.shape[1],
+        vocabulary=vocabulary, threads=num_threads(), rms=weights.rms, epsilon=weights.epsilon,
+        bytes=pointer(bytes), blocks=(Block * len(blocks))(*layers), logits=pointer(logits),
         **{name: pointer(tensor) for name, tensor in outer.items()},
-    )
+    )  # fmt: skip
     step = kernel("mamba_step", mamba_step_arguments=Arguments, mamba_step_block=Block)
     if step(ctypes.byref(arguments)):
-        raise IndexError(f"bytes must be from 0 to {weights.head.shape[0] - 1}")
+        raise IndexError(f"bytes must be from 0 to {vocabulary - 1}")
     return logits, after
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from mambabyte.ops.selective_scan import mamba_ssm
-from mambabyte.ops.selective_scan.inputs import ScanInputs
-from mambabyte.ops.selective_scan.reference import selective_scan_reference
+from mambabyte.ops.selective_scan.reference import ScanInputs, selective_scan_reference
 from tests.ops.naive import relative_error
 from tests.ops.selective_scan.test_selective_scan import make_arguments
 

@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 
-from mambabyte.ops.selective_scan.inputs import ScanInputs
-from mambabyte.ops.selective_scan.reference import selective_scan_reference
+from mambabyte.ops.selective_scan.reference import ScanInputs, selective_scan_reference
 from tests.ops.naive import relative_error
 
 pytest.importorskip("triton")
