@@ -1,7 +1,9 @@
 """Bits per byte over a corpus, with everything needed to repeat the measurement."""
 
+import heapq
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,8 +14,7 @@ import torch
 from mambabyte.checkpoints import weights_fingerprint
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
-from mambabyte.evaluation.load_balancing import documents_per_rank
-from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Cursor, Protocol, scored_spans
+from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Cursor, Protocol, protocol_in_words, scored_spans
 from mambabyte.evaluation.resume import SavedProgress
 from mambabyte.models import ByteLM
 from mambabyte.runtime.process_group import rank_and_count, sum_over_ranks
@@ -61,15 +62,13 @@ class BitsPerByte:
         return values
 
     def __str__(self) -> str:
-        protocol = self.protocol
-        stride = f", stride {protocol['stride']:,}" if "stride" in protocol else ""
         interval = ""
         if self.interval is not None:
             interval = f", 95 % of resampled documents: {self.interval[0]:.4f} to {self.interval[1]:.4f}"
         return (
-            f"{self.bits_per_byte:.4f} bits per byte ({protocol['name']}, context "
-            f"{protocol['context_length']:,} bytes{stride}, {counted(self.bytes, 'byte')} in "
-            f"{counted(self.documents, 'document')}, {self.precision}{interval})"
+            f"{self.bits_per_byte:.4f} bits per byte ({protocol_in_words(self.protocol)}, "
+            f"{counted(self.bytes, 'byte')} in {counted(self.documents, 'document')}, "
+            f"{self.precision}{interval})"
         )
 
 
@@ -146,10 +145,21 @@ def evaluate(
 def score(
     model: ByteLM, corpus: ByteCorpus, protocol: Protocol, max_bytes: int | None = None
 ) -> tuple[int, float]:
-    """(bytes, nats) as :func:`evaluate` finds them, on the model's own device and without fingerprints."""
+    """(bytes, nats) as :func:`evaluate` measures them, on the model's own device and without fingerprints."""
     documents = first_documents(corpus, max_bytes)
     nats = sum(float(span.nats.sum()) for batch in scored_spans(model, documents, protocol) for span in batch)
     return sum(map(len, documents)), nats + len(documents) * FIRST_BYTE_NATS
+
+
+def documents_per_rank(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """The indices of each rank's documents, ascending: longest first, each to the least loaded rank."""
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [(0, rank) for rank in range(ranks)]
+    for index in np.argsort([-length for length in lengths], kind="stable"):
+        load, rank = heapq.heappop(loads)
+        shares[rank].append(int(index))
+        heapq.heappush(loads, (load + lengths[index], rank))
+    return [sorted(share) for share in shares]
 
 
 def bootstrap_interval(nats: np.ndarray, lengths: np.ndarray) -> tuple[float, float] | None:

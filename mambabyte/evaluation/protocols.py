@@ -6,8 +6,7 @@ Padding only follows the bytes of a document, where a causal model cannot see it
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,9 +55,8 @@ class Protocol:
             if value is not None and value < 1:
                 raise UserError(f"{setting} must be 1 or more, not {value}")
         if self.stride is not None and self.stride > self.context_length:
-            raise UserError(
-                f"stride must be at most context_length ({self.context_length}), not {self.stride}"
-            )
+            most = f"context_length ({self.context_length})"
+            raise UserError(f"stride must be at most {most}, not {self.stride}")
         if self.precision not in ("fp32", "bf16"):
             raise UserError(f"precision must be fp32 or bf16, not '{self.precision}'")
 
@@ -71,13 +69,15 @@ class Protocol:
 
     def to_dict(self, max_bytes: int | None) -> dict[str, Any]:
         """What decides a figure on the first ``max_bytes`` bytes, in plain JSON."""
-        values: dict[str, Any] = {
-            "name": self.name,
-            "context_length": self.context_length,
-            "first_byte": "8 bits",
-            "max_bytes": max_bytes,
-        }
+        values: dict[str, Any] = {"name": self.name, "context_length": self.context_length}
+        values |= {"first_byte": "8 bits", "max_bytes": max_bytes}
         return values | {"stride": self.step} if self.name == "sliding" else values
+
+
+def protocol_in_words(protocol: Mapping[str, Any]) -> str:
+    """What :meth:`Protocol.to_dict` gives: "sliding, context 1,024 bytes, stride 512"."""
+    stride = f", stride {protocol['stride']:,}" if "stride" in protocol else ""
+    return f"{protocol['name']}, context {protocol['context_length']:,} bytes{stride}"
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,6 @@ class Cursor:
         """After every document's first byte, which no protocol predicts."""
         return cls(np.ones(documents, dtype=np.int64))
 
-    def advance(self, spans: Sequence[Span]) -> None:
-        for span in spans:
-            self.scored[span.document] = span.start + len(span.nats)
-
 
 @torch.no_grad()
 def scored_spans(
@@ -134,19 +130,16 @@ def scored_spans(
     was_training = model.training
     model.eval()
     try:
-        with (
-            nullcontext()
-            if protocol.precision == "fp32"
-            else torch.autocast(model.device.type, dtype=torch.bfloat16)
-        ):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
             for batch in batches:
                 if not all(np.isfinite(span.nats).all() for span in batch):
                     raise UserError(
                         "the model gives NaN or infinite values, which are no probabilities: its training "
                         "diverged or its weights are damaged; choose another checkpoint, or precision=fp32"
                     )
-                cursor.advance(batch)
-                done += sum(len(span.nats) for span in batch)
+                for span in batch:
+                    cursor.scored[span.document] = span.start + len(span.nats)
+                    done += len(span.nats)
                 if progress is not None:
                     progress(done, total)
                 yield batch

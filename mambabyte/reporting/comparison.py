@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from mambabyte.evaluation.protocols import protocol_in_words
 from mambabyte.runs.run import Measurement, Run
 from mambabyte.runtime.units import counted, short_count
 
@@ -19,10 +19,8 @@ _IRRELEVANT_DATA_SETTINGS = ("workers", "folder", "retries")
 class Comparison:
     """Runs measured alike, best first; those without a figure come last.
 
-    Attributes:
-        measured_on: the data and the protocol in words; None if no run has been measured.
-        names: each run's directory, shortened.
-        labels: each run's model and its size.
+    measured_on: the data and the protocol in words; None if no run has been measured.
+    names: each run's directory, shortened. labels: each run's model and its size.
     """
 
     measured_on: str | None
@@ -39,24 +37,18 @@ def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
     keys = {_setting_key(run): _measurement_key(run.validation) for run in runs if run.validation}
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        key = (
-            _measurement_key(run.validation)
-            if run.validation
-            else keys.get(_setting_key(run), _setting_key(run))
-        )
+        setting = _setting_key(run)
+        key = _measurement_key(run.validation) if run.validation else keys.get(setting, setting)
         groups.setdefault(key, []).append(run)
-    labels, names = _labels(runs), _names([run.directory for run in runs])
+    labels = _labels(runs)
+    above = os.path.commonpath([run.directory.parent for run in runs])
     comparisons = []
     for members in groups.values():
         members.sort(key=lambda run: run.validation.bits_per_byte if run.validation else float("inf"))
-        comparisons.append(
-            Comparison(
-                next((_in_words(run.validation) for run in members if run.validation), None),
-                members,
-                [names[run.directory] for run in members],
-                [labels[json.dumps(run.model)] for run in members],
-            )
-        )
+        measured_on = next((_in_words(run.validation) for run in members if run.validation), None)
+        names = [os.path.relpath(run.directory, above) for run in members]
+        member_labels = [labels[json.dumps(run.model)] for run in members]
+        comparisons.append(Comparison(measured_on, members, names, member_labels))
     return comparisons, list(_notes(comparisons))
 
 
@@ -70,12 +62,10 @@ def _setting_key(run: Run) -> str:
 
 
 def _in_words(figure: Measurement) -> str:
-    protocol = figure.protocol
-    stride = f", stride {protocol['stride']:,}" if "stride" in protocol else ""
     return (
         f"{counted(figure.bytes, 'validation byte')} in {counted(figure.documents, 'document')} "
-        f"(data {figure.data_fingerprint[:8]}), protocol {protocol['name']}, "
-        f"context {protocol['context_length']:,} bytes{stride}, {figure.precision}"
+        f"(data {figure.data_fingerprint[:8]}), protocol {protocol_in_words(figure.protocol)}, "
+        f"{figure.precision}"
     )
 
 
@@ -106,9 +96,3 @@ def _labels(runs: Sequence[Run]) -> dict[str, str]:
         settings = ", ".join(f"{name}={model[name]}" for name in different)
         labels[key] = f"{label} ({settings})" if settings else label
     return labels
-
-
-def _names(directories: Sequence[Path]) -> dict[Path, str]:
-    """The directories relative to the deepest one that holds them all."""
-    above = os.path.commonpath([directory.parent for directory in directories])
-    return {directory: os.path.relpath(directory, above) for directory in directories}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mambabyte.reporting.comparison import Comparison
 from mambabyte.runs.run import Run
@@ -21,37 +21,26 @@ _Color = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure; ``x`` maps a run, its bytes trained and its seconds to the cost on the axis."""
+    """One figure; ``cost`` is what its horizontal axis shows."""
 
-    file: str
+    cost: Literal["bytes", "flops", "time"]
     title: str
     axis: str
     units: tuple[tuple[float, str], ...]
-    x: Callable[[Run, float, float], float]
+
+    @property
+    def file(self) -> str:
+        return f"bits_per_byte_by_{self.cost}.png"
+
+    def x(self, run: Run, trained: float, seconds: float) -> float:
+        """The cost of ``trained`` bytes that took ``seconds``."""
+        return {"bytes": trained, "flops": trained * run.training_flops_per_byte, "time": seconds}[self.cost]
 
 
 FIGURES = (
-    Figure(
-        "bits_per_byte_by_bytes.png",
-        "Bits per byte by bytes trained",
-        "bytes trained ({})",
-        _BYTES,
-        lambda run, trained, seconds: trained,
-    ),
-    Figure(
-        "bits_per_byte_by_flops.png",
-        "Bits per byte by training compute",
-        "training FLOPs ({})",
-        _FLOPS,
-        lambda run, trained, seconds: trained * run.training_flops_per_byte,
-    ),
-    Figure(
-        "bits_per_byte_by_time.png",
-        "Bits per byte by training time",
-        "time spent on training steps ({})",
-        _TIME,
-        lambda run, trained, seconds: seconds,
-    ),
+    Figure("bytes", "Bits per byte by bytes trained", "bytes trained ({})", _BYTES),
+    Figure("flops", "Bits per byte by training compute", "training FLOPs ({})", _FLOPS),
+    Figure("time", "Bits per byte by training time", "time spent on training steps ({})", _TIME),
 )
 
 
@@ -60,13 +49,13 @@ def draw(figure: Figure, comparisons: Sequence[Comparison]) -> Canvas:
 
     Lines show validation during training, on its first bytes; stars the figure over all of them at the end.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib import colormaps
     from matplotlib.figure import Figure as Canvas
 
     labels = list(dict.fromkeys(label for comparison in comparisons for label in comparison.labels))
-    colors = dict(zip(labels, _colors(len(labels)), strict=True))
+    palette = colormaps["tab10" if len(labels) <= 10 else "tab20"]
+    colors = {label: palette(i % palette.N) for i, label in enumerate(labels)}
     canvas = Canvas(figsize=(8, 0.4 + 4.6 * len(comparisons)), layout="constrained")
-    FigureCanvasAgg(canvas)
     panels = canvas.subplots(len(comparisons), squeeze=False)[:, 0]
     for axes, comparison in zip(panels, comparisons, strict=True):
         _panel(axes, figure, comparison, colors)
@@ -78,29 +67,28 @@ def _panel(axes: Axes, figure: Figure, comparison: Comparison, colors: dict[str,
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    lines = {
-        name: [(figure.x(run, trained, seconds), bits) for trained, seconds, bits in run.curve]
-        for name, run in zip(comparison.names, comparison.runs, strict=True)
-    }
-    stars = {
-        name: (figure.x(run, run.bytes_trained, run.seconds), run.validation.bits_per_byte)
-        for name, run in zip(comparison.names, comparison.runs, strict=True)
+    lines = [
+        [(figure.x(run, trained, seconds), bits) for trained, seconds, bits in run.curve]
+        for run in comparison.runs
+    ]
+    stars = [
+        [(figure.x(run, run.bytes_trained, run.seconds), run.validation.bits_per_byte)]
         if run.validation and run.seconds is not None
-    }
-    points = [point for line in lines.values() for point in line] + list(stars.values())
+        else []
+        for run in comparison.runs
+    ]
+    points = [point for line in lines + stars for point in line]
     axes.set_title(comparison.measured_on or "not measured yet", fontsize=8, color="0.35")
     if not points:
         axes.text(0.5, 0.5, "nothing recorded yet", ha="center", transform=axes.transAxes)
         axes.set_axis_off()
         return
-    scale, unit = next(
-        (size, name) for size, name in figure.units if max(x for x, _ in points) >= size or size == 1
-    )
-    for label, name in zip(comparison.labels, comparison.names, strict=True):
-        x, y = [x / scale for x, _ in lines[name]], [bits for _, bits in lines[name]]
+    furthest = max(x for x, _ in points)
+    scale, unit = next((row for row in figure.units if row[0] <= furthest), figure.units[-1])
+    for label, line, star in zip(comparison.labels, lines, stars, strict=True):
+        x, y = [x / scale for x, _ in line], [bits for _, bits in line]
         axes.plot(x, y, ".-", color=colors[label], linewidth=1.3, markersize=4, alpha=0.85)
-        if name in stars:
-            end, bits = stars[name]
+        for end, bits in star:
             axes.plot(end / scale, bits, "*", color=colors[label], markersize=10)
     lowest, highest = min(bits for _, bits in points), max(bits for _, bits in points)
     axes.set(xlabel=figure.axis.format(unit), ylabel="validation bits per byte")
@@ -112,13 +100,6 @@ def _panel(axes: Axes, figure: Figure, comparison: Comparison, colors: dict[str,
     axes.minorticks_off()
     axes.grid(alpha=0.2)
     handles = {label: Line2D([], [], color=colors[label], marker=".") for label in comparison.labels}
-    if stars:
+    if any(stars):
         handles["at the end, on all bytes"] = Line2D([], [], color="0.4", marker="*", linestyle="none")
     axes.legend(list(handles.values()), list(handles), fontsize=9)
-
-
-def _colors(number: int) -> list[_Color]:
-    from matplotlib import colormaps
-
-    palette = colormaps["tab10" if number <= 10 else "tab20"]
-    return [palette(i % palette.N) for i in range(number)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import html
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from html import escape
 
 from mambabyte.reporting.tables import Table
 
@@ -19,28 +19,21 @@ _STYLE = (
 
 def to_html(tables: Sequence[Table], notes: Sequence[str], figures: Mapping[str, bytes]) -> str:
     """The page: ``notes``, ``tables`` and ``figures`` (PNGs by title)."""
-    body = [f"<p class=note>{html.escape(note)}</p>" for note in notes]
+    body = [f"<p class=note>{escape(note)}</p>" for note in notes]
     for table in tables:
-        body += [f"<h2>{html.escape(table.title)}</h2>", f"<div><table>{_rows(table)}</table></div>"]
-        body += [f"<p class=note>{html.escape(remark)}</p>" for remark in table.remarks]
+        rows = "\n".join([_row(table, table.header, "th"), *(_row(table, row, "td") for row in table.rows)])
+        body += [f"<h2>{escape(table.title)}</h2>", f"<div><table>{rows}</table></div>"]
+        body += [f"<p class=note>{escape(remark)}</p>" for remark in table.remarks]
     for title, image in figures.items():
-        encoded = base64.b64encode(image).decode("ascii")
-        body += [
-            f"<h2>{html.escape(title)}</h2>",
-            f"<img alt='{html.escape(title)}' src='data:image/png;base64,{encoded}'>",
-        ]
+        source = f"data:image/png;base64,{b64encode(image).decode('ascii')}"
+        body += [f"<h2>{escape(title)}</h2>", f"<img alt='{escape(title)}' src='{source}'>"]
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>mambabyte report</title>"
         f"<style>{_STYLE}</style><h1>mambabyte report</h1>\n" + "\n".join(body) + "\n</html>\n"
     )
 
 
-def _rows(table: Table) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        kinds = [" class=words" if title in table.words else "" for title in table.header]
-        return "".join(
-            f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)
-        )
-
-    lines = [f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows]
-    return "\n".join([f"<tr>{row(table.header, 'th')}</tr>", *lines])
+def _row(table: Table, cells: Sequence[str], tag: str) -> str:
+    kinds = [" class=words" if title in table.words else "" for title in table.header]
+    row = [f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)]
+    return f"<tr>{''.join(row)}</tr>"

@@ -12,7 +12,7 @@ import torch
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
 from mambabyte.evaluation import Protocol, SavedProgress, evaluate
-from mambabyte.evaluation.load_balancing import documents_per_rank
+from mambabyte.evaluation.bits_per_byte import documents_per_rank
 from mambabyte.models import ByteLM
 
 PROTOCOLS = ("disjoint", "sliding", "stateful")
