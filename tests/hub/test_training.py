@@ -1,4 +1,4 @@
-"""`mambabyte train +experiment=pg19` from the loopback hub ends with the same bits, with and without faults."""
+"""`mambabyte train +experiment=pg19` from the loopback hub ends with the same bits, even after faults."""
 
 from __future__ import annotations
 
