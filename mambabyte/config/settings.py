@@ -186,6 +186,7 @@ def _checked(value: Any, schema: type, field: dataclasses.Field, where: str) -> 
             }
             if not inside[bound_name]:
                 bounds = " and ".join(f"{name} {limit:g}" for name, limit in field.metadata.items())
+                bounds += ", or null" if NoneType in get_args(_types(schema)[field.name]) else ""
                 raise UserError(f"{where} must be {bounds}, not {shown(value)}")
     return value
 

@@ -132,11 +132,12 @@ def read_run(directory: Path) -> Run:
             built = model.build()
         flops = built.flops_per_byte(config["context_length"])
         max_steps, bytes_per_step = config["trainer"]["max_steps"], config["trainer"]["global_batch_bytes"]
+        callbacks = config["callbacks"]
         settings = {
             "learning_rate": float(config["optimizer"]["learning_rate"]),
             "seed": config["seed"],
             "precision": config["trainer"]["precision"],
-            "curve_bytes": config["callbacks"]["validation_bytes"],
+            "curve_bytes": callbacks.get("validate_bytes", callbacks.get("validation_bytes")),  # its old name
             "data": config["data"],
         }
     with _reading(directory / "metrics.csv") as path:

@@ -122,8 +122,8 @@ class Ranged(Settings):
         ("steps", 0, "trainer.steps must be at least 1, not 0"),
         ("steps", "some", "trainer.steps must be an integer or auto, not 'some'"),
         ("betas", [0.9, 1], "trainer.betas must be at least 0 and below 1, not (0.9, 1.0)"),
-        ("clip", 0, "trainer.clip must be above 0, not 0.0"),
-        ("clip", float("nan"), "trainer.clip must be above 0, not nan"),
+        ("clip", 0, "trainer.clip must be above 0, or null, not 0.0"),
+        ("clip", float("nan"), "trainer.clip must be above 0, or null, not nan"),
         ("stepz", 1, "there is no setting trainer.stepz; did you mean steps?"),
     ],
 )
