@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import yaml
 
+from mambabyte.config.settings import to_plain
+from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 from mambabyte.models import config_from_dict
 from mambabyte.runs.metrics_csv import read_metrics
@@ -132,13 +134,13 @@ def read_run(directory: Path) -> Run:
             built = model.build()
         flops = built.flops_per_byte(config["context_length"])
         max_steps, bytes_per_step = config["trainer"]["max_steps"], config["trainer"]["global_batch_bytes"]
-        callbacks = config["callbacks"]
+        callbacks, data = config["callbacks"], config["data"]
         settings = {
             "learning_rate": float(config["optimizer"]["learning_rate"]),
             "seed": config["seed"],
             "precision": config["trainer"]["precision"],
             "curve_bytes": callbacks.get("validate_bytes", callbacks.get("validation_bytes")),  # its old name
-            "data": config["data"],
+            "data": to_plain(DataSettings.from_settings(data, "data")) if "source" in data else data,
         }
     with _reading(directory / "metrics.csv") as path:
         rows = read_metrics(path)
