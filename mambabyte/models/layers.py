@@ -52,7 +52,7 @@ def run_layers(
     layers: Iterable[nn.Module], norm: ResidualNorm, x: Tensor, states: State | None, *more: Any,
     update: Tensor | None = None,
 ) -> tuple[Tensor, State]:  # fmt: skip
-    """The residual stream that begins with `x` + `update`, after all layers and the norm; and the states after.
+    """Run `x` + `update` through the layers and the norm; return the result and the layers' new states.
 
     A layer takes (residual, update, its state or None, *more) and returns (residual, update, state or None).
     """
@@ -213,12 +213,9 @@ class Stack(nn.Module):
         self.norm = ResidualNorm(width, epsilon, rms)
 
     def forward(
-        self,
-        x: Tensor,
-        caches: State | None = None,
-        rotary: Tensor | None = None,
+        self, x: Tensor, caches: State | None = None, rotary: Tensor | None = None,
         update: Tensor | None = None,
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Tensor, State]:  # fmt: skip
         """The normalised output and the new caches, of which there are none without `caches`."""
         return run_layers(self.layers, self.norm, x, caches, rotary, update=update)
 

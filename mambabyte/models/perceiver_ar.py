@@ -108,10 +108,8 @@ class PerceiverAR(DocumentwiseByteLM):
     def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
         config, length = self.config, bytes.shape[1]
         before = 0 if state is None else state[0][0].shape[1]
-        positions = torch.arange(before, before + length, device=bytes.device)
-        rotary = rotary_factors(positions, config.rotary_channels, config.rope_base)
-        cache = None if state is None else state[0]
-        residual, update, cross_cache = self.cross(self.embedding(bytes.long()), cache, rotary)
+        x, cache = self.embedding(bytes.long()), None if state is None else state[0]
+        residual, update, cross_cache = self.cross(x, cache, self._rotary(before, length))
         if state is None:
             return self.lm_head(self._run_blocks(residual, update)), []
         caches, done, parts = state[1:], 0, []
@@ -120,6 +118,7 @@ class PerceiverAR(DocumentwiseByteLM):
             if place == 0:
                 caches = self.stack.empty_caches(len(bytes))
             here = slice(done, done + config.n_latents - place)
+            # Rotary positions encode only distances, so the stack may count from its block's start.
             rotary = self._rotary(place, residual[:, here].shape[1])
             out, caches = self.stack(residual[:, here], caches, rotary, update[:, here])
             parts.append(out)
@@ -138,9 +137,8 @@ class PerceiverAR(DocumentwiseByteLM):
         out = self.stack(residual, None, self._rotary(0, latents), update)[0]
         return out.view(batch, blocks * latents, width)[:, :length]
 
-    def _rotary(self, place: int, length: int) -> Tensor:
-        """Rotary positions encode only distances, so the stack may count from its block's start."""
-        places = torch.arange(place, place + length, device=self.device)
+    def _rotary(self, first: int, length: int) -> Tensor:
+        places = torch.arange(first, first + length, device=self.device)
         return rotary_factors(places, self.config.rotary_channels, self.config.rope_base)
 
     def blocks(self) -> list[nn.Module]:
