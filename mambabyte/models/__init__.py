@@ -1,4 +1,5 @@
 """The models, all of them `ByteLM`s, and the way from a checkpoint's plain description to a config."""
+# ruff: noqa: F401, as every import of a model or its config is an export
 
 from __future__ import annotations
 
@@ -20,42 +21,16 @@ if TYPE_CHECKING:
     from mambabyte.models.perceiver_ar import PerceiverAR, PerceiverARConfig
     from mambabyte.models.transformer import Transformer, TransformerConfig
 
-__all__ = [
-    "CNN",
-    "LSTM",
-    "ByteLM",
-    "ByteLMConfig",
-    "CNNConfig",
-    "FlopsPerByte",
-    "GatedS4D",
-    "GatedS4DConfig",
-    "LSTMConfig",
-    "MambaByte",
-    "MambaByteConfig",
-    "MegaByte",
-    "MegaByteConfig",
-    "PerceiverAR",
-    "PerceiverARConfig",
-    "Transformer",
-    "TransformerConfig",
-    "config_from_dict",
-]
-_MODULES = {
-    "CNN": "cnn",
-    "FlopsPerByte": "byte_lm",
-    "GatedS4D": "gated_s4d",
-    "LSTM": "lstm",
-    "MambaByte": "mamba",
-    "MegaByte": "megabyte",
-    "PerceiverAR": "perceiver_ar",
-    "Transformer": "transformer",
-    "ByteLM": "byte_lm",
-}
+_MODELS = {
+    "CNN": "cnn", "GatedS4D": "gated_s4d", "LSTM": "lstm", "MambaByte": "mamba", "MegaByte": "megabyte",
+    "PerceiverAR": "perceiver_ar", "Transformer": "transformer",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that settings can be checked without importing torch.
-    module = _MODULES.get(name.removesuffix("Config"))
+    modules = {**_MODELS, "ByteLM": "byte_lm", "FlopsPerByte": "byte_lm"}
+    module = modules.get(name.removesuffix("Config"))
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{module}"), name)
@@ -69,7 +44,7 @@ def config_from_dict(description: Mapping[str, Any]) -> ByteLMConfig:
     """
     target = str(description.get("_target_", ""))
     name = target.removeprefix("mambabyte.models.")
-    if name not in __all__ or not name.endswith("Config") or name == "ByteLMConfig":
+    if name not in [f"{model}Config" for model in _MODELS]:
         raise UserError(
             f"this checkpoint describes a model {target!r}, which this version of mambabyte does not have; "
             "one of your own is read by mambabyte.load(path, config=YourConfig(...))"

@@ -52,16 +52,16 @@ class GatedConvolution(nn.Module):
             self.out_proj.weight.div_(math.sqrt(config.n_layer))
 
     def forward(
-        self, residual: Tensor, update: Tensor | None, history: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, residual: Tensor, update: Tensor | None, state: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None]:
         normed, residual = self.norm(residual, update)
-        length, width = normed.shape[1:]
-        if history is None:
-            history = normed.new_zeros(len(normed), self.reach, width)
-        x = torch.cat([history.to(normed.dtype), normed], dim=1)
+        batch, length, width = normed.shape
+        history = normed.new_zeros(batch, self.reach, width) if state is None else state[0].to(normed.dtype)
+        x = torch.cat([history, normed], dim=1)
         shifted = [x[:, back : back + length] for back in range(0, self.reach + 1, self.dilation)]
         filtered, gate = self.taps(torch.cat(shifted, dim=-1)).chunk(2, dim=-1)
-        return residual, self.out_proj(filtered.tanh() * gate.sigmoid()), x[:, x.shape[1] - self.reach :]
+        update = self.out_proj(filtered.tanh() * gate.sigmoid())
+        return residual, update, None if state is None else (x[:, length:],)
 
 
 class CNN(LayerStack):
@@ -71,15 +71,11 @@ class CNN(LayerStack):
     recurrent = True
 
     def __init__(self, config: CNNConfig) -> None:
-        layers = (GatedConvolution(config, layer) for layer in range(config.n_layer))
-        super().__init__(config, layers, config.d_model, config.norm_epsilon, config.tie_embeddings)
+        super().__init__(config, (GatedConvolution(config, layer) for layer in range(config.n_layer)))
 
     def initial_state(self, batch_size: int) -> State:
-        weight, config = self.embedding.weight, self.config
-        return [
-            (weight.new_zeros(batch_size, config.reach(layer), config.d_model),)
-            for layer in range(config.n_layer)
-        ]
+        zeros, config = self.embedding.weight.new_zeros, self.config
+        return [(zeros(batch_size, config.reach(i), config.d_model),) for i in range(config.n_layer)]
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Two convolutions of W taps and an output product per layer, at any context length."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,7 @@ from mambabyte.models.states import select_rows
 class _Group:
     """Documents of similar length that run as one batch."""
 
-    index: (
-        np.ndarray
-    )  # (documents, longest) places in the flattened window; a document's last one is repeated
+    index: np.ndarray  # (documents, longest) places in the flattened window, a document's last one repeated
     lengths: np.ndarray
     continued: bool  # whether they resume from the state before the window
 
@@ -40,7 +38,19 @@ class DocumentwiseByteLM(ByteLM):
         groups = list(_groups(document_start.cpu().numpy(), state is not None))
         if len(groups) == 1 and groups[0].index.shape == bytes.shape:
             return self._run(bytes, state if groups[0].continued else None)[0]
-        return _run_groups(self._run, bytes, state, groups)
+        flat, length = bytes.flatten(), bytes.shape[1]
+        place = np.empty(len(flat), dtype=np.int64)  # of each byte's logits among those of all groups
+        logits, done = [], 0
+        for group in groups:
+            before = None
+            if group.continued and state is not None:
+                before = select_rows(state, (group.index[:, 0] // length).tolist())
+            index = torch.from_numpy(group.index).to(bytes.device)
+            logits.append(self._run(flat[index], before)[0].flatten(0, 1))
+            valid = np.arange(group.index.shape[1]) < group.lengths[:, None]
+            place[group.index[valid]] = done + np.flatnonzero(valid)
+            done += group.index.size
+        return torch.cat(logits)[torch.from_numpy(place).to(bytes.device)].unflatten(0, bytes.shape)
 
     def prefill(self, bytes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         return self._run(bytes, self.initial_state(len(bytes)) if state is None else state)
@@ -62,26 +72,3 @@ def _groups(document_start: np.ndarray, has_state: bool) -> Iterator[_Group]:
         chosen = (size_class == key[0]) & (continued == key[1])
         within = np.minimum(np.arange(lengths[chosen].max()), lengths[chosen][:, None] - 1)
         yield _Group(begin[chosen][:, None] + within, lengths[chosen], bool(key[1]))
-
-
-def _run_groups(
-    run: Callable[[Tensor, State | None], tuple[Tensor, State]],
-    bytes: Tensor,
-    state: State | None,
-    groups: list[_Group],
-) -> Tensor:
-    """Logits (B, L, 256) of every group, in the places of its bytes."""
-    flat, length = bytes.flatten(), bytes.shape[1]
-    place = np.empty(bytes.numel(), dtype=np.int64)
-    logits, done = [], 0
-    for group in groups:
-        count, longest = group.index.shape
-        before = None
-        if group.continued and state is not None:
-            before = select_rows(state, (group.index[:, 0] // length).tolist())
-        index = torch.from_numpy(group.index).to(bytes.device)
-        logits.append(run(flat[index], before)[0].flatten(0, 1))
-        valid = np.arange(longest) < group.lengths[:, None]
-        place[group.index[valid]] = done + np.flatnonzero(valid)
-        done += count * longest
-    return torch.cat(logits)[torch.from_numpy(place).to(bytes.device)].unflatten(0, bytes.shape)

@@ -141,13 +141,13 @@ class GatedBlock(nn.Module):
             self.out_proj.weight.div_(math.sqrt(config.n_layer))
 
     def forward(
-        self, residual: Tensor, update: Tensor | None, state: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, residual: Tensor, update: Tensor | None, state: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None]:
         normed, residual = self.norm(residual, update)
         projected = gelu(self.in_proj(normed))
         u, gate = projected.split([self.width, projected.shape[-1] - self.width], dim=-1)
-        y, state = self.s4d(u, state)
-        return residual, self.out_proj(gelu(self.mix(y)) * gate), state
+        y, after = self.s4d(u, None if state is None else state[0])
+        return residual, self.out_proj(gelu(self.mix(y)) * gate), None if after is None else (after,)
 
 
 class GatedS4D(LayerStack):
@@ -157,19 +157,15 @@ class GatedS4D(LayerStack):
     recurrent = True
 
     def __init__(self, config: GatedS4DConfig) -> None:
-        layers = (GatedBlock(config) for _ in range(config.n_layer))
-        super().__init__(config, layers, config.d_model, config.norm_epsilon, config.tie_embeddings)
+        super().__init__(config, (GatedBlock(config) for _ in range(config.n_layer)))
 
     def initial_state(self, batch_size: int) -> State:
         shape = (batch_size, self.config.d_model, self.config.d_state // 2, 2)
         return [(self.embedding.weight.new_zeros(shape),) for _ in self.layers]
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """Matrix products and the recurrence, 12 per pair of states (6 + 2 + 4 for decay, input and output).
-
-        The context length does not matter. Training by FFT costs about as much: 20 log2(2 context_length) per
-        channel.
-        """
+        """Matrix products and the recurrence, 12 per pair of states (6 + 2 + 4 for decay, input and output),
+        at any context length. Training by FFT costs about as much: 20 log2(2 context_length) per channel."""
         d, inner, pairs = self.config.d_model, self.config.inner, self.config.d_state // 2
         layer = 2 * (d * (d + inner) + 2 * d * inner) + 12 * d * pairs
         return FlopsPerByte(float(self.config.n_layer * layer + 2 * d * VOCABULARY))

@@ -9,18 +9,20 @@ that needs a mask, it processes one block of queries at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mambabyte.models.byte_lm import State
 from mambabyte.ops import residual_norm
 
 QUERY_BLOCK = 256  # queries per mask
-Cache = tuple[Tensor, Tensor]
+Cache = tuple[Tensor, ...]  # keys and values
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
     "relu": relu,
@@ -44,6 +46,23 @@ class ResidualNorm(nn.Module):
 def as_residual(x: Tensor) -> Tensor:
     """x as part of the residual stream, which is fp32 (fp64 in tests) even under autocast."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def run_layers(
+    layers: Iterable[nn.Module], norm: ResidualNorm, x: Tensor, states: State | None, *more: Any,
+    update: Tensor | None = None,
+) -> tuple[Tensor, State]:  # fmt: skip
+    """Run `x` + `update` through the layers and the norm; return the result and the layers' new states.
+
+    A layer takes (residual, update, its state or None, *more) and returns (residual, update, state or None).
+    """
+    residual, after = as_residual(x), []
+    for index, layer in enumerate(layers):
+        before = None if states is None else states[index]
+        residual, update, state = layer(residual, update, before, *more)
+        if state is not None:
+            after.append(state)
+    return norm(residual, update)[0], after
 
 
 def rotary_factors(positions: Tensor, channels: int, base: float) -> Tensor:
@@ -103,8 +122,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None)
     length, total = q.shape[1], k.shape[1]
     before = total - length
     q, k, v = (t.to(q.dtype).transpose(1, 2) for t in (q, k, v))
-    if window is not None and window >= total:
-        window = None
+    window = None if window is not None and window >= total else window
     if window is None and (before == 0 or length == 1):
         out = scaled_dot_product_attention(q, k, v, is_causal=before == 0 and length > 1)
     else:
@@ -113,8 +131,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None)
         for first in range(before, total, rows):
             last = min(first + rows, total)
             lowest = 0 if window is None else max(0, first - window + 1)
-            distance = torch.arange(first, last, device=q.device)[:, None]
-            distance = distance - torch.arange(lowest, last, device=q.device)
+            places = torch.arange(lowest, last, device=q.device)
+            distance = places[first - lowest :, None] - places
             mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
             keys, values = k[:, :, lowest:last], v[:, :, lowest:last]
             queries = q[:, :, first - before : last - before]
@@ -144,8 +162,7 @@ class Attention(nn.Module):
         out = self.out(causal_attention(q, k, v, self.window))
         if cache is None:
             return out, None
-        seen = k.shape[1]
-        forgotten = 0 if self.window is None else max(0, seen - self.window + 1)
+        forgotten = 0 if self.window is None else max(0, k.shape[1] - self.window + 1)
         return out, ((k[:, forgotten:], v[:, forgotten:]) if forgotten else (k, v))
 
 
@@ -184,44 +201,27 @@ class Stack(nn.Module):
     """A causal transformer of `layers` blocks and a final norm, (B, L, d) -> (B, L, d)."""
 
     def __init__(
-        self,
-        width: int,
-        layers: int,
-        heads: int,
-        inner: int,
-        epsilon: float,
-        rms: bool,
-        activation: str,
-        window: int | None = None,
-    ) -> None:
+        self, width: int, layers: int, heads: int, inner: int | None, epsilon: float, rms: bool,
+        activation: str, window: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.width, self.heads, self.inner = width, heads, inner
+        self.width, self.heads, self.inner = width, heads, inner or 4 * width
         self.layers = nn.ModuleList(
-            Block(Attention(width, heads, window), FeedForward(width, inner, activation), epsilon, rms)
+            Block(Attention(width, heads, window), FeedForward(width, self.inner, activation), epsilon, rms)
             for _ in range(layers)
         )
         self.norm = ResidualNorm(width, epsilon, rms)
 
     def forward(
-        self,
-        x: Tensor,
-        caches: list[Cache] | None = None,
-        rotary: Tensor | None = None,
+        self, x: Tensor, caches: State | None = None, rotary: Tensor | None = None,
         update: Tensor | None = None,
-    ) -> tuple[Tensor, list[Cache]]:
-        """The normalised output and the new caches, which are empty without `caches` (one per layer)."""
-        residual = as_residual(x)
-        grown: list[Cache] = []
-        for index, layer in enumerate(self.layers):
-            cache = None if caches is None else caches[index]
-            residual, update, cache = layer(residual, update, cache, rotary)
-            if cache is not None:
-                grown.append(cache)
-        return self.norm(residual, update)[0], grown
+    ) -> tuple[Tensor, State]:  # fmt: skip
+        """The normalised output and the new caches, of which there are none without `caches`."""
+        return run_layers(self.layers, self.norm, x, caches, rotary, update=update)
 
-    def empty_caches(self, batch_size: int) -> list[Cache]:
-        shape = (batch_size, 0, self.heads, self.width // self.heads)
-        return [(self.norm.weight.new_zeros(shape), self.norm.weight.new_zeros(shape)) for _ in self.layers]
+    def empty_caches(self, batch_size: int) -> State:
+        empty = self.norm.weight.new_zeros(batch_size, 0, self.heads, self.width // self.heads)
+        return [(empty, empty) for _ in self.layers]
 
     def flops(self, keys: float) -> float:
         """Per position that sees `keys` keys: 2 per weight, and 4 d per key (scores and weighted values)."""

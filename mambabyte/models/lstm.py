@@ -32,17 +32,13 @@ class LSTM(DocumentwiseByteLM):
         self.lstm = nn.LSTM(config.d_model, config.d_model, config.n_layer, batch_first=True)
         self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        self._open_forget_gates()
+        # Forget gate biases of 1 (Jozefowicz et al., 2015), so that gradients reach back.
+        forget = slice(config.d_model, 2 * config.d_model)
+        for layer in range(config.n_layer):
+            nn.init.ones_(getattr(self.lstm, f"bias_ih_l{layer}")[forget])
+            nn.init.zeros_(getattr(self.lstm, f"bias_hh_l{layer}")[forget])
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
-
-    @torch.no_grad()
-    def _open_forget_gates(self) -> None:
-        """Start with forget gate biases of 1 (Jozefowicz et al., 2015), so that gradients reach back."""
-        d = self.config.d_model
-        for layer in range(self.config.n_layer):
-            getattr(self.lstm, f"bias_ih_l{layer}")[d : 2 * d].fill_(1.0)
-            getattr(self.lstm, f"bias_hh_l{layer}")[d : 2 * d].zero_()
 
     def initial_state(self, batch_size: int) -> State:
         zeros = self.embedding.weight.new_zeros(batch_size, self.config.d_model)

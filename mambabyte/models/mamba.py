@@ -22,7 +22,7 @@ from torch.nn.functional import linear
 from mambabyte.config.settings import setting
 from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
-from mambabyte.models.layers import ResidualNorm
+from mambabyte.models.layers import ResidualNorm, run_layers
 from mambabyte.ops import causal_conv1d, selective_scan
 from mambabyte.ops.step import MambaBlockWeights, MambaWeights, mamba_step, serves_mamba_step
 
@@ -101,20 +101,11 @@ class Mixer(nn.Module):
             x, weight, bias, conv_state, return_final_state=True, document_start=document_start
         )
         step_size, B, C = self.x_proj(x).split([self.rank, self.d_state, self.d_state], dim=-1)
+        delta = linear(step_size, self.dt_proj.weight)  # its bias is added in fp32, inside the scan
         y, scan_state = selective_scan(
-            x,
-            linear(step_size, self.dt_proj.weight),  # its bias is added in fp32, inside the scan
-            -torch.exp(self.A_log.float()),
-            B,
-            C,
-            self.D,
-            z,
-            self.dt_proj.bias,
-            delta_softplus=True,
-            initial_state=scan_state,
-            return_final_state=True,
-            document_start=document_start,
-        )
+            x, delta, -torch.exp(self.A_log.float()), B, C, self.D, z, self.dt_proj.bias, delta_softplus=True,
+            initial_state=scan_state, return_final_state=True, document_start=document_start,
+        )  # fmt: skip
         return self.out_proj(y), (conv_state, scan_state)
 
 
@@ -127,31 +118,21 @@ class Block(nn.Module):
         self.mixer = Mixer(config)
 
     def forward(
-        self,
-        residual: Tensor,
-        update: Tensor | None,
-        state: tuple[Tensor, ...] | None,
+        self, residual: Tensor, update: Tensor | None, state: tuple[Tensor, ...] | None,
         document_start: Tensor | None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
         normed, residual = self.norm(residual, update)
         update, state = self.mixer(normed, state, document_start)
         return residual, update, state
 
     def weights(self) -> MambaBlockWeights:
-        norm, mixer = self.norm, self.mixer
+        norm, mixer, conv = self.norm, self.mixer, self.mixer.conv1d
         return MambaBlockWeights(
-            norm.weight,
-            norm.bias,
-            mixer.in_proj.weight,
-            mixer.conv1d.weight.squeeze(1),
-            mixer.conv1d.bias,  # type: ignore[arg-type]
-            mixer.x_proj.weight,
-            mixer.dt_proj.weight,
-            mixer.dt_proj.bias,
-            mixer.A_log,
-            mixer.D,
-            mixer.out_proj.weight,
-        )
+            norm.weight, norm.bias, mixer.in_proj.weight,
+            conv.weight.squeeze(1), conv.bias,  # type: ignore[arg-type]
+            mixer.x_proj.weight, mixer.dt_proj.weight, mixer.dt_proj.bias,
+            mixer.A_log, mixer.D, mixer.out_proj.weight,
+        )  # fmt: skip
 
 
 class Backbone(nn.Module):
@@ -188,52 +169,33 @@ class MambaByte(ByteLM):
         if not serves_mamba_step(self.lm_head.weight):
             return super().step(byte, state)
         backbone, config = self.backbone, self.config
+        blocks = [layer.weights() for layer in backbone.layers]  # type: ignore[operator]
         weights = MambaWeights(
-            backbone.embedding.weight,
-            [layer.weights() for layer in backbone.layers],  # type: ignore[operator]
-            backbone.norm_f.weight,
-            backbone.norm_f.bias,
-            self.lm_head.weight,
-            config.norm_epsilon,
-            config.norm == "rms",
-        )
+            backbone.embedding.weight, blocks, backbone.norm_f.weight, backbone.norm_f.bias,
+            self.lm_head.weight, config.norm_epsilon, config.norm == "rms",
+        )  # fmt: skip
         return mamba_step(byte, state, weights)
 
     def initial_state(self, batch_size: int) -> State:
-        config, weight = self.config, self.lm_head.weight
-        return [
-            (
-                weight.new_zeros(batch_size, config.d_conv - 1, config.d_inner),
-                weight.new_zeros(batch_size, config.d_inner, config.d_state),
-            )
-            for _ in range(config.n_layer)
-        ]
+        config, zeros = self.config, self.lm_head.weight.new_zeros
+        shapes = [(config.d_conv - 1, config.d_inner), (config.d_inner, config.d_state)]
+        return [tuple(zeros(batch_size, *shape) for shape in shapes) for _ in range(config.n_layer)]
 
     def _run(self, bytes: Tensor, state: State | None, document_start: Tensor | None) -> tuple[Tensor, State]:
-        residual = self.backbone.embedding(bytes.long())
-        residual = residual.to(torch.promote_types(residual.dtype, torch.float32))
-        update: Tensor | None = None
-        after: State = []
-        for index, layer in enumerate(self.backbone.layers):
-            before = None if state is None else state[index]
-            residual, update, layer_state = layer(residual, update, before, document_start)
-            after.append(layer_state)
-        normed, _ = self.backbone.norm_f(residual, update)
-        return self.lm_head(normed), after
+        backbone = self.backbone
+        x = backbone.embedding(bytes.long())
+        out, after = run_layers(backbone.layers, backbone.norm_f, x, state, document_start)
+        return self.lm_head(out), after
 
     def blocks(self) -> list[nn.Module]:
         return list(self.backbone.layers)
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """Matrix products, convolution, 7 per state of the scan (dt A, exp, dt u B, a h +, C h +), the head.
-
-        The context length does not matter to a recurrence.
-        """
+        """Matrix products, convolution, 7 per state of the scan (dt A, exp, dt u B, a h +, C h +), the head,
+        at any context length."""
         config = self.config
         d, inner, rank, states = config.d_model, config.d_inner, config.time_step_rank, config.d_state
-        products = (
-            2 * d * inner + inner * (rank + 2 * states) + rank * inner + inner * d + inner * config.d_conv
-        )
+        products = inner * (3 * d + 2 * rank + 2 * states + config.d_conv)
         layer = 2 * products + 7 * inner * states
         return FlopsPerByte(float(config.n_layer * layer + 2 * d * VOCABULARY))
 

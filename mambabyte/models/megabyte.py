@@ -25,7 +25,8 @@ from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
 from mambabyte.models.hyperparameters import ByteLMConfig
-from mambabyte.models.layers import Cache, Stack, initialise
+from mambabyte.models.layers import Stack, initialise
+from mambabyte.models.states import map_tensors
 
 
 @dataclass
@@ -63,27 +64,17 @@ class MegaByte(DocumentwiseByteLM):
         self.global_positions = nn.Embedding(config.max_length, width)
         self.global_pad = nn.Embedding(patch, width)
         self.global_stack = Stack(
-            config.d_model,
-            config.n_layer,
-            config.n_head,
-            config.d_ff or 4 * config.d_model,
-            config.norm_epsilon,
-            rms=False,
-            activation="relu",
-        )
+            config.d_model, config.n_layer, config.n_head, config.d_ff, config.norm_epsilon,
+            rms=False, activation="relu",
+        )  # fmt: skip
         self.to_local = nn.Linear(width, local, bias=False)
         self.local_embedding = nn.Embedding(VOCABULARY, local)
         self.local_positions = nn.Embedding(patch, local)
         self.local_pad = nn.Embedding(1, local)
         self.local_stack = Stack(
-            local,
-            config.local_n_layer,
-            config.local_n_head,
-            config.local_d_ff or 4 * local,
-            config.norm_epsilon,
-            rms=False,
-            activation="relu",
-        )
+            local, config.local_n_layer, config.local_n_head, config.local_d_ff, config.norm_epsilon,
+            rms=False, activation="relu",
+        )  # fmt: skip
         self.lm_head = nn.Linear(local, VOCABULARY, bias=False)
         std = config.initializer_std
         initialise(self, std, depth=1, truncated=True)
@@ -94,9 +85,9 @@ class MegaByte(DocumentwiseByteLM):
         self.lm_head.weight = self.local_embedding.weight
 
     def initial_state(self, batch_size: int) -> State:
-        shape = (batch_size, self.config.patch_size, self.config.local_d_model)
-        nothing = torch.zeros(batch_size, 0, dtype=torch.int64, device=self.device)
-        context = self.lm_head.weight.new_zeros(shape)
+        config, weight = self.config, self.lm_head.weight
+        context = weight.new_zeros(batch_size, config.patch_size, config.local_d_model)
+        nothing = weight.new_zeros(batch_size, 0, dtype=torch.int64)
         caches = self.global_stack.empty_caches(batch_size) + self.local_stack.empty_caches(batch_size)
         return [(context, nothing), *caches]
 
@@ -112,8 +103,7 @@ class MegaByte(DocumentwiseByteLM):
         """From the start of a patch: all patches at once through the global model, then the local one."""
         patch, (batch, length) = self.config.patch_size, bytes.shape
         whole = length // patch * patch
-        split = 1 + self.config.n_layer
-        before = None if state is None else [(k, v) for k, v in state[1:split]]
+        before = None if state is None else state[1 : 1 + self.config.n_layer]
         contexts, global_caches = self._global(bytes[:, :whole], before)
         if state is not None and contexts.shape[1] == whole // patch:
             contexts = torch.cat([state[0][0].unsqueeze(1).to(contexts.dtype), contexts], dim=1)
@@ -125,18 +115,14 @@ class MegaByte(DocumentwiseByteLM):
         if state is None:
             return logits, []
         known = length - whole + 1
-        last = [
-            (k.unflatten(0, (batch, patches))[:, -1, :known], v.unflatten(0, (batch, patches))[:, -1, :known])
-            for k, v in local_caches
-        ]
+        last = map_tensors(lambda x: x.unflatten(0, (batch, patches))[:, -1, :known], local_caches)
         return logits, [(contexts[:, -1], bytes[:, whole:].long()), *global_caches, *last]
 
     def _run_within_patch(self, bytes: Tensor, state: State) -> tuple[Tensor, State]:
         """From inside a patch to its end. The byte that completes it takes one step of the global model."""
         patch, split = self.config.patch_size, 1 + self.config.n_layer
         context, read = state[0]
-        global_caches = [(k, v) for k, v in state[1:split]]
-        local_caches = [(k, v) for k, v in state[split:]]
+        global_caches, local_caches = state[1:split], state[split:]
         slots, needed = bytes[:, : patch - 1 - read.shape[1]], patch - read.shape[1]
         logits = []
         if slots.shape[1]:
@@ -154,7 +140,7 @@ class MegaByte(DocumentwiseByteLM):
             logits.append(out)
         return torch.cat(logits, dim=1), after
 
-    def _global(self, bytes: Tensor, caches: list[Cache] | None) -> tuple[Tensor, list[Cache]]:
+    def _global(self, bytes: Tensor, caches: State | None) -> tuple[Tensor, State]:
         """Context (B, K, P, D_L) of the patches after those in `bytes`; without caches, also the first."""
         patch, (batch, length) = self.config.patch_size, bytes.shape
         known = 0 if caches is None else caches[0][0].shape[1]
@@ -175,8 +161,8 @@ class MegaByte(DocumentwiseByteLM):
         return self.to_local(out.unflatten(-1, (patch, -1))), caches
 
     def _local(
-        self, context: Tensor, previous: Tensor, first: int, caches: list[Cache] | None
-    ) -> tuple[Tensor, list[Cache]]:
+        self, context: Tensor, previous: Tensor, first: int, caches: State | None
+    ) -> tuple[Tensor, State]:
         """Logits of the slots of N patches from slot `first` on, given their context (N, P, D_L) and the byte
         before each slot, except for slot 0, which gets the pad."""
         x = self.local_embedding(previous.long())

@@ -78,9 +78,8 @@ class CrossBlock(nn.Module):
         k, v = apply_rotary(k.unflatten(-1, (self.heads, -1)), rotary), v.unflatten(-1, (self.heads, -1))
         if cache is not None:
             k, v = append_to_cache(cache[0], k), append_to_cache(cache[1], v)
-        normed, residual = self.feed_forward_norm(
-            residual, self.out(causal_attention(apply_rotary(q, rotary), k, v))
-        )
+        update = self.out(causal_attention(apply_rotary(q, rotary), k, v))
+        normed, residual = self.feed_forward_norm(residual, update)
         return residual, self.feed_forward(normed), (k, v)
 
 
@@ -95,14 +94,9 @@ class PerceiverAR(DocumentwiseByteLM):
         self.embedding = nn.Embedding(VOCABULARY, config.d_model)
         self.cross = CrossBlock(config)
         self.stack = Stack(
-            config.d_model,
-            config.n_layer - 1,
-            config.n_head,
-            config.d_ff or 4 * config.d_model,
-            config.norm_epsilon,
-            rms=False,
-            activation="squared_relu",
-        )
+            config.d_model, config.n_layer - 1, config.n_head, config.d_ff, config.norm_epsilon,
+            rms=False, activation="squared_relu",
+        )  # fmt: skip
         self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
         initialise(self, std=0.02, depth=config.n_layer)
 
@@ -114,19 +108,17 @@ class PerceiverAR(DocumentwiseByteLM):
     def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
         config, length = self.config, bytes.shape[1]
         before = 0 if state is None else state[0][0].shape[1]
-        positions = torch.arange(before, before + length, device=bytes.device)
-        rotary = rotary_factors(positions, config.rotary_channels, config.rope_base)
-        cache = None if state is None else (state[0][0], state[0][1])
-        residual, update, cross_cache = self.cross(self.embedding(bytes.long()), cache, rotary)
+        x, cache = self.embedding(bytes.long()), None if state is None else state[0]
+        residual, update, cross_cache = self.cross(x, cache, self._rotary(before, length))
         if state is None:
             return self.lm_head(self._run_blocks(residual, update)), []
-        caches = [(k, v) for k, v in state[1:]]
-        done, parts = 0, []
+        caches, done, parts = state[1:], 0, []
         while done < length:
             place = (before + done) % config.n_latents
             if place == 0:
                 caches = self.stack.empty_caches(len(bytes))
             here = slice(done, done + config.n_latents - place)
+            # Rotary positions encode only distances, so the stack may count from its block's start.
             rotary = self._rotary(place, residual[:, here].shape[1])
             out, caches = self.stack(residual[:, here], caches, rotary, update[:, here])
             parts.append(out)
@@ -145,9 +137,8 @@ class PerceiverAR(DocumentwiseByteLM):
         out = self.stack(residual, None, self._rotary(0, latents), update)[0]
         return out.view(batch, blocks * latents, width)[:, :length]
 
-    def _rotary(self, place: int, length: int) -> Tensor:
-        """Rotary positions encode only distances, so the stack may count from its block's start."""
-        places = torch.arange(place, place + length, device=self.device)
+    def _rotary(self, first: int, length: int) -> Tensor:
+        places = torch.arange(first, first + length, device=self.device)
         return rotary_factors(places, self.config.rotary_channels, self.config.rope_base)
 
     def blocks(self) -> list[nn.Module]:

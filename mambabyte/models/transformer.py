@@ -41,15 +41,9 @@ class Transformer(DocumentwiseByteLM):
         super().__init__(config)
         self.embedding = nn.Embedding(VOCABULARY, config.d_model)
         self.stack = Stack(
-            config.d_model,
-            config.n_layer,
-            config.n_head,
-            config.d_ff or 4 * config.d_model,
-            config.norm_epsilon,
-            rms=True,
-            activation="gelu",
-            window=config.window,
-        )
+            config.d_model, config.n_layer, config.n_head, config.d_ff, config.norm_epsilon,
+            rms=True, activation="gelu", window=config.window,
+        )  # fmt: skip
         self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
         initialise(self, std=0.02, depth=config.n_layer)
         if config.tie_embeddings:
@@ -62,14 +56,11 @@ class Transformer(DocumentwiseByteLM):
     def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
         config, length = self.config, bytes.shape[1]
         positions = torch.arange(length, device=bytes.device)
-        caches = None
         if state is not None:
             positions = positions + state[0][0][:, None]
-            caches = [(keys, values) for keys, values in state[1:]]
         rotary = rotary_factors(positions, config.d_model // config.n_head, config.rope_base)
-        out, grown = self.stack(self.embedding(bytes.long()), caches, rotary)
-        after = [] if state is None else [(state[0][0] + length,), *grown]
-        return self.lm_head(out), after
+        out, caches = self.stack(self.embedding(bytes.long()), None if state is None else state[1:], rotary)
+        return self.lm_head(out), [] if state is None else [(state[0][0] + length,), *caches]
 
     def blocks(self) -> list[nn.Module]:
         return list(self.stack.layers)

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_PLAIN = (Tensor, nn.Parameter)
-
 
 class Operator:
     """A function of tensors registered with torch.library, as torch.compile, fake tensors and opcheck need.
@@ -35,10 +33,8 @@ class Operator:
             setup_context(ctx, inputs, output)
             return output
 
-        members = {
-            "forward": staticmethod(forward),
-            "backward": staticmethod(once_differentiable(differentiate)),
-        }
+        backward = once_differentiable(differentiate)
+        members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
         self._differentiable = type(function.__name__, (torch.autograd.Function,), members)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -50,9 +46,8 @@ class Operator:
 
 
 def _is_plain(arguments: tuple[Any, ...]) -> bool:
-    if torch._C._are_functorch_transforms_active():
-        return False
-    return all(type(x) in _PLAIN for x in arguments if isinstance(x, Tensor))
+    plain = all(type(x) in (Tensor, nn.Parameter) for x in arguments if isinstance(x, Tensor))
+    return plain and not torch._C._are_functorch_transforms_active()
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:

@@ -49,13 +49,8 @@ def causal_conv1d(
 
 
 def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None) -> None:
-    if (
-        x.dim() != 3
-        or 0 in x.shape
-        or weight.dim() != 2
-        or weight.shape[0] != x.shape[2]
-        or bias.shape != x.shape[2:]
-    ):
+    channels_agree = weight.shape[:1] == bias.shape == x.shape[2:]
+    if (x.dim(), weight.dim()) != (3, 2) or 0 in x.shape or not channels_agree:
         raise ValueError(
             "x (B, L, D), weight (D, W) and bias (D) do not fit: "
             f"{tuple(x.shape)}, {tuple(weight.shape)}, {tuple(bias.shape)}"

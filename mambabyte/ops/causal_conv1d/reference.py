@@ -13,7 +13,7 @@ def causal_conv1d_reference(
     """As `mambabyte.ops.causal_conv1d`, in fp32 (fp64 if x is); the output in x's dtype."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     history, length = weight.shape[1] - 1, x.shape[1]
-    padded = _with_history(x.to(dtype), None if initial_state is None else initial_state.to(dtype), history)
+    padded = _with_history(x.to(dtype), initial_state, history)
     age = None if document_start is None else _age(document_start, history)
     total = bias.to(dtype)
     for back in range(history + 1):
@@ -35,10 +35,9 @@ def last_inputs(
 
 
 def _with_history(x: Tensor, initial_state: Tensor | None, history: int) -> Tensor:
-    before = (
-        x.new_zeros(x.shape[0], history, x.shape[2]) if initial_state is None else initial_state.to(x.dtype)
-    )
-    return torch.cat([before, x], dim=1)
+    if initial_state is None:
+        initial_state = x.new_zeros(x.shape[0], history, x.shape[2])
+    return torch.cat([initial_state.to(x.dtype), x], dim=1)
 
 
 def _age(document_start: Tensor, history: int) -> Tensor:

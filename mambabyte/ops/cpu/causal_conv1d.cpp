@@ -11,15 +11,12 @@
 #include "kernel.h"
 
 namespace mambabyte {
-namespace {
 
 constexpr int kChunk = 32;
 constexpr int kBlocksPerTask = 8;
 constexpr int kChannelsPerTask = kBlocksPerTask * kLanes;
 
-}  // namespace
-
-extern "C" struct CausalConv1dArguments {
+struct CausalConv1dArguments {
   int64_t batch, length, channels, width;
   int32_t threads, bfloat16;
   const void* x;  // row t of batch b: x + b * x_batch_stride + t * x_time_stride, channels contiguous
@@ -188,11 +185,10 @@ void dispatch(const CausalConv1dArguments& arguments, bool backward) {
 }
 
 }  // namespace
-}  // namespace mambabyte
 
 extern "C" {
-using mambabyte::CausalConv1dArguments;
 int mambabyte_causal_conv1d_arguments_size() { return sizeof(CausalConv1dArguments); }
-void mambabyte_causal_conv1d_forward(const CausalConv1dArguments* a) { mambabyte::dispatch(*a, false); }
-void mambabyte_causal_conv1d_backward(const CausalConv1dArguments* a) { mambabyte::dispatch(*a, true); }
+void mambabyte_causal_conv1d_forward(const CausalConv1dArguments* a) { dispatch(*a, false); }
+void mambabyte_causal_conv1d_backward(const CausalConv1dArguments* a) { dispatch(*a, true); }
 }
+}  // namespace mambabyte

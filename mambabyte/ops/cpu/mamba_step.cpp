@@ -18,7 +18,7 @@
 
 namespace mambabyte {
 
-extern "C" struct MambaStepBlock {
+struct MambaStepBlock {
   const float *norm_weight, *norm_bias;  // (d); the bias may be null
   const float* in_proj;                  // (2D, d)
   const float *conv_weight, *conv_bias;  // (D, W), (D)
@@ -30,7 +30,7 @@ extern "C" struct MambaStepBlock {
   float *next_conv_state, *next_scan_state;
 };
 
-extern "C" struct MambaStepArguments {
+struct MambaStepArguments {
   int64_t batch, layers, d_model, d_inner, states, width, rank, vocabulary;
   int32_t threads, rms;
   float epsilon;
@@ -230,17 +230,16 @@ class MambaStep {
 };
 
 }  // namespace
-}  // namespace mambabyte
 
 extern "C" {
-int mambabyte_mamba_step_arguments_size() { return sizeof(mambabyte::MambaStepArguments); }
-int mambabyte_mamba_step_block_size() { return sizeof(mambabyte::MambaStepBlock); }
+int mambabyte_mamba_step_arguments_size() { return sizeof(MambaStepArguments); }
+int mambabyte_mamba_step_block_size() { return sizeof(MambaStepBlock); }
 
 // Returns 0, or 1 where a byte is outside the vocabulary.
-int mambabyte_mamba_step(const mambabyte::MambaStepArguments* a) {
+int mambabyte_mamba_step(const MambaStepArguments* a) {
   for (int64_t row = 0; row < a->batch; ++row)
     if (a->bytes[row] < 0 || a->bytes[row] >= a->vocabulary) return 1;
-  mambabyte::MambaStep step(*a);
+  MambaStep step(*a);
   // Below a few million multiplications, threads would mostly wait for each other.
   const int64_t products = a->batch * (a->layers * 3 * a->d_model * a->d_inner + a->d_model * a->vocabulary);
 #pragma omp parallel num_threads(a->threads) if (a->threads > 1 && products > int64_t(1) << 22)
@@ -248,3 +247,4 @@ int mambabyte_mamba_step(const mambabyte::MambaStepArguments* a) {
   return 0;
 }
 }
+}  // namespace mambabyte

@@ -11,7 +11,7 @@
 
 namespace mambabyte {
 
-extern "C" struct ResidualNormArguments {
+struct ResidualNormArguments {
   int64_t rows, width, tasks;
   int32_t threads, bfloat16, rms;
   float epsilon;
@@ -122,11 +122,10 @@ void dispatch(const ResidualNormArguments& arguments, bool backward) {
 }
 
 }  // namespace
-}  // namespace mambabyte
 
 extern "C" {
-using mambabyte::ResidualNormArguments;
 int mambabyte_residual_norm_arguments_size() { return sizeof(ResidualNormArguments); }
-void mambabyte_residual_norm_forward(const ResidualNormArguments* a) { mambabyte::dispatch(*a, false); }
-void mambabyte_residual_norm_backward(const ResidualNormArguments* a) { mambabyte::dispatch(*a, true); }
+void mambabyte_residual_norm_forward(const ResidualNormArguments* a) { dispatch(*a, false); }
+void mambabyte_residual_norm_backward(const ResidualNormArguments* a) { dispatch(*a, true); }
 }
+}  // namespace mambabyte

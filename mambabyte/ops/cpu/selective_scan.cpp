@@ -14,7 +14,6 @@
 #include "kernel.h"
 
 namespace mambabyte {
-namespace {
 
 constexpr int kChunk = 32;  // selective_scan/cpu.py allocates the states by this and by kLanes
 constexpr int kTile = 8;
@@ -33,10 +32,6 @@ struct RawRows {
   template <class T>
   Rows<T> as() const { return {static_cast<T*>(data), batch_stride, time_stride}; }
 };
-
-}  // namespace
-
-extern "C" {
 
 struct SelectiveScanArguments {
   int64_t batch, length, channels, states, groups;
@@ -60,7 +55,6 @@ struct SelectiveScanArguments {
   float* grad_B;           // (B, groups, L, N)
   float* grad_C;           // (B, groups, L, N)
 };
-}
 
 namespace {
 
@@ -331,11 +325,10 @@ void dispatch(const SelectiveScanArguments& arguments, bool backward) {
 }
 
 }  // namespace
-}  // namespace mambabyte
 
 extern "C" {
-using mambabyte::SelectiveScanArguments;
 int mambabyte_selective_scan_arguments_size() { return sizeof(SelectiveScanArguments); }
-void mambabyte_selective_scan_forward(const SelectiveScanArguments* a) { mambabyte::dispatch(*a, false); }
-void mambabyte_selective_scan_backward(const SelectiveScanArguments* a) { mambabyte::dispatch(*a, true); }
+void mambabyte_selective_scan_forward(const SelectiveScanArguments* a) { dispatch(*a, false); }
+void mambabyte_selective_scan_backward(const SelectiveScanArguments* a) { dispatch(*a, true); }
 }
+}  // namespace mambabyte

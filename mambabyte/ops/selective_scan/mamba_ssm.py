@@ -40,11 +40,7 @@ def _extension() -> Any:
 
 
 def _as_the_extension_reads(inputs: ScanInputs) -> tuple[Tensor | None, ...]:
-    """The first eight arguments of `fwd` and `bwd`.
-
-    Raises:
-        ValueError: an initial state or document starts are given.
-    """
+    """The first eight arguments of `fwd` and `bwd`; see `forward` for what it raises."""
     u, delta, A, B, C, D, z, delta_bias, _, initial_state, document_start = inputs
     for name, tensor in (("initial_state", initial_state), ("document_start", document_start)):
         if tensor is not None:
@@ -83,8 +79,7 @@ def backward(
     """Gradients of u, delta, A, B, C, D, z, delta_bias in their dtypes, and None for the initial state.
 
     Raises:
-        ValueError: document starts are given, or a gradient of the final state, which the extension cannot
-            take.
+        ValueError: document starts or a gradient of the final state are given.
     """
     arguments = _as_the_extension_reads(inputs)
     if grad_final_state is not None:
