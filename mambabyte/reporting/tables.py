@@ -37,6 +37,10 @@ class _Column:
     text: Callable[[Any], str]
     shown: Literal["always", "known", "different"] = "always"
 
+    def is_shown(self, runs: Sequence[Run]) -> bool:
+        values = {self.value(run) for run in runs} - {None}
+        return {"always": True, "known": bool(values), "different": len(values) > 1}[self.shown]
+
 
 _COLUMNS = (
     _Column("parameters", lambda run: run.parameters, "{:,}".format),
@@ -67,7 +71,7 @@ _RECORDED = (
 def run_tables(comparisons: Sequence[Comparison]) -> list[Table]:
     """One table for each comparison, all with the same columns."""
     runs = [run for comparison in comparisons for run in comparison.runs]
-    columns = [column for column in _COLUMNS if _is_shown(column, runs)]
+    columns = [column for column in _COLUMNS if column.is_shown(runs)]
     tables = []
     for comparison in comparisons:
         rows = []
@@ -80,32 +84,21 @@ def run_tables(comparisons: Sequence[Comparison]) -> list[Table]:
     return tables
 
 
-def _is_shown(column: _Column, runs: Sequence[Run]) -> bool:
-    values = {column.value(run) for run in runs} - {None}
-    return {"always": True, "known": bool(values), "different": len(values) > 1}[column.shown]
-
-
 def literature_tables() -> list[Table]:
     """The paper's tables 2 and 3."""
-    header = ["model", "context", "bytes trained"]
-    return [
-        Table(
-            title,
-            header + list(rows[0].figures),
-            [_published_cells(row, digits) for row in rows],
-            remarks=remarks,
-        )
-        for title, rows, digits, remarks in (
-            (literature.TITLE_2, literature.TABLE_2, 3, literature.REMARKS_2),
-            (literature.TITLE_3, literature.TABLE_3, 1, literature.REMARKS_3),
-        )
-    ]
-
-
-def _published_cells(row: literature.Published, digits: int) -> list[str]:
-    trained = _UNKNOWN if row.bytes_trained is None else f"{short_count(row.bytes_trained)}B"
-    figures = [_UNKNOWN if figure is None else f"{figure:.{digits}f}" for figure in row.figures.values()]
-    return [row.model, row.context, trained, *figures]
+    tables = []
+    for title, published, digits, remarks in (
+        (literature.TITLE_2, literature.TABLE_2, 3, literature.REMARKS_2),
+        (literature.TITLE_3, literature.TABLE_3, 1, literature.REMARKS_3),
+    ):
+        rows = []
+        for row in published:
+            trained = _UNKNOWN if row.bytes_trained is None else f"{short_count(row.bytes_trained)}B"
+            figures = [_UNKNOWN if value is None else f"{value:.{digits}f}" for value in row.figures.values()]
+            rows.append([row.model, row.context, trained, *figures])
+        header = ["model", "context", "bytes trained", *published[0].figures]
+        tables.append(Table(title, header, rows, remarks=remarks))
+    return tables
 
 
 def to_text(tables: Sequence[Table], notes: Sequence[str]) -> str:
@@ -113,13 +106,11 @@ def to_text(tables: Sequence[Table], notes: Sequence[str]) -> str:
     blocks = []
     for table in tables:
         widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if title in table.words else cell.rjust(width)
-                for title, cell, width in zip(table.header, row, widths, strict=True)
-            ).rstrip()
-            for row in (table.header, *table.rows)
-        ]
+        aligns = [str.ljust if title in table.words else str.rjust for title in table.header]
+        lines = []
+        for row in (table.header, *table.rows):
+            cells = [align(cell, width) for align, cell, width in zip(aligns, row, widths, strict=True)]
+            lines.append("  ".join(cells).rstrip())
         blocks.append("\n".join([table.title, *lines, *table.remarks]))
     return "\n\n".join([*blocks, *notes])
 
@@ -142,42 +133,28 @@ def measured_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
         for label, name, run in zip(comparison.labels, comparison.names, comparison.runs, strict=True):
             figure, stateful = run.validation, run.stateful
             protocol = figure and ", ".join(f"{key} {value}" for key, value in figure.protocol.items())
-            records.append(
-                {
-                    "source": "measured",
-                    "comparison": number,
-                    "model": label,
-                    "run": name,
-                    "directory": str(run.directory),
-                    **{name: getattr(run, name) for name in _RECORDED},
-                    "data": figure and figure.data_fingerprint,
-                    "protocol": protocol,
-                    "bits_per_byte": figure and figure.bits_per_byte,
-                    "stateful_bits_per_byte": stateful and stateful.bits_per_byte,
-                }
-            )
+            record = {"source": "measured", "comparison": number, "model": label, "run": name}
+            record |= {"directory": str(run.directory)} | {name: getattr(run, name) for name in _RECORDED}
+            record |= {"data": figure and figure.data_fingerprint, "protocol": protocol}
+            record["bits_per_byte"] = figure and figure.bits_per_byte
+            record["stateful_bits_per_byte"] = stateful and stateful.bits_per_byte
+            records.append(record)
     return records
 
 
 def published_records() -> list[dict[str, Any]]:
     """One record for each published figure, under the names that measured ones have."""
-    return [
-        {
-            "source": f"published: arXiv 2401.13660, table {table}",
-            "model": row.model,
-            "context_length": row.context,
-            "bytes_trained": row.bytes_trained,
-            "data": data.format(column),
-            figure: value,
-        }
-        for table, rows, data, figure in (
-            (2, literature.TABLE_2, "{} test", "bits_per_byte"),
-            (3, literature.TABLE_3, "PG19 {}", "word_perplexity"),
-        )
-        for row in rows
-        for column, value in row.figures.items()
-        if value is not None
-    ]
+    records = []
+    for table, rows, data, figure in (
+        (2, literature.TABLE_2, "{} test", "bits_per_byte"),
+        (3, literature.TABLE_3, "PG19 {}", "word_perplexity"),
+    ):
+        for row in rows:
+            record: dict[str, Any] = {"source": f"published: arXiv 2401.13660, table {table}"}
+            record |= {"model": row.model, "context_length": row.context, "bytes_trained": row.bytes_trained}
+            known = {column: value for column, value in row.figures.items() if value is not None}
+            records += [record | {"data": data.format(name), figure: value} for name, value in known.items()]
+    return records
 
 
 def to_csv(records: Sequence[dict[str, Any]]) -> str:

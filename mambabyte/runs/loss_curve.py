@@ -17,26 +17,20 @@ def plot_loss_curve(
         rows: of metrics.csv.
         final: validation bits per byte at the end.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if not math.isnan(row["bits_per_byte"])]  # all steps skipped
     seen = np.array([row["bytes"] for row in rows]) / 1e6
     training = np.array([row["bits_per_byte"] for row in rows])
-    validated = [
-        (row["bytes"] / 1e6, row["validation_bits_per_byte"])
-        for row in rows
-        if row["validation_bits_per_byte"]
-    ]
+    column = "validation_bits_per_byte"
+    validated = [(row["bytes"] / 1e6, row[column]) for row in rows if row[column]]
     figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     if len(rows):
         axes.plot(seen, training, color="tab:blue", alpha=0.25, linewidth=1)
         axes.plot(seen, smooth(training), color="tab:blue", label="training")
-        axes.plot(
-            seen[-1], final, "*", color="tab:red", markersize=12, label=f"validation, all ({final:.3f})"
-        )
+        label = f"validation, all ({final:.3f})"
+        axes.plot(seen[-1], final, "*", color="tab:red", markersize=12, label=label)
     if validated:
         label = "validation, its first bytes"
         axes.plot(*zip(*validated, strict=True), "o-", color="tab:orange", markersize=4, label=label)
@@ -57,9 +51,8 @@ def plot_loss_curve(
 def smooth(values: np.ndarray) -> np.ndarray:
     """Exponential moving average over about a twentieth of the values, with bias correction."""
     weight = 1 - 1 / (1 + len(values) / 20)
-    averages, sum_of_values, sum_of_weights = [], 0.0, 0.0
+    averages, total, total_weight = [], 0.0, 0.0
     for value in values:
-        sum_of_values = weight * sum_of_values + value
-        sum_of_weights = weight * sum_of_weights + 1
-        averages.append(sum_of_values / sum_of_weights)
+        total, total_weight = weight * total + value, weight * total_weight + 1
+        averages.append(total / total_weight)
     return np.array(averages)

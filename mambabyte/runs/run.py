@@ -37,26 +37,21 @@ class Measurement:
 
     @classmethod
     def of(cls, values: dict[str, Any] | None) -> Measurement | None:
-        if values is None:
-            return None
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return None if values is None else cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
 class Run:
     """One run.
 
-    Attributes:
-        kind: the model's class. model: its settings.
-        inference_flops_per_byte, training_flops_per_byte: in windows of ``context_length`` bytes.
-        seconds: spent on steps; None before the first row of metrics.csv.
-        bytes_per_second: the median over the rows of metrics.csv.
-        peak_memory_bytes: the largest recorded, if any.
-        device, validation, stateful: None unless the run is complete; the last also if the model's state
-            grows.
-        curve: (bytes trained, seconds, bits per byte) at each validation during training.
-        curve_bytes: these score this many of the first validation bytes.
-        data: the ``data`` section of the configuration.
+    kind, model: the model's class and its settings.
+    inference_flops_per_byte, training_flops_per_byte: in windows of ``context_length`` bytes.
+    seconds, bytes_per_second: spent on steps, and the median of metrics.csv; None before its first row.
+    peak_memory_bytes: the largest recorded, if any.
+    device, validation, stateful: None unless the run is complete; the last also if the model's state grows.
+    curve: (bytes trained, seconds, bits per byte) at each validation during training.
+    curve_bytes: how many of the first validation bytes the curve is measured on.
+    data: the ``data`` section of the configuration.
     """
 
     directory: Path
@@ -133,22 +128,16 @@ def read_run(directory: Path) -> Run:
         with torch.device("meta"):
             built = model.build()
         flops = built.flops_per_byte(config["context_length"])
-        max_steps, bytes_per_step = config["trainer"]["max_steps"], config["trainer"]["global_batch_bytes"]
-        callbacks, data = config["callbacks"], config["data"]
-        settings = {
-            "learning_rate": float(config["optimizer"]["learning_rate"]),
-            "seed": config["seed"],
-            "precision": config["trainer"]["precision"],
-            "curve_bytes": callbacks.get("validate_bytes", callbacks.get("validation_bytes")),  # its old name
-            "data": to_plain(DataSettings.from_settings(data, "data")) if "source" in data else data,
-        }
+        trainer, seed, data = config["trainer"], config["seed"], config["data"]
+        max_steps, bytes_per_step = trainer["max_steps"], trainer["global_batch_bytes"]
+        learning_rate, precision = float(config["optimizer"]["learning_rate"]), trainer["precision"]
+        callbacks = config["callbacks"]
+        curve_bytes = callbacks.get("validate_bytes", callbacks.get("validation_bytes"))  # its old name
+        data = to_plain(DataSettings.from_settings(data, "data")) if "source" in data else data
     with _reading(directory / "metrics.csv") as path:
         rows = read_metrics(path)
-        curve = [
-            (row["bytes"], row["seconds"], row["validation_bits_per_byte"])
-            for row in rows
-            if row["validation_bits_per_byte"] is not None
-        ]
+        points = [(row["bytes"], row["seconds"], row["validation_bits_per_byte"]) for row in rows]
+        curve = [point for point in points if point[2] is not None]
         rates = [row["bytes_per_second"] for row in rows]
         peaks = [row["peak_memory_bytes"] for row in rows if row.get("peak_memory_bytes")]
     with _reading(directory / "summary.json") as path:
@@ -166,6 +155,9 @@ def read_run(directory: Path) -> Run:
         inference_flops_per_byte=flops.inference,
         training_flops_per_byte=flops.training,
         context_length=config["context_length"],
+        learning_rate=learning_rate,
+        seed=seed,
+        precision=precision,
         step=reached,
         max_steps=max_steps,
         bytes_trained=reached * bytes_per_step,
@@ -176,7 +168,8 @@ def read_run(directory: Path) -> Run:
         validation=validation,
         stateful=stateful,
         curve=curve,
-        **settings,
+        curve_bytes=curve_bytes,
+        data=data,
     )
 
 

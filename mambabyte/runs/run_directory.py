@@ -23,12 +23,8 @@ _MAY_CHANGE = (
 def check_same_run(run_dir: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raise UserError if ``config`` has another model, data, seed or bytes per step than ``saved``, the
     configuration of the run in ``run_dir``. Steps, learning rate, devices and logging may change."""
-    before = _flat({name: saved.get(name) for name in _FIXED_SECTIONS})
-    now = _flat({name: config.get(name) for name in _FIXED_SECTIONS})
-    before["trainer.global_batch_bytes"] = saved["trainer"]["global_batch_bytes"]
-    now["trainer.global_batch_bytes"] = config["trainer"]["global_batch_bytes"]
+    before, now = _fixed(saved), _fixed(config)
     different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    different = [key for key in different if key not in _MAY_CHANGE]
     if different:
         changes = ", ".join(f"{key} ({before.get(key)} there, {now.get(key)} now)" for key in different)
         raise UserError(
@@ -53,9 +49,8 @@ def lock_run_directory(run_dir: Path, config: Mapping[str, Any]) -> Iterator[Non
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released however the process ends
         except BlockingIOError as error:
-            raise UserError(
-                f"another process is training in '{run_dir}'; wait for it, or set name="
-            ) from error
+            busy = f"another process is training in '{run_dir}'"
+            raise UserError(f"{busy}; wait for it, or set name=") from error
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         with atomic_write(run_dir / "config.yaml") as file:
             file.write(text.encode())
@@ -73,6 +68,12 @@ def explaining_full_disk(run_dir: Path) -> Iterator[None]:
         raise UserError(
             f"no space is left for '{run_dir}': free some and repeat the command; its checkpoints are intact"
         ) from error
+
+
+def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    fixed = _flat({name: config.get(name) for name in _FIXED_SECTIONS})
+    fixed["trainer.global_batch_bytes"] = config["trainer"]["global_batch_bytes"]
+    return {name: value for name, value in fixed.items() if name not in _MAY_CHANGE}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

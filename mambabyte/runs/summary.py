@@ -1,10 +1,11 @@
-"""What a finished run has to show: summary.json, and its few lines of text."""
+"""The result of a finished run: summary.json, and a few lines of text."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mambabyte.evaluation.protocols import protocol_in_words
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.units import counted
 
@@ -26,29 +27,19 @@ def read_summary(run_dir: Path, step: int) -> dict[str, Any] | None:
 
 def report(summary: Mapping[str, Any]) -> str:
     """The end of a run in a few lines."""
-    result, protocol = summary["validation"], summary["validation"]["protocol"]
-    stateful = summary["validation_stateful"]
-    carried = (
-        [f"with the state carried through each document: {stateful['bits_per_byte']:.4f} (protocol stateful)"]
-        if stateful
-        else []
-    )
+    result, stateful = summary["validation"], summary["validation_stateful"]
+    lines = [
+        f"validation: {result['bits_per_byte']:.4f} bits per byte (protocol "
+        f"{protocol_in_words(result['protocol'])}, {counted(result['bytes'], 'byte')} in "
+        f"{counted(result['documents'], 'document')})"
+    ]
+    if stateful:
+        bits = f"{stateful['bits_per_byte']:.4f}"
+        lines.append(f"with the state carried through each document: {bits} (protocol stateful)")
     rivals = " | ".join(f"{name} {value:.4f}" for name, value in summary["compressors"].items())
-    return "\n".join(
-        (
-            f"validation: {result['bits_per_byte']:.4f} bits per byte (protocol {protocol['name']}, context "
-            f"{protocol['context_length']:,} bytes, {counted(result['bytes'], 'byte')} in "
-            f"{counted(result['documents'], 'document')})",
-            *carried,
-            f"on the same bytes: {rivals}",
-            "sample:",
-            *(f"  {line}" for line in _printable(summary["sample"]).split("\n")),
-            f"run: {summary['run_dir']} ({summary['parameters']:,} parameters, {summary['step']:,} steps)",
-            f"loss curve: {summary['loss_curve']}",
-        )
-    )
-
-
-def _printable(text: str) -> str:
     # an untrained model writes control characters too, and a terminal would obey them
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    sample = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in summary["sample"])
+    size = f"{summary['parameters']:,} parameters, {summary['step']:,} steps"
+    lines += [f"on the same bytes: {rivals}", "sample:", *(f"  {line}" for line in sample.split("\n"))]
+    lines += [f"run: {summary['run_dir']} ({size})", f"loss curve: {summary['loss_curve']}"]
+    return "\n".join(lines)
