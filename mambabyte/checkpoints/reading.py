@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambabyte.checkpoints.checksum import is_intact
 from mambabyte.checkpoints.export import is_export, read_export
 from mambabyte.checkpoints.paths import checkpoint_folder, resolve, step_files
 from mambabyte.checkpoints.sharded import join_shards, shard_files
-from mambabyte.checkpoints.writing import FORMAT, is_intact
+from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from mambabyte.checkpoints import FORMAT
 from mambabyte.models import ByteLM
 from mambabyte.training.activation_checkpointing import checkpoint_activations
-from mambabyte.training.distributed.strategies import shard, unsharded_copy
+from mambabyte.training.distributed.fsdp import shard, unsharded_copy
 from mambabyte.training.settings import TrainSettings
 from mambabyte.training.spikes import SpikeDetector, SpikePolicy
 

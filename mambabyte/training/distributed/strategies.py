@@ -1,8 +1,7 @@
-"""Lightning's strategies for several devices, with our launcher and checkpoint files, and FSDP's sharding."""
+"""Lightning's strategies for several devices, with our launcher and checkpoint files."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
 from mambabyte import checkpoints
-from mambabyte.models import ByteLM
 from mambabyte.training.distributed.launching import Launcher
 
 
@@ -103,31 +100,3 @@ def _like(sharded: Tensor, whole: Tensor) -> Tensor:
         return whole
     whole = whole.to(sharded.device, copy=True)
     return distribute_tensor(whole, sharded.device_mesh, sharded.placements, src_data_rank=None)
-
-
-def shard(model: ByteLM, mesh: Any) -> None:
-    """Shard every parameter between the ranks of ``mesh``, block by block, with PyTorch's FSDP2."""
-    # FSDP2 warns about views among a block's outputs, which its state may be; no model changes it in place
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-    exempt = [name for name, parameter in model.named_parameters() if hasattr(parameter, "_no_weight_decay")]
-    for block in model.blocks():
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    for name in exempt:  # fully_shard has replaced the parameters
-        model.get_parameter(name)._no_weight_decay = True  # type: ignore[attr-defined]
-
-
-def unsharded_copy(model: ByteLM, main: bool) -> ByteLM | None:
-    """A copy of a sharded model with all its weights, on the same device; None if ``main`` is false. Every
-    rank must call this."""
-    whole: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if main:  # the others drop each tensor at once
-            whole[name] = gathered
-    if not main:
-        return None
-    with torch.device("meta"):
-        copy = model.config.build()
-    copy.load_state_dict(whole, assign=True)
-    return copy

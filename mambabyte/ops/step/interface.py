@@ -1,0 +1,47 @@
+"""One byte through a whole stack of Mamba blocks: the step that generation repeats.
+
+It has no `reference.py`: where `serves_mamba_step` says no, `MambaByte.step` runs a window of one byte
+through the other ops, and the tests compare the two.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mambabyte.ops.backends import choose_backend
+from mambabyte.ops.step.cpu import MambaWeights, State, mamba_step_fused
+
+
+def serves_mamba_step(parameter: Tensor) -> bool:
+    """Whether `mamba_step` can run a model with such parameters here and now: in fp32 on a CPU with compiled
+    kernels, with nothing to differentiate, no autocast and no compiler tracing."""
+    return (
+        not torch.is_grad_enabled()
+        and parameter.dtype == torch.float32
+        and not torch.is_autocast_enabled(parameter.device.type)
+        and not torch.compiler.is_compiling()
+        and choose_backend("mamba_step", parameter.device, parameter.dtype, None) == "cpu"
+    )
+
+
+def mamba_step(bytes: Tensor, state: State, weights: MambaWeights) -> tuple[Tensor, State]:
+    """Logits (B, V) and the new state after one more byte, in a single call for all layers (fp32, CPU).
+
+    A row's result is the same bit for bit in any batch and at any number of threads.
+
+    Args:
+        bytes: (B) integer.
+        state: for each block the last inputs of its convolution (B, W-1, D) and its scan's state (B, D, N).
+
+    Raises:
+        IndexError: a byte outside the vocabulary.
+        ValueError: a state of another shape.
+    """
+    first, (batch,) = weights.blocks[0], bytes.shape
+    shapes = [(batch, first.conv_weight.shape[1] - 1, first.D.shape[0]), (batch, *first.A_log.shape)]
+    if len(state) != len(weights.blocks) or any(
+        [tuple(tensor.shape) for tensor in layer] != shapes for layer in state
+    ):
+        raise ValueError(f"each of the {len(weights.blocks)} layers' states must have the shapes {shapes}")
+    return mamba_step_fused(bytes, state, weights)
