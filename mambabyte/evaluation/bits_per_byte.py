@@ -14,12 +14,12 @@ import torch
 from mambabyte.checkpoints import weights_fingerprint
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
-from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Cursor, Protocol, protocol_in_words, scored_spans
+from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Cursor, Protocol, scored_spans
 from mambabyte.evaluation.resume import SavedProgress
 from mambabyte.models import ByteLM
 from mambabyte.runtime.process_group import rank_and_count, sum_over_ranks
 from mambabyte.runtime.progress import ProgressCallback
-from mambabyte.runtime.units import counted
+from mambabyte.runtime.units import counted, protocol_in_words
 
 _RESAMPLES = 1000
 

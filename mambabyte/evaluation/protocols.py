@@ -6,7 +6,7 @@ Padding only follows the bytes of a document, where a causal model cannot see it
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,12 +72,6 @@ class Protocol:
         values: dict[str, Any] = {"name": self.name, "context_length": self.context_length}
         values |= {"first_byte": "8 bits", "max_bytes": max_bytes}
         return values | {"stride": self.step} if self.name == "sliding" else values
-
-
-def protocol_in_words(protocol: Mapping[str, Any]) -> str:
-    """What :meth:`Protocol.to_dict` gives: "sliding, context 1,024 bytes, stride 512"."""
-    stride = f", stride {protocol['stride']:,}" if "stride" in protocol else ""
-    return f"{protocol['name']}, context {protocol['context_length']:,} bytes{stride}"
 
 
 @dataclass(frozen=True)

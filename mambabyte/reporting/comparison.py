@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mambabyte.evaluation.protocols import protocol_in_words
 from mambabyte.runs.run import Measurement, Run
-from mambabyte.runtime.units import counted, short_count
+from mambabyte.runtime.units import counted, protocol_in_words, short_count
 
 _IRRELEVANT_DATA_SETTINGS = ("workers", "folder", "retries")
 

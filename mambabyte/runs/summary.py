@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mambabyte.evaluation.protocols import protocol_in_words
 from mambabyte.runtime.atomic_write import atomic_write
-from mambabyte.runtime.units import counted
+from mambabyte.runtime.units import counted, protocol_in_words
 
 
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:

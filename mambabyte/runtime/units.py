@@ -1,6 +1,8 @@
 """Numbers as people read them."""
 
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 GIB = 2**30
 _TIMES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
@@ -34,3 +36,9 @@ def short_count(number: float, unit: str = "") -> str:
     """Three digits and a decimal prefix: "1.75M"; with ``unit``: "1.75 MFLOP"."""
     scale, prefix = next((row for row in _PREFIXES if row[0] <= number), (1.0, ""))
     return f"{float(f'{number / scale:.3g}'):g}{' ' if unit else ''}{prefix}{unit}"
+
+
+def protocol_in_words(protocol: Mapping[str, Any]) -> str:
+    """An evaluation protocol in words: "sliding, context 1,024 bytes, stride 512"."""
+    stride = f", stride {protocol['stride']:,}" if "stride" in protocol else ""
+    return f"{protocol['name']}, context {protocol['context_length']:,} bytes{stride}"
