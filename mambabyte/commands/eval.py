@@ -143,11 +143,7 @@ COMMAND = Command(
         _metric("--word-perplexity", "word_perplexity", "and the perplexity of words that follows from it"),
         _metric("--compressors", "compressors", "and what gzip, bzip2, xz, zstd and brotli need"),
         _metric("--noise", "noise", "and what six kinds of noise in the text cost"),
-        _metric(
-            "--lengths",
-            "lengths",
-            "and the figure by position and by length of context",
-        ),
+        _metric("--lengths", "lengths", "and the figure by position and by length of context"),
         _metric("--utf8", "utf8", "and the share of generated samples that are valid UTF-8"),
         _metric("--prove", "proof", "and compress the data with the model, and decompress it again"),
         Flag(

@@ -44,11 +44,7 @@ class CommandSettings(Settings):
     def compose_yaml(
         cls, overrides: Iterable[str], more_folders: Iterable[Path] = ()
     ) -> tuple[Any, dict[str, str]]:
-        """What Hydra composes, not yet checked, and the choice of each group.
-
-        Raises:
-            UserError: an override that cannot be read or obeyed.
-        """
+        """What Hydra composes, not yet checked, and the choice of each group; raises as :meth:`compose`."""
         from hydra import compose, initialize_config_dir
         from omegaconf import OmegaConf, open_dict
 
@@ -77,11 +73,7 @@ class CommandSettings(Settings):
 
 
 def plain(composed: Any) -> dict[str, Any]:
-    """An OmegaConf configuration as plain values, its interpolations resolved.
-
-    Raises:
-        UserError: a value is missing or cannot be resolved.
-    """
+    """An OmegaConf configuration as plain values, interpolations resolved; UserError if one cannot be."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

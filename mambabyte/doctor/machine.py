@@ -16,10 +16,7 @@ def disk() -> Finding:
     here = Path.cwd()
     if not os.access(here, os.W_OK):
         return Finding(
-            "disk",
-            f"{here} is not writable",
-            "runs are written here: change to a writable folder",
-            True,
+            "disk", f"{here} is not writable", "runs are written here: change to a writable folder", True
         )
     free = shutil.disk_usage(here).free
     value = f"{free / GIB:.1f} GiB free in {here}"

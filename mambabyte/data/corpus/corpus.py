@@ -58,11 +58,7 @@ class ByteCorpus:
     """
 
     def __init__(
-        self,
-        bytes: np.ndarray,
-        offsets: np.ndarray,
-        names: Sequence[str],
-        meta: dict[str, Any] | None = None,
+        self, bytes: np.ndarray, offsets: np.ndarray, names: Sequence[str], meta: dict[str, Any] | None = None
     ) -> None:
         self.bytes = bytes
         self.offsets = offsets

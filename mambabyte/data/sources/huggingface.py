@@ -111,12 +111,7 @@ class HuggingFaceSource(Settings):
                 raise UserError(f"data.path {self.path!r} holds no parquet files named after a split")
             status = [(os.path.basename(file), os.stat(file)) for file in sorted(files)]
             return {**identity, "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in status]}
-        return {
-            **identity,
-            "name": self.name,
-            "configuration": self.configuration,
-            "revision": self._commit,
-        }
+        return {**identity, "name": self.name, "configuration": self.configuration, "revision": self._commit}
 
     def _text(self, record: dict[str, Any]) -> bytes:
         where = self.path or self.name or ""
