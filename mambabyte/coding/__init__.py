@@ -5,13 +5,4 @@ from mambabyte.coding.compression import compress_file, decompress_file
 from mambabyte.coding.predictions import MAX_LANES
 from mambabyte.coding.proof import Proof, prove
 
-__all__ = [
-    "MAX_LANES",
-    "Coded",
-    "Proof",
-    "compress_file",
-    "decode",
-    "decompress_file",
-    "encode",
-    "prove",
-]
+__all__ = ["MAX_LANES", "Coded", "Proof", "compress_file", "decode", "decompress_file", "encode", "prove"]
