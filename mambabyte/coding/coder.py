@@ -60,18 +60,11 @@ def encode(
     Raises:
         UserError: the model gives no probabilities, or a setting is out of range.
     """
-    for name, value, most in (("lanes", lanes, 2**16 - 1), ("threads", threads, 2**16 - 1)):
-        if not 1 <= value <= most:
-            raise UserError(f"{name} must be from 1 to {most}, not {value}")
-    header = Header(
-        container.digest(weights_fingerprint(model)),
-        content_digest(data),
-        window,
-        lanes,
-        threads,
-        arithmetic(model),
-        tuple(int(length) for length in lengths),
-    )
+    for name, value in (("lanes", lanes), ("threads", threads)):
+        if not 1 <= value < 2**16:
+            raise UserError(f"{name} must be from 1 to {2**16 - 1}, not {value}")
+    digests = container.digest(weights_fingerprint(model)), content_digest(data)
+    header = Header(*digests, window, lanes, threads, arithmetic(model), tuple(map(int, lengths)))
     head = header.to_bytes()
     stream.write(head)
     encoder = _Encoder(data, stream)
@@ -96,10 +89,8 @@ def decode(
     """
     header = container.read_header(stream)
     if header.model != container.digest(weights_fingerprint(model)):
-        raise UserError(
-            f"this file was compressed with another model (its weights' fingerprint begins with "
-            f"{header.model.hex()}): give the checkpoint it was compressed with"
-        )
+        other = f"another model (its weights' fingerprint begins with {header.model.hex()})"
+        raise UserError(f"this file was compressed with {other}: give the checkpoint it was compressed with")
     data = allocate(sum(header.lengths))
     try:
         _code(model, header, _Decoder(data, stream), progress)
@@ -119,9 +110,8 @@ def decode(
 def arithmetic(model: ByteLM) -> str:
     """The versions and kernels that determine how a model's probabilities are rounded."""
     device = model.device
-    kind = torch.backends.cpu.get_cpu_capability()
-    if device.type == "cuda":
-        kind = torch.cuda.get_device_name(device)
+    cpu = torch.backends.cpu.get_cpu_capability()
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return f"torch {torch.__version__} {kind} {backend_for(device)}"
 
 
@@ -155,13 +145,14 @@ def _code(
             coder.end_frame()
 
 
+@dataclass
 class _Encoder:
     """Encodes the bytes at the given positions."""
 
-    def __init__(self, data: np.ndarray, stream: BinaryIO) -> None:
-        self._data = data
-        self._stream = stream
-        self.written = self.frames = 0
+    data: np.ndarray
+    stream: BinaryIO
+    written: int = 0
+    frames: int = 0
 
     def begin_frame(self) -> None:
         from constriction import stream
@@ -171,13 +162,13 @@ class _Encoder:
         self._checksum = 0
 
     def __call__(self, positions: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        symbols = self._data[positions]
+        symbols = self.data[positions]
         self._coder.encode(symbols.astype(np.int32), self._family, probabilities)
         self._checksum = zlib.crc32(symbols.data, self._checksum)
         return symbols
 
     def end_frame(self) -> None:
-        self.written += container.write_frame(self._stream, self._coder.get_compressed(), self._checksum)
+        self.written += container.write_frame(self.stream, self._coder.get_compressed(), self._checksum)
         self.frames += 1
 
 
@@ -185,17 +176,17 @@ class _OtherProbabilities(Exception):
     """A whole frame decoded to other bytes than were encoded."""
 
 
+@dataclass
 class _Decoder:
     """Decodes the bytes at the given positions, and stores them."""
 
-    def __init__(self, data: np.ndarray, stream: BinaryIO) -> None:
-        self._data = data
-        self._stream = stream
+    data: np.ndarray
+    stream: BinaryIO
 
     def begin_frame(self) -> None:
         from constriction import stream
 
-        words, self._expected = container.read_frame(self._stream)
+        words, self._expected = container.read_frame(self.stream)
         self._coder = stream.queue.RangeDecoder(words)
         self._family: Any = stream.model.Categorical(perfect=False)
         self._checksum = 0
@@ -205,7 +196,7 @@ class _Decoder:
             symbols = self._coder.decode(self._family, probabilities).astype(np.uint8)
         except (AssertionError, ValueError) as error:  # no byte fits the code word
             raise _OtherProbabilities from error
-        self._data[positions] = symbols
+        self.data[positions] = symbols
         self._checksum = zlib.crc32(symbols.data, self._checksum)
         return symbols
 

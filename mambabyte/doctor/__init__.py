@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mambabyte
-from mambabyte.doctor import kernels, machine, services, software
+from mambabyte.doctor import machine, services, software
 from mambabyte.doctor.finding import Finding
 
 __all__ = ["Finding", "examine"]
@@ -18,6 +18,8 @@ def examine(offline: bool = False) -> Iterator[Finding]:
     torch = software.pytorch()
     yield torch
     if not torch.blocking:
+        from mambabyte.doctor import kernels  # needs torch
+
         yield software.cuda()
         yield machine.memory()
         yield kernels.compiler()

@@ -1,15 +1,14 @@
 """The compiled kernels, checked against the reference on small inputs, in values and gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
+import torch
+
+from mambabyte import ops
 from mambabyte.doctor import machine
 from mambabyte.doctor.finding import Finding
-
-if TYPE_CHECKING:
-    import torch
+from mambabyte.models import MambaByteConfig
+from mambabyte.ops.cpu import build
 
 REBUILD = "remove the kernel cache, so that the kernel is rebuilt; if it is still wrong, please report it"
 # Two fp32 summation orders of 65 steps differ by about 1e-6 of the largest value; a wrong kernel by 1e-1.
@@ -17,29 +16,22 @@ _TOLERANCE = 1e-4
 
 
 def compiler() -> Finding:
-    from mambabyte.ops.cpu import build
-
     found = build.find_compiler()
     fix = "install g++ or clang++, or set CXX: the CPU kernels are tens of times faster than plain PyTorch"
     return Finding("c++ compiler", found or "none", None if found else fix)
 
 
 def cache() -> Finding:
-    from mambabyte.ops.cpu.build import cache_folder
-
-    return machine.cache("kernel cache", cache_folder(), "XDG_CACHE_HOME")
+    return machine.cache("kernel cache", build.cache_folder(), "XDG_CACHE_HOME")
 
 
 def backends() -> Iterator[Finding]:
-    from mambabyte.ops import describe_backends
-
-    for backend in describe_backends():
+    for backend in ops.describe_backends():
         checked, fix = "", None
         if backend.available and backend.name != "reference":
             checked, fix = check(backend.op, backend.name)
-        state = "available" if backend.available else "not available"
-        name = f"{backend.op}: {backend.name}"
-        yield Finding(name, f"{state}, {backend.reason}{checked}", fix, blocking=fix is not None)
+        value = f"{'' if backend.available else 'not '}available, {backend.reason}{checked}"
+        yield Finding(f"{backend.op}: {backend.name}", value, fix, blocking=fix is not None)
 
 
 def check(op: str, backend: str) -> tuple[str, str | None]:
@@ -54,8 +46,6 @@ def check(op: str, backend: str) -> tuple[str, str | None]:
 
 def _inputs(backend: str, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
     """Random tensors that require gradients, the same each time, on the device that the backend serves."""
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     device = "cpu" if backend == "cpu" else "cuda"
     tensors = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
@@ -63,14 +53,10 @@ def _inputs(backend: str, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 def _with_gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    import torch
-
     return [out.detach(), *torch.autograd.grad(out.square().mean(), inputs)]
 
 
 def _selective_scan(backend: str, checked: str) -> list[torch.Tensor]:
-    from mambabyte import ops
-
     inputs = _inputs(checked, (2, 65, 24), (2, 65, 24), (24, 16), (2, 65, 16), (2, 65, 16))
     u, delta, A, B, C = inputs
     out, _ = ops.selective_scan(
@@ -80,8 +66,6 @@ def _selective_scan(backend: str, checked: str) -> list[torch.Tensor]:
 
 
 def _causal_conv1d(backend: str, checked: str) -> list[torch.Tensor]:
-    from mambabyte import ops
-
     inputs = _inputs(checked, (2, 65, 24), (24, 4), (24,))
     x, weight, bias = inputs
     out, _ = ops.causal_conv1d(x, weight, bias, return_final_state=True, backend=backend)
@@ -89,10 +73,6 @@ def _causal_conv1d(backend: str, checked: str) -> list[torch.Tensor]:
 
 
 def _residual_norm(backend: str, checked: str) -> list[torch.Tensor]:
-    import torch
-
-    from mambabyte import ops
-
     inputs = _inputs(checked, (2, 65, 24), (2, 65, 24), (24,), (24,))
     residual, update, weight, bias = inputs
     both = ops.residual_norm(residual, update, weight, bias, epsilon=1e-5, rms=False, backend=backend)
@@ -100,12 +80,7 @@ def _residual_norm(backend: str, checked: str) -> list[torch.Tensor]:
 
 
 def _mamba_step(backend: str, checked: str) -> list[torch.Tensor]:
-    import torch
-
-    from mambabyte.models import MambaByteConfig
-    from mambabyte.ops import use_backend
-
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), use_backend(backend):
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), ops.use_backend(backend):
         torch.manual_seed(0)
         model = MambaByteConfig(d_model=24, n_layer=2).build()
         logits, state = model.step(torch.tensor([7, 200]), model.initial_state(2))

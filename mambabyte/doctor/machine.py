@@ -15,12 +15,11 @@ LONGEST_COUNT = 0.5  # seconds spent on measuring one cache
 def disk() -> Finding:
     here = Path.cwd()
     if not os.access(here, os.W_OK):
-        return Finding(
-            "disk", f"{here} is not writable", "runs are written here: change to a writable folder", True
-        )
+        fix = "runs are written here: change to a writable folder"
+        return Finding("disk", f"{here} is not writable", fix, blocking=True)
     free = shutil.disk_usage(here).free
-    value = f"{free / GIB:.1f} GiB free in {here}"
-    return Finding("disk", value, "free some space, or set run_dir= to another disk" if free < GIB else None)
+    low = "free some space, or set run_dir= to another disk" if free < GIB else None
+    return Finding("disk", f"{free / GIB:.1f} GiB free in {here}", low)
 
 
 def memory() -> Finding:

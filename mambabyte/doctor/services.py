@@ -18,12 +18,20 @@ from mambabyte.runtime.credentials import has_wandb_credentials
 
 LONGEST_WAIT = 3.0  # seconds, for both together
 _ON = ("1", "true", "yes", "on")
+_HUB_FIX = (
+    "data from the hub needs a network, a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); data=stdlib, "
+    "data=files and local copies (data.path=) do not"
+)
+_WANDB_FIX = "logger=wandb records offline with WANDB_MODE=offline, and `wandb sync` sends it later"
 
 
 def credentials() -> Iterator[Finding]:
-    fix = "for logger=wandb online: `wandb login` or WANDB_API_KEY"
-    yield _credential("wandb", has_wandb_credentials(), fix)
-    yield _credential("hugging face", has_hugging_face_token(), "for private or gated data sets: HF_TOKEN")
+    wandb, hugging_face = has_wandb_credentials(), has_hugging_face_token()
+    for name, present, use in (
+        ("wandb", wandb, "for logger=wandb online: `wandb login` or WANDB_API_KEY"),
+        ("hugging face", hugging_face, "for private or gated data sets: HF_TOKEN"),
+    ):
+        yield Finding(name, "credential present" if present else f"no credential ({use})")
 
 
 def has_hugging_face_token() -> bool:
@@ -36,37 +44,32 @@ def reachability() -> Iterator[Finding]:
     """Whether the services answer at the addresses that their environment variables give."""
     hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     wandb = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    offline = {
-        "hugging face hub": os.environ.get("HF_HUB_OFFLINE", "").lower() in _ON,
-        "wandb service": os.environ.get("WANDB_MODE", "").lower() in ("offline", "disabled"),
-    }
-    fixes = {
-        "hugging face hub": "data from the hub needs a network, a proxy (HTTPS_PROXY) or a mirror "
-        "(HF_ENDPOINT); data=stdlib, data=files and local copies (data.path=) do not",
-        "wandb service": "logger=wandb records offline with WANDB_MODE=offline, and `wandb sync` sends it "
-        "later",
-    }
+    hub_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in _ON
+    wandb_offline = os.environ.get("WANDB_MODE", "").lower() in ("offline", "disabled")
+    services = (
+        ("hugging face hub", hub, hub_offline, _HUB_FIX),
+        ("wandb service", wandb, wandb_offline, _WANDB_FIX),
+    )
     answers: dict[str, str | None] = {}
-    addresses = {"hugging face hub": hub, "wandb service": wandb}
     probes = [
         # daemons: a DNS lookup can take very long, and must not delay the program's exit
         threading.Thread(target=_probe, args=(name, address, answers), daemon=True)
-        for name, address in addresses.items()
-        if not offline[name]
+        for name, address, offline, _ in services
+        if not offline
     ]
     for probe in probes:
         probe.start()
     for probe in probes:
         probe.join(LONGEST_WAIT)
-    for name, address in addresses.items():
+    for name, address, offline, fix in services:
         host = urlparse(address).hostname or "no host"  # not the address, which may hold a password
         fault = answers.get(name, f"no answer in {LONGEST_WAIT:.0f} s")
-        if offline[name]:
+        if offline:
             yield Finding(name, f"{host}, not asked: the environment sets offline mode")
         elif fault is None:
             yield Finding(name, f"{host} answers")
         else:
-            yield Finding(name, f"{host} cannot be reached: {fault}", fixes[name])
+            yield Finding(name, f"{host} cannot be reached: {fault}", fix)
 
 
 def _probe(name: str, address: str, answers: dict[str, str | None]) -> None:
@@ -83,7 +86,3 @@ def _probe(name: str, address: str, answers: dict[str, str | None]) -> None:
         answers[name] = (getattr(reason, "strerror", None) or type(reason).__name__).lower()
     except (OSError, ValueError) as fault:
         answers[name] = type(fault).__name__
-
-
-def _credential(name: str, present: bool, fix: str) -> Finding:
-    return Finding(name, "credential present" if present else f"no credential ({fix})")

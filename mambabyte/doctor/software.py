@@ -36,13 +36,10 @@ def pytorch() -> Finding:
     try:
         import torch
     except (ImportError, OSError) as fault:
-        reason = str(fault).splitlines()[0]
-        return Finding(
-            "torch", f"cannot be imported: {reason}", "pip install --force-reinstall torch", blocking=True
-        )
-    return Finding(
-        "torch", f"{torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
-    )
+        reason, fix = str(fault).splitlines()[0], "pip install --force-reinstall torch"
+        return Finding("torch", f"cannot be imported: {reason}", fix, blocking=True)
+    threads = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    return Finding("torch", f"{torch.__version__}, {threads}")
 
 
 def cuda() -> Finding:
@@ -56,6 +53,5 @@ def cuda() -> Finding:
         return Finding("cuda", "no NVIDIA device: training runs on the CPU")
     if torch.version.cuda is None:
         return Finding("cuda", "an NVIDIA driver, but torch's CPU build", "install torch's CUDA build")
-    return Finding(
-        "cuda", "an NVIDIA driver, but torch sees no device", "check nvidia-smi and CUDA_VISIBLE_DEVICES"
-    )
+    fix = "check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return Finding("cuda", "an NVIDIA driver, but torch sees no device", fix)

@@ -67,21 +67,18 @@ class ByteHarness(LM):
         """
         pairs = [tuple(_encode(text) for text in request.args) for request in requests]
         order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
-        answers: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+        answers: dict[int, tuple[float, bool]] = {}
         for start in range(0, len(order), self._batch_size):
             chosen = order[start : start + self._batch_size]
-            for i, answer in zip(chosen, self._score([pairs[i] for i in chosen]), strict=True):
-                answers[i] = answer
-        return answers
+            answers.update(zip(chosen, self._score([pairs[i] for i in chosen]), strict=True))
+        return [answers[i] for i in range(len(pairs))]
 
     @torch.no_grad()
     def _score(self, pairs: Sequence[tuple[bytes, ...]]) -> Iterator[tuple[float, bool]]:
-        texts = []
-        for context, continuation in pairs:
-            text = context + continuation
-            if not self._model.recurrent:
-                text = text[-max(self._context_length, len(continuation)) - 1 :]
-            texts.append(text)
+        texts = [context + continuation for context, continuation in pairs]
+        if not self._model.recurrent:
+            kept = [max(self._context_length, len(continuation)) + 1 for _, continuation in pairs]
+            texts = [text[-length:] for text, length in zip(texts, kept, strict=True)]
         block = torch.zeros(len(texts), max(2, *map(len, texts)), dtype=torch.long)
         for row, text in zip(block, texts, strict=True):
             row[: len(text)] = torch.tensor(list(text))
@@ -110,18 +107,16 @@ class ByteHarness(LM):
         return [self._generate(*request.args) for request in requests]
 
     def _generate(self, context: str, settings: dict[str, Any]) -> str:
+        limit = int(settings.get("max_gen_toks", _DEFAULT_BYTES))
         until = settings.get("until") or []
         stops = [_encode(stop) for stop in ([until] if isinstance(until, str) else until) if stop]
         sampling = settings.get("do_sample", float(settings.get("temperature") or 0) > 0)
         temperature = float(settings.get("temperature") or 1.0) if sampling else 0.0
         sampler = Sampler(temperature, settings.get("top_k"), settings.get("top_p"))
         written = bytearray()
-        for byte in generate(
-            self._model, _encode(context), int(settings.get("max_gen_toks", _DEFAULT_BYTES)), sampler
-        ):
+        for byte in generate(self._model, _encode(context), limit, sampler):
             written.append(byte)
-            stop = next((stop for stop in stops if written.endswith(stop)), None)
-            if stop is not None:
+            if stop := next((stop for stop in stops if written.endswith(stop)), None):
                 del written[-len(stop) :]
                 break
         return written.decode("utf-8", "replace")
