@@ -40,7 +40,7 @@ MAKE_TRAIN = "make train"
 COMMANDS: dict[str, tuple[list[str], str]] = {
     "mambabyte eval --bpb ckpt=runs/quickstart": ([], "2,048 bytes in"),
     'mambabyte generate ckpt=runs/quickstart prompt="def "': (["bytes=8"], "def "),
-    "mambabyte compress notes/diary.md ckpt=runs/quickstart": ([], "diary.md.mbc"),
+    "mambabyte compress README.md ckpt=runs/quickstart": ([], "README.md.mbc"),
     "mambabyte data inspect data=stdlib": (["max_bytes=20000"], "valid UTF-8"),
     "mambabyte doctor": ([], "Training can start."),
     "mambabyte train name=notes data=files data.path=~/notes trainer.max_steps=2000": (SMALL, "runs/notes"),
@@ -77,7 +77,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     binaries.mkdir(parents=True)
     (binaries / "mambabyte").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m mambabyte "$@"\n')
     (binaries / "mambabyte").chmod(0o755)
-    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+    for name in ("Makefile", "README.md", "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     for installed in ("torch", "installed"):
         (folder / ".venv" / installed).touch()

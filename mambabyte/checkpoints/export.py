@@ -25,7 +25,7 @@ def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: st
     """
     folder = Path(folder)
     if folder.exists():
-        raise UserError(f"'{folder}' is there already: remove it, or choose another out=")
+        raise UserError(f"'{folder}' already exists: remove it, or choose another out=")
     temporary = folder.with_name(f"{folder.name}.temporary")
     tensors, seen = {}, set()
     for name, tensor in model.state_dict().items():

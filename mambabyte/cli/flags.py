@@ -17,7 +17,7 @@ HYDRA_FLAGS = ("help", "cfg", "resolve", "package", "multirun", "config_dir", "i
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose complaints are ours: one sentence, exit code 1."""
+    """An ArgumentParser whose errors are UserErrors."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -54,7 +54,9 @@ def command_parser(name: str, command: Command) -> Parser:
         parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"), help="print the configuration")
         parser.add_argument("--resolve", action="store_true", help="with --cfg, resolve interpolations")
         parser.add_argument("-p", "--package", metavar="KEY", help="with --cfg, only this part")
-        parser.add_argument("-m", "--multirun", action="store_true", help="sweep: a job each for seed=0,1,2")
+        parser.add_argument(
+            "-m", "--multirun", action="store_true", help="run one job per value, as in seed=0,1,2"
+        )
         parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder of your own YAML")
         parser.add_argument(
             "-i", "--info", choices=("config", "defaults", "searchpath"), help="how it is composed"
@@ -90,7 +92,7 @@ def settings_from_flags(command: Command, options: argparse.Namespace) -> Any:
 
 
 def as_meant(override: str) -> str:
-    """An override as Hydra has to see it, where its grammar would refuse or change what people type."""
+    """Rewrite an override that Hydra's grammar would reject or alter."""
     key, _, value = override.partition("=")
     if key == "+experiment":  # the defaults list names this group, so that it cannot be added
         return f"experiment={value}"

@@ -30,7 +30,7 @@ class Flag(NamedTuple):
 
 
 class Words(NamedTuple):
-    """The setting that words without ``=`` and without a flag fill."""
+    """The setting that positional arguments fill."""
 
     key: str
     metavar: str

@@ -52,7 +52,7 @@ class EvalSettings(CommandSettings):
                 "has read ahead"
             )
         if "proof" in self.metrics and self.precision != "fp32":
-            raise UserError("--prove needs precision=fp32, in which the coder computes")
+            raise UserError("--prove needs precision=fp32, because the coder works in fp32")
 
 
 def run(settings: EvalSettings) -> None:

@@ -104,7 +104,9 @@ def find_class(path: str, where: str) -> type:
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}={path} cannot be imported: {error}") from error
+        raise UserError(
+            f"{where}={path} cannot be imported ({error}); install its package, or set PYTHONPATH to its folder"
+        ) from error
     if not isinstance(found, type):
         raise UserError(f"{where}={path} is not a class")
     return found

@@ -53,7 +53,7 @@ class ByteDataModule(lightning.LightningDataModule):
         source: where documents come from, if not from the source that the settings describe.
 
     Raises:
-        UserError: settings are wrong or do not go together.
+        UserError: settings are invalid or incompatible.
     """
 
     def __init__(
@@ -206,9 +206,7 @@ class ByteDataModule(lightning.LightningDataModule):
         if restored is None:
             started = any(place != _START for place in self._position["places"])
             if self.settings.streaming and step and not started:
-                raise UserError(
-                    "this checkpoint holds no place in the stream, so training cannot go on from it"
-                )
+                raise UserError("this checkpoint has no stream position, so training cannot resume from it")
             return
         now, then = self._order_settings, restored["settings"]
         changed = [name for name in now if now[name] != then.get(name)]
@@ -227,8 +225,8 @@ class ByteDataModule(lightning.LightningDataModule):
         now = self.source.identity()
         if then.get("revision") and then["revision"] != now.get("revision"):
             raise UserError(
-                f"{now.get('name')} has moved on at the hub since this run began: it was commit "
-                f"{then['revision']} and is {now.get('revision')}; go on with the former by "
+                f"{now.get('name')} has changed on the hub since this run began: it was commit "
+                f"{then['revision']} and is {now.get('revision')}; to stay on the old commit, set "
                 f"data.revision={then['revision']}, or start another run with name="
             )
 

@@ -128,7 +128,7 @@ def scored_spans(
             for batch in batches:
                 if not all(np.isfinite(span.nats).all() for span in batch):
                     raise UserError(
-                        "the model gives NaN or infinite values, which are no probabilities: its training "
+                        "the model outputs NaN or infinite logits: its training "
                         "diverged or its weights are damaged; choose another checkpoint, or precision=fp32"
                     )
                 for span in batch:

@@ -40,8 +40,8 @@ def refuse_secrets(settings: Mapping[str, Any]) -> None:
     for key, text in _strings(settings, ""):
         if redact(text) != text:
             raise UserError(
-                f"{redact(key)} holds a password or a token, which the run's files would keep: take it "
-                "out, and give it by the environment (HF_TOKEN, WANDB_API_KEY) or by a netrc file"
+                f"{redact(key)} holds a password or a token, which the run's files would keep: remove it, "
+                "and set it in the environment (HF_TOKEN, WANDB_API_KEY) or by a netrc file"
             )
 
 

@@ -23,7 +23,9 @@ from mambabyte.training.spikes import SpikeDetector, SpikePolicy
 class ByteLMModule(LightningModule):
     """Trains a ByteLM by next-byte cross entropy, averaged over the scored bytes of each forward pass.
 
-    Measurements stay on the device until callbacks log them, so that no step waits for the host.
+    Lightning calls training_step for each micro-batch, then on_before_optimizer_step,
+    configure_gradient_clipping and the optimizer's step. Measurements stay on the device until callbacks log
+    them, so that no step waits for the host.
 
     Args:
         config: the configuration to store in every checkpoint.

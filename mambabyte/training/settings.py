@@ -50,8 +50,8 @@ class TrainerSettings(Settings):
         if self.global_batch_bytes % context_length:
             nearest = _nearest_multiples(self.global_batch_bytes, context_length)
             raise UserError(
-                f"trainer.global_batch_bytes={self.global_batch_bytes} is no whole number of windows of "
-                f"context_length={context_length} bytes: the nearest that are: {nearest}"
+                f"trainer.global_batch_bytes={self.global_batch_bytes} must be a multiple of "
+                f"context_length={context_length}: the nearest that are: {nearest}"
             )
         return self.global_batch_bytes // context_length
 

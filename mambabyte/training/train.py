@@ -69,7 +69,7 @@ def _fit(run: Plan) -> int:
     # end rank 0 before it is done.
     if preemption.stopped and run.main_process:
         raise Interrupted(
-            f"stopped at step {trainer.global_step}, saved in {run_dir}; the same command goes on from there"
+            f"stopped at step {trainer.global_step}, saved in {run_dir}; the same command resumes from there"
         )
     return trainer.global_step
 

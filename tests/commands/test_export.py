@@ -54,7 +54,7 @@ def test_a_tied_weight_stands_there_under_both_names(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_not_overwritten(finished: Path, exported: Path, configure: Callable) -> None:
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         export.run(configure("export", f"ckpt={finished}", f"out={exported}"))
 
 

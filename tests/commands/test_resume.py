@@ -152,8 +152,8 @@ def test_a_damaged_newest_checkpoint_counts_for_nothing(train, runs, tmp_path: P
     newest.write_bytes(content)
     assert train("parts", step=9, number=SIGKILL) == -SIGKILL
     said = [line for line in runs.last.err.splitlines() if "is damaged" in line]
-    assert said == [f"mambabyte: '{newest}' is damaged, and the one before it counts"]
-    assert "goes on from step 8" in runs.last.err
+    assert said == [f"mambabyte: '{newest}' is damaged; the checkpoint before it is used"]
+    assert "resumes from step 8" in runs.last.err
     assert train("parts") == 0
     assert_same_end(tmp_path, "whole", "parts")
 

@@ -116,7 +116,7 @@ def test_batches_without_a_trainer(streaming, make):
             resumed.trained(batch["position"])
     assert [rows(batch) for batch in resumed.train_batches(3, 5)] == endless[12:20]
     if streaming:
-        with pytest.raises(UserError, match="no place in the stream"):
+        with pytest.raises(UserError, match="no stream position"):
             module().train_batches(step=3)
 
 
@@ -271,7 +271,7 @@ def test_streaming_state_must_fit(make):
         make(streaming=True, restored=state, workers=2).train_dataloader()
     with pytest.raises(UserError, match=r"\(data.block_windows\)"):
         make(streaming=True, restored=state, block_windows=2).train_dataloader()
-    with pytest.raises(UserError, match="no place in the stream"):
+    with pytest.raises(UserError, match="no stream position"):
         make(streaming=True, step=3).train_dataloader()
     with pytest.raises(UserError, match=r"data.streaming"):
         make(restored=state).train_dataloader()

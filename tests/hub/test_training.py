@@ -116,11 +116,11 @@ def test_pg19_stopped_killed_and_without_its_hub_ends_with_the_same_bits(world: 
     before, hub.commit = hub.commit, "d" * 40
     said = complaint(train("parts", "data.revision=main"))
     assert said.startswith(
-        f"emozilla/pg19 has moved on at the hub since this run began: it was commit {before}"
+        f"emozilla/pg19 has changed on the hub since this run began: it was commit {before}"
     )
     hub.commit, hub.files[FIRST_SHARD] = before, whole
 
     run = train("parts")
     assert run.code == 0, run.err
-    assert "goes on from step 12" in run.err
+    assert "resumes from step 12" in run.err
     world.assert_ends_as_the_undisturbed("parts")

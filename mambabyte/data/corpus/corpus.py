@@ -173,8 +173,7 @@ def _write(writer: CorpusWriter, source: DocumentSource, split: str, max_bytes: 
         progress.close()
     if writer.num_bytes == 0:
         raise UserError(
-            f"the {split} split of this data holds no bytes; give more data, or another share of it with "
-            "data.validation_fraction"
+            f"the {split} split of this data holds no bytes; add data, or change data.validation_fraction"
         )
 
 

@@ -21,9 +21,7 @@ _TEMPORARY_ERRORS = {
     *("TransportError", "ConnectionError", "TimeoutError", "TimeoutException"),
     *("URLError", "HTTPException", "SSLError"),
 }
-_ADVICE = (
-    "repeat the command when the network and the hub are well again: a run goes on from its last checkpoint"
-)
+_ADVICE = "repeat the command when the network and the hub are reachable again: a run resumes from its last checkpoint"
 
 
 def retrying(what: str, limit: int, advice: str = _ADVICE) -> Retrying:

@@ -125,7 +125,7 @@ class _Record:
                 )
             time.sleep(0.2)
         if known is None:
-            print(f"mambabyte: measuring what trainer.{name} is to be", file=sys.stderr)
+            print(f"mambabyte: measuring to choose trainer.{name}", file=sys.stderr)
             known = measure()
             print(f"mambabyte: trainer.{name}={known}", file=sys.stderr)
             if self._keep:

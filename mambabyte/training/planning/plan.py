@@ -58,8 +58,8 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     settings = replace(settings, trainer=resolve_devices(settings.trainer))
     if saved and main_process:
         for each in damaged:
-            print(f"mambabyte: '{each}' is damaged, and the one before it counts", file=sys.stderr)
-        verb = "is complete at" if step >= settings.trainer.max_steps else "goes on from"
+            print(f"mambabyte: '{each}' is damaged; the checkpoint before it is used", file=sys.stderr)
+        verb = "is complete at" if step >= settings.trainer.max_steps else "resumes from"
         print(f"mambabyte: run '{settings.name}' {verb} step {step}", file=sys.stderr)
     data = ByteDataModule(
         settings.data,

@@ -135,7 +135,7 @@ def test_jobs_of_a_sweep_are_processes_and_resume_after_a_stop_signal(
         assert steps == [str(step) for step in range(2, 401, 2)]
     assert len(list(run_dir.glob("*/summary.json"))) == 2
     logs = "".join(log.read_text() for log in run_dir.glob(".submitit/*/*.err"))
-    assert logs.count("goes on from step") == 1
+    assert logs.count("resumes from step") == 1
 
 
 def holds(process: int, run_dir: Path) -> bool:
