@@ -29,8 +29,8 @@ FRAME_OVERHEAD = _FRAME.size
 class Header:
     """Everything that the decoder needs to know or to check.
 
-    window: the context is reset after this many bytes of a segment; None: never. arithmetic: the versions and
-    kernels that determined the rounding of the probabilities. lengths: of the segments, in order.
+    window: the context is reset after this many bytes of a segment; None: never.
+    arithmetic: see :func:`mambabyte.coding.coder.arithmetic`. lengths: of the segments, in order.
     """
 
     model: bytes
@@ -64,9 +64,8 @@ def read_header(stream: BinaryIO) -> Header:
     reader = _Reader(stream)
     version = reader.take(1)[0]
     if version != VERSION:
-        raise DamagedFile(
-            f"this file is of format {version}, but this version of mambabyte reads format {VERSION}"
-        )
+        ours = f"this version of mambabyte reads format {VERSION}"
+        raise DamagedFile(f"this file is of format {version}, but {ours}")
     model, content, window, lanes, threads, name_length = _FIXED.unpack(reader.take(_FIXED.size))
     name = reader.take(name_length)
     lengths = tuple(reader.varint() for _ in range(reader.varint()))
@@ -105,13 +104,13 @@ def read_frame(stream: BinaryIO) -> tuple[np.ndarray, int]:
     return np.frombuffer(data, "<u4").astype(np.uint32), plain_checksum
 
 
+@dataclass
 class _Reader:
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.checksum = 0
+    stream: BinaryIO
+    checksum: int = 0
 
     def take(self, count: int) -> bytes:
-        data = self._stream.read(count)
+        data = self.stream.read(count)
         if len(data) != count:
             raise DamagedFile("the file is cut short")
         self.checksum = zlib.crc32(data, self.checksum)

@@ -40,8 +40,7 @@ def predictions(model: ByteLM, lengths: Sequence[int], lanes: int, window: int |
     starts = ends - lengths
     longest_first = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     waiting = [int(i) for i in longest_first if lengths[i] > 0][::-1]
-    position, end = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    last_byte = np.zeros(0, dtype=np.int64)
+    position = end = last_byte = np.zeros(0, dtype=np.int64)
     state = model.initial_state(0)
     place = 0  # within the window
     while len(position) or waiting:

@@ -53,8 +53,7 @@ def prove(
     """Compress the documents, each a segment, to a temporary file; decompress it; compare every byte.
 
     Args:
-        computed: the measured bits per byte, under the protocol ``stateful``, or with ``window`` under
-            ``disjoint``.
+        computed: the measured bits per byte, by protocol ``stateful``, or with ``window`` by ``disjoint``.
 
     Raises:
         UserError: the decompressed bytes differ, or see :func:`mambabyte.coding.encode`.
@@ -63,9 +62,8 @@ def prove(
     lengths = [len(document) for document in documents]
     data = np.concatenate(documents)
     with tempfile.TemporaryFile() as file:
-        coded = encode(
-            model, data, lengths, file, MAX_LANES, window, torch.get_num_threads(), show("compressing")
-        )
+        threads = torch.get_num_threads()
+        coded = encode(model, data, lengths, file, MAX_LANES, window, threads, show("compressing"))
         file.seek(0)
         back = decode(model, file, lambda size: np.zeros(size, np.uint8), show("decompressing"))
     if not np.array_equal(back, data):

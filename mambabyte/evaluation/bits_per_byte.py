@@ -37,8 +37,7 @@ class DocumentBits:
 class BitsPerByte:
     """A figure and how it was measured: ``bits_per_byte`` = ``nats`` / ``bytes`` / ln 2.
 
-    interval: the middle 95 % of the figure over bootstrap samples of the documents; None for fewer than two.
-    protocol: as :meth:`Protocol.to_dict` gives it.
+    interval: of :func:`bootstrap_interval`. protocol: as :meth:`Protocol.to_dict` gives it.
     """
 
     bits_per_byte: float
@@ -56,10 +55,7 @@ class BitsPerByte:
 
     def to_dict(self, per_document: bool = True) -> dict[str, Any]:
         """Plain JSON values."""
-        values = asdict(self)
-        if not per_document:
-            del values["per_document"]
-        return values
+        return {k: value for k, value in asdict(self).items() if per_document or k != "per_document"}
 
     def __str__(self) -> str:
         interval = ""
@@ -101,14 +97,12 @@ def evaluate(
     described = protocol.to_dict(max_bytes)
     data, weights = corpus.fingerprint, weights_fingerprint(model)
     rank, ranks = rank_and_count() if all_ranks else (0, 1)
-    mine = documents_per_rank([len(document) for document in documents], ranks)[rank]
-    unfinished = None
-    if saved_progress is not None:
-        lanes = protocol.batch_size if protocol.name == "stateful" else None
-        unfinished = saved_progress.open(
-            {"protocol": described, "data": data, "weights": weights, "precision": protocol.precision}
-            | {"rank": [rank, ranks], "lanes": lanes}
-        )
+    lengths = np.array([len(document) for document in documents], dtype=np.int64)
+    mine = documents_per_rank(lengths.tolist(), ranks)[rank]
+    measured: dict[str, Any] = {"protocol": described, "data": data, "weights": weights}
+    lanes = protocol.batch_size if protocol.name == "stateful" else None
+    measured |= {"precision": protocol.precision, "rank": [rank, ranks], "lanes": lanes}
+    unfinished = saved_progress.open(measured) if saved_progress else None
     nats = np.zeros(len(documents))
     saved = unfinished.read(model.device) if unfinished else None
     cursor, nats[mine] = saved if saved else (Cursor.at_start(len(mine)), FIRST_BYTE_NATS)
@@ -121,12 +115,12 @@ def evaluate(
         nats = sum_over_ranks(nats, model.device)
     if unfinished:
         unfinished.remove()
-    lengths = np.array([len(document) for document in documents], dtype=np.int64)
-    total = int(lengths.sum())
+    total_nats, total_bytes = float(nats.sum()), int(lengths.sum())
+    bits = nats / lengths / math.log(2)
     return BitsPerByte(
-        bits_per_byte=float(nats.sum()) / total / math.log(2),
-        nats=float(nats.sum()),
-        bytes=total,
+        bits_per_byte=total_nats / total_bytes / math.log(2),
+        nats=total_nats,
+        bytes=total_bytes,
         documents=len(documents),
         interval=bootstrap_interval(nats, lengths),
         protocol=described,
@@ -135,10 +129,7 @@ def evaluate(
         precision=protocol.precision,
         device=str(device),
         seconds=time.perf_counter() - started,
-        per_document=[
-            DocumentBits(name, int(length), float(bits))
-            for name, length, bits in zip(names, lengths, nats / lengths / math.log(2), strict=True)
-        ],
+        per_document=list(map(DocumentBits, names, lengths.tolist(), bits.tolist())),
     )
 
 

@@ -224,11 +224,9 @@ def _stateful(
 
 def _pad(windows: list[np.ndarray], model: ByteLM) -> tuple[Tensor, Tensor]:
     """Inputs and targets (batch, longest window - 1) int64 on the model's device, zero after each window."""
-    block = np.zeros((len(windows), max(map(len, windows))), dtype=np.int64)
-    for row, window in zip(block, windows, strict=True):
-        row[: len(window)] = window
-    on_device = torch.from_numpy(block).to(model.device)
-    return on_device[:, :-1], on_device[:, 1:]
+    rows = [torch.from_numpy(window.astype(np.int64)) for window in windows]
+    block = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+    return block[:, :-1], block[:, 1:]
 
 
 def _nats(logits: Tensor, targets: Tensor) -> np.ndarray:
@@ -238,8 +236,7 @@ def _nats(logits: Tensor, targets: Tensor) -> np.ndarray:
             f"this model predicts {logits.shape[-1]} symbols and not the 256 bytes: its bits per byte cannot "
             "be compared; choose a checkpoint of a byte-level model"
         )
-    if logits.dtype != torch.float64:
-        logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # logits in their order in memory: faster than with the symbols as the second dimension
     nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return nats.view_as(targets).cpu().double().numpy()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import pickle
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,20 @@ class SavedProgress:
         return Unfinished(self.folder / f"unfinished-{key[:16]}", key, self.every)
 
 
+@dataclass
 class Unfinished:
     """The progress of one evaluation: read at its start, saved as it runs, removed at its end."""
 
-    def __init__(self, path: Path, key: str, every: float) -> None:
-        self.path = path
-        self._key = key
-        self._every = every
-        self._saved_at = time.monotonic()
+    path: Path
+    key: str
+    every: float
+    saved_at: float = field(default_factory=time.monotonic)
 
     def read(self, device: torch.device) -> tuple[Cursor, np.ndarray] | None:
         """The cursor and the nats per document as last saved; None to start from the beginning."""
         try:
             saved = torch.load(self.path, map_location=device, weights_only=True)
-            if saved["key"] != self._key:
+            if saved["key"] != self.key:
                 return None
             cursor = Cursor(saved["scored"].cpu().numpy(), saved["lanes"], saved["state"])
             return cursor, saved["nats"].cpu().numpy()
@@ -60,10 +60,10 @@ class Unfinished:
         Raises:
             UserError: the file cannot be written.
         """
-        if time.monotonic() - self._saved_at < self._every:
+        if time.monotonic() - self.saved_at < self.every:
             return
         saved = {
-            "key": self._key,
+            "key": self.key,
             "scored": torch.from_numpy(cursor.scored),
             "nats": torch.from_numpy(nats),
             "lanes": cursor.lanes,
@@ -77,7 +77,7 @@ class Unfinished:
             raise UserError(
                 f"cannot save the progress in '{self.path.parent}' ({error}); choose another output_dir="
             ) from error
-        self._saved_at = time.monotonic()
+        self.saved_at = time.monotonic()
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
-"""Continuing a prompt byte by byte."""
+"""Continuing a prompt byte by byte, and decoding the bytes to text as they arrive."""
 
-from collections.abc import Iterator
+import codecs
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -26,12 +27,21 @@ def generate(model: ByteLM, prompt: bytes, num_bytes: int, sampler: Sampler) -> 
     try:
         context = torch.tensor([list(prompt or _EMPTY_PROMPT)], dtype=torch.long, device=device)
         all_logits, state = model.prefill(context)
-        logits = all_logits[0, -1]
-        for position in range(num_bytes):
-            byte = sampler(logits)
+        logits = all_logits[:, -1]
+        for left in reversed(range(num_bytes)):
+            byte = sampler(logits[0])
             yield byte
-            if position + 1 < num_bytes:
-                next_logits, state = model.step(torch.tensor([byte], device=device), state)
-                logits = next_logits[0]
+            if left:
+                logits, state = model.step(torch.tensor([byte], device=device), state)
     finally:
         model.train(was_training)
+
+
+def decode_stream(stream: Iterable[int]) -> Iterator[str]:
+    """Yield text as soon as its UTF-8 is complete; invalid bytes, also at the end, become U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for byte in stream:
+        if text := decoder.decode(bytes([byte])):
+            yield text
+    if text := decoder.decode(b"", final=True):
+        yield text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mambabyte.reporting.comparison import Comparison
 from mambabyte.runs.run import Run
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 _FLOPS = tuple((10.0**power, f"$10^{{{power}}}$") for power in range(24, -1, -3))
 _TIME = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
-_Color = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def draw(figure: Figure, comparisons: Sequence[Comparison]) -> Canvas:
     return canvas
 
 
-def _panel(axes: Axes, figure: Figure, comparison: Comparison, colors: dict[str, _Color]) -> None:
+def _panel(axes: Axes, figure: Figure, comparison: Comparison, colors: dict[str, Any]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 

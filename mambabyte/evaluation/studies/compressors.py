@@ -14,16 +14,14 @@ def compressor_study(documents: Sequence[np.ndarray], bits_per_byte: float) -> S
     """The compressors on the documents, ranked with the model's own ``bits_per_byte``."""
     found = compressor_bits_per_byte(documents)
     rows = sorted({"this model": bits_per_byte, **found}.items(), key=lambda row: row[1])
-    return Study(
-        found, ["bits per byte on the same bytes:", *(f"  {name:16}{bits:8.4f}" for name, bits in rows)]
-    )
+    lines = [f"  {name:16}{bits:8.4f}" for name, bits in rows]
+    return Study(found, ["bits per byte on the same bytes:", *lines])
 
 
 def compressor_bits_per_byte(documents: Iterable[np.ndarray]) -> dict[str, float]:
     """Bits per byte of ``gzip -9``, ``bzip2 -9``, ``xz -9e``, ``zstd -19`` and ``brotli -q 11 -w 24``.
 
-    The documents are concatenated in the given order. Sizes include each format's header and checksum. Memory
-    does not grow with the data.
+    The documents are concatenated. Sizes include each format's header and checksum.
     """
     import brotli
     import zstandard

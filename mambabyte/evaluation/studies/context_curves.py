@@ -43,7 +43,7 @@ def context_curve_study(
     plot_context_curves(curves, f"{title}, {sum(map(len, documents)):,} bytes", plot)
     lines = ["n, bits per byte at positions from n to 2n, and in windows of n bytes:"]
     both = dict(curves.by_position), dict(curves.by_context)
-    for n in sorted(both[0].keys() | both[1].keys()):
+    for n in sorted({n for curve in both for n in curve}):
         cells = [f"{curve[n]:10.4f}" if n in curve else " " * 10 for curve in both]
         lines.append(f"  {n:12,}{''.join(cells)}".rstrip())
     return Study(asdict(curves) | {"plot": str(plot)}, [*lines, f"plot: {plot}"])
@@ -70,9 +70,11 @@ def measure_context_curves(
         how = replace(protocol, name=name, context_length=length, stride=None)
         return scored_spans(model, pieces, how, progress=progress(label) if progress else None)
 
+    total = sum(map(len, documents))
     furthest = min(max(map(len, documents)), FURTHEST * training_length)
     nats, counts = np.zeros(64), np.zeros(64, dtype=np.int64)
-    nats[0], counts[0] = FIRST_BYTE_NATS * len(documents), len(documents)
+    first_bytes = FIRST_BYTE_NATS * len(documents)
+    nats[0], counts[0] = first_bytes, len(documents)
     name = "stateful" if model.recurrent else "disjoint"
     for batch in measure("by position", name, documents, training_length):
         for span in batch:
@@ -82,7 +84,6 @@ def measure_context_curves(
     reached = [octave for octave in range(64) if counts[octave] and 2**octave <= furthest]
     by_position = [(2**i, float(nats[i] / counts[i] / math.log(2))) for i in reached]
 
-    total = sum(map(len, documents))
     by_context = []
     for context in contexts(training_length, furthest if model.recurrent else training_length):
         # pieces that share a byte: `stateful` on them is `disjoint` on the documents, in constant memory
@@ -92,26 +93,22 @@ def measure_context_curves(
             for start in range(0, max(1, len(document) - 1), context)
         ]
         spans = measure(f"context {context:,}", name, pieces, min(context, training_length))
-        found = sum(float(span.nats.sum()) for batch in spans for span in batch)
-        found += FIRST_BYTE_NATS * len(documents)
+        found = first_bytes + sum(float(span.nats.sum()) for batch in spans for span in batch)
         by_context.append((context, found / total / math.log(2)))
     return ContextCurves(training_length, by_position, by_context)
 
 
 def contexts(training_length: int, furthest: int) -> list[int]:
     """Powers of two times the training length, from a sixteenth of it to ``furthest``."""
-    factors = [2.0**power for power in range(-4, FURTHEST.bit_length())]
-    lengths = {int(training_length * factor) for factor in factors}
+    lengths = {int(training_length * 2.0**power) for power in range(-4, FURTHEST.bit_length())}
     return sorted(length for length in lengths if 1 <= length <= max(furthest, 1))
 
 
 def plot_context_curves(curves: ContextCurves, title: str, path: Path) -> None:
     """Draw both curves over a logarithmic axis, with the training length marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.plot(*zip(*curves.by_position, strict=True), "o-", label="bytes at this position of the document")
     if curves.by_context:

@@ -30,9 +30,8 @@ def heatmap_study(
     bits = byte_bits(model, documents, protocol)
     texts = [characters(bytes(data), each) for data, each in zip(documents, bits, strict=True)]
     write_html(texts, f"{title}: where the bits go ({protocol.name})", page)
-    return Study(
-        str(page), [*map(to_terminal, texts), f"from white (0 bits per byte) to red (8 and more): {page}"]
-    )
+    legend = f"from white (0 bits per byte) to red (8 and more): {page}"
+    return Study(str(page), [*map(to_terminal, texts), legend])
 
 
 def byte_bits(model: ByteLM, documents: Sequence[np.ndarray], protocol: Protocol) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ Noise falls on characters. Each byte that is not valid UTF-8 counts as a charact
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -16,16 +17,14 @@ from mambabyte.evaluation.studies.word_perplexity import count_words, perplexity
 Noise = Callable[[str, random.Random], str]
 
 
-def drop(probability: float) -> Noise:
+def drop(text: str, draws: random.Random, probability: float) -> str:
     """Each character is left out with this probability."""
-    return lambda text, draws: "".join(c for c in text if draws.random() >= probability)
+    return "".join(c for c in text if draws.random() >= probability)
 
 
-def repeat(probability: float) -> Noise:
+def repeat(text: str, draws: random.Random, probability: float) -> str:
     """Each character is followed, with this probability, by one to three copies of itself."""
-    return lambda text, draws: "".join(
-        c * (1 + draws.randint(1, 3)) if draws.random() < probability else c for c in text
-    )
+    return "".join(c * (1 + draws.randint(1, 3)) if draws.random() < probability else c for c in text)
 
 
 def antspeak(text: str, draws: random.Random) -> str:
@@ -33,9 +32,9 @@ def antspeak(text: str, draws: random.Random) -> str:
     return "".join(f" {c.upper()}" for c in text)
 
 
-def uppercase(probability: float) -> Noise:
+def uppercase(text: str, draws: random.Random, probability: float) -> str:
     """Each character becomes upper case with this probability."""
-    return lambda text, draws: "".join(c.upper() if draws.random() < probability else c for c in text)
+    return "".join(c.upper() if draws.random() < probability else c for c in text)
 
 
 def random_case(text: str, draws: random.Random) -> str:
@@ -43,33 +42,28 @@ def random_case(text: str, draws: random.Random) -> str:
     return "".join(c.upper() if draws.random() < 0.5 else c.lower() for c in text)
 
 
-def swap(probability: float) -> Noise:
+def swap(text: str, draws: random.Random, probability: float) -> str:
     """Each character is swapped with the next, with this probability; none moves twice."""
-
-    def apply(text: str, draws: random.Random) -> str:
-        characters = list(text)
-        place = 0
-        while place + 1 < len(characters):
-            if draws.random() < probability:
-                characters[place : place + 2] = characters[place + 1], characters[place]
-                place += 1
+    characters, place = list(text), 0
+    while place + 1 < len(characters):
+        if draws.random() < probability:
+            characters[place : place + 2] = characters[place + 1], characters[place]
             place += 1
-        return "".join(characters)
-
-    return apply
+        place += 1
+    return "".join(characters)
 
 
 NOISES: dict[str, Noise] = {
-    "drop 0.05": drop(0.05),
-    "drop 0.3": drop(0.3),
-    "repeat 0.05": repeat(0.05),
-    "repeat 0.3": repeat(0.3),
+    "drop 0.05": partial(drop, probability=0.05),
+    "drop 0.3": partial(drop, probability=0.3),
+    "repeat 0.05": partial(repeat, probability=0.05),
+    "repeat 0.3": partial(repeat, probability=0.3),
     "antspeak": antspeak,
-    "uppercase 0.05": uppercase(0.05),
-    "uppercase 0.3": uppercase(0.3),
+    "uppercase 0.05": partial(uppercase, probability=0.05),
+    "uppercase 0.3": partial(uppercase, probability=0.3),
     "random case": random_case,
-    "swap 0.05": swap(0.05),
-    "swap 0.3": swap(0.3),
+    "swap 0.05": partial(swap, probability=0.05),
+    "swap 0.3": partial(swap, probability=0.3),
 }
 
 
@@ -91,10 +85,8 @@ def noise_study(
     for name in NOISES:
         result = measure(noised(corpus, name, max_bytes), name)
         after = perplexity(result.nats, words)
-        rows.append(
-            {"noise": name, "bits_per_byte": result.bits_per_byte, "bytes": result.bytes}
-            | {"word_perplexity": after, "increase": after - before}
-        )
+        row = {"noise": name, "bits_per_byte": result.bits_per_byte, "bytes": result.bytes}
+        rows.append(row | {"word_perplexity": after, "increase": after - before})
     lines = [f"noise: bits per byte, and word perplexity above {before:.6g}:"]
     lines += [f"  {row['noise']:16}{row['bits_per_byte']:8.4f}{row['increase']:+14.6g}" for row in rows]
     return Study(rows, lines)

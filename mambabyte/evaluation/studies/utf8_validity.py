@@ -8,6 +8,8 @@ from mambabyte.evaluation.studies import Study
 from mambabyte.generation import Sampler, generate
 from mambabyte.models import ByteLM
 
+TEMPERATURE = 1.0  # samples from the model's own distribution
+
 
 @dataclass(frozen=True)
 class Utf8Validity:
@@ -17,7 +19,7 @@ class Utf8Validity:
     valid_bytes: float
     samples: int
     sample_bytes: int
-    temperature: float
+    temperature: float = TEMPERATURE
 
 
 def utf8_study(model: ByteLM, samples: int, sample_bytes: int) -> Study:
@@ -30,9 +32,7 @@ def utf8_study(model: ByteLM, samples: int, sample_bytes: int) -> Study:
     return Study(asdict(found), [line])
 
 
-def measure_utf8_validity(
-    model: ByteLM, samples: int, sample_bytes: int, temperature: float = 1.0
-) -> Utf8Validity:
+def measure_utf8_validity(model: ByteLM, samples: int, sample_bytes: int) -> Utf8Validity:
     """Draw samples that begin at the start of a line, with seeds 0, 1, ...; a last character that the end of
     the sample cuts off counts as valid.
 
@@ -41,17 +41,11 @@ def measure_utf8_validity(
     """
     if samples < 1 or sample_bytes < 1:
         raise UserError(f"samples and sample_bytes must be 1 or more, not {samples} and {sample_bytes}")
-    drawn = [
-        bytes(generate(model, b"", sample_bytes, Sampler(temperature, seed=seed))) for seed in range(samples)
-    ]
-    invalid = [invalid_bytes(sample) for sample in drawn]
-    return Utf8Validity(
-        sum(count == 0 for count in invalid) / samples,
-        1 - sum(invalid) / (samples * sample_bytes),
-        samples,
-        sample_bytes,
-        temperature,
-    )
+    samplers = [Sampler(TEMPERATURE, seed=seed) for seed in range(samples)]
+    invalid = [invalid_bytes(bytes(generate(model, b"", sample_bytes, sampler))) for sampler in samplers]
+    valid_samples = sum(count == 0 for count in invalid) / samples
+    valid_bytes = 1 - sum(invalid) / (samples * sample_bytes)
+    return Utf8Validity(valid_samples, valid_bytes, samples, sample_bytes)
 
 
 def invalid_bytes(data: bytes) -> int:

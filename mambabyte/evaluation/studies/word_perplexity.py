@@ -10,8 +10,7 @@ from mambabyte.data import ByteCorpus
 from mambabyte.evaluation.studies import Study
 
 CHUNK_BYTES = 1 << 24  # read at a time
-_IS_SPACE = np.zeros(256, dtype=bool)
-_IS_SPACE[list(b" \t\n\v\f\r")] = True
+_IS_SPACE = np.isin(np.arange(256), list(b" \t\n\v\f\r"))
 # Bytes and words (wc -w) of PG19's splits, which MambaByte's release publishes with its perplexities.
 PG19 = {
     "train": (11_677_824_216, 1_973_048_393),
@@ -56,14 +55,11 @@ def measure_word_perplexity(nats_per_byte: float, corpus: ByteCorpus) -> WordPer
     identity = corpus.meta.get("identity", {})
     published = PG19.get(corpus.meta.get("split", "")) if identity.get("name") in PG19_NAMES else None
     if published and corpus.meta.get("max_bytes") is None:
-        size, words = published
+        counts, (size, words) = "published", published
     else:
-        published = None
-        size = corpus.num_bytes
+        counts, size = "counted", corpus.num_bytes
         words = count_words(corpus.document(i) for i in range(corpus.num_documents))
-    return WordPerplexity(
-        word_perplexity(nats_per_byte, size, words), size, words, "published" if published else "counted"
-    )
+    return WordPerplexity(word_perplexity(nats_per_byte, size, words), size, words, counts)
 
 
 def count_words(documents: Iterable[np.ndarray]) -> int:
