@@ -85,7 +85,7 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
 
 
 def check_devices(composed: DictConfig, launcher: str) -> None:
-    """Hydra's own launcher runs all jobs in this process, so the second would join the first's process group."""
+    """Hydra's launcher runs all jobs in this process, so the second would join the first's process group."""
     devices = composed.trainer.get("devices", 1)
     if launcher.endswith(".BasicLauncher") and devices not in (1, "1"):
         raise UserError(

@@ -105,7 +105,7 @@ def find_class(path: str, where: str) -> type:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{where}={path} cannot be imported ({error}); install its package, or set PYTHONPATH to its folder"
+            f"{where}={path} cannot be imported ({error}); install its package, or set PYTHONPATH"
         ) from error
     if not isinstance(found, type):
         raise UserError(f"{where}={path} is not a class")

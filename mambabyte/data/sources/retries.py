@@ -21,7 +21,10 @@ _TEMPORARY_ERRORS = {
     *("TransportError", "ConnectionError", "TimeoutError", "TimeoutException"),
     *("URLError", "HTTPException", "SSLError"),
 }
-_ADVICE = "repeat the command when the network and the hub are reachable again: a run resumes from its last checkpoint"
+_ADVICE = (
+    "repeat the command when the network and the hub are reachable again: a run resumes from its last "
+    "checkpoint"
+)
 
 
 def retrying(what: str, limit: int, advice: str = _ADVICE) -> Retrying:
