@@ -1,15 +1,15 @@
-"""Flags translated to overrides, and overrides quoted as Hydra needs them."""
+"""A command's flags, translated to overrides or to settings."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from mambabyte.commands import Command, Flag
+from mambabyte.config.overrides import as_meant, quoted
 from mambabyte.config.settings import fill
 from mambabyte.errors import UserError
 
@@ -32,7 +32,7 @@ def command_parser(name: str, command: Command) -> Parser:
         usage=usage,
         description=command.help,
         add_help=not composed,
-        allow_abbrev=False,
+        allow_abbrev=not composed,
     )
     words = command.words
     if composed:
@@ -74,6 +74,10 @@ def hydra_arguments(name: str, command: Command, argv: list[str]) -> tuple[list[
         key = command.words.key
         overrides = [each if "=" in each else f"{key}={quoted(each)}" for each in overrides]
     for key, value in _given(command, options, quoted).items():
+        if isinstance(value, list):  # flags add to a list that is typed out
+            typed = [each for each in overrides if re.fullmatch(rf"{key}=\[.*\]", each)]
+            overrides = [each for each in overrides if each not in typed]
+            value = [*(item.strip() for each in typed for item in each[len(key) + 2 : -1].split(",")), *value]
         text = f"[{','.join(value)}]" if isinstance(value, list) else "true" if value is True else value
         overrides.append(f"{key}={text}")
     flags = []
@@ -89,25 +93,6 @@ def settings_from_flags(command: Command, options: argparse.Namespace) -> Any:
     """The settings of a command that needs no YAML."""
     words = {} if command.words is None else {command.words.key: options.words}
     return fill(command.settings, {**words, **_given(command, options, str)})
-
-
-def as_meant(override: str) -> str:
-    """Rewrite an override that Hydra's grammar would reject or alter."""
-    key, _, value = override.partition("=")
-    if key == "+experiment":  # the defaults list names this group, so that it cannot be added
-        return f"experiment={value}"
-    if value == "~" or value.startswith("~/"):
-        return f"{key}={quoted(os.path.expanduser(value))}"
-    if key == "prompt" and not re.fullmatch(r"'.*'|\".*\"", value, re.DOTALL):
-        return f"{key}={quoted(value)}"  # Hydra would cut the spaces off its ends
-    return override
-
-
-def quoted(text: str) -> str:
-    """``text`` as a value in Hydra's override grammar, so that every character is taken literally."""
-    # A backslash counts only before a quote or the end, and before OmegaConf's ${.
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def _argument(flag: Flag) -> dict[str, Any]:

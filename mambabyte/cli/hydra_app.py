@@ -8,8 +8,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mambabyte.cli.flags import quoted
 from mambabyte.commands import Command
+from mambabyte.config.overrides import quoted
 from mambabyte.errors import Interrupted, UserError
 from mambabyte.runtime.secrets import refuse_secrets
 

@@ -11,8 +11,9 @@ from contextlib import nullcontext
 from tempfile import TemporaryDirectory
 
 from mambabyte import __version__, commands
-from mambabyte.cli.flags import Parser, command_parser, hydra_arguments, quoted, settings_from_flags
+from mambabyte.cli.flags import Parser, command_parser, hydra_arguments, settings_from_flags
 from mambabyte.commands import NAMES, Command
+from mambabyte.config.overrides import quoted
 from mambabyte.config.settings import suggestion
 from mambabyte.errors import UserError
 from mambabyte.runtime.secrets import redact

@@ -35,7 +35,7 @@ class EvalSettings(CommandSettings):
     device: str
     json: bool
     metrics: list[str]
-    heatmap_bytes: int = setting(at_least=1)
+    heatmap_bytes: int = setting(at_least=0)
     samples: int
     sample_bytes: int
     output_dir: Path
@@ -117,7 +117,7 @@ def run(settings: EvalSettings) -> None:
             )
         if "utf8" in metrics:
             found["utf8"] = utf8_study(model, settings.samples, settings.sample_bytes)
-        if "heatmap" in metrics:
+        if "heatmap" in metrics and settings.heatmap_bytes:
             shown = first_documents(corpus, settings.heatmap_bytes)
             found["shown"] = heatmap_study(model, shown, protocol, split, folder / "bits.html")
         if settings.json:

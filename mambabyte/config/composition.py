@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from mambabyte.config.explanations import explain
+from mambabyte.config.overrides import as_meant
 from mambabyte.config.settings import Settings, fill
 from mambabyte.errors import UserError
 from mambabyte.runtime.secrets import refuse_secrets
@@ -46,15 +47,21 @@ class CommandSettings(Settings):
     ) -> tuple[Any, dict[str, str]]:
         """What Hydra composes, not yet checked, and the choice of each group; raises as :meth:`compose`."""
         from hydra import compose, initialize_config_dir
+        from hydra.core.global_hydra import GlobalHydra
         from omegaconf import OmegaConf, open_dict
 
         searched = ",".join(f"file://{folder.absolute()}" for folder in more_folders)
         added = [f"hydra.searchpath=[{searched}]"] if searched else []
+        outer = GlobalHydra.instance().hydra  # of a Hydra program that this may run in
+        GlobalHydra.instance().hydra = None
         try:
             with initialize_config_dir(str(config_dir()), version_base="1.3"):
-                composed = compose(cls.yaml, [*overrides, *added], return_hydra_config=True)
+                meant = [as_meant(override) for override in overrides]
+                composed = compose(cls.yaml, [*meant, *added], return_hydra_config=True)
         except Exception as fault:
             raise (explain(fault) or fault) from None
+        finally:
+            GlobalHydra.instance().hydra = outer
         choices: Any = OmegaConf.to_container(composed.hydra.runtime.choices)
         with open_dict(composed):
             del composed.hydra

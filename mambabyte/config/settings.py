@@ -32,7 +32,7 @@ def setting(
     """A field whose numbers must lie in a range. Null and text, where the type allows them, always pass."""
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     given = {name: bound for name, bound in bounds.items() if bound is not None}
-    return dataclasses.field(default=default, metadata=given)
+    return dataclasses.field(default=default, metadata={"bounds": given})
 
 
 class Settings:
@@ -178,7 +178,8 @@ def _checked(value: Any, schema: type, field: dataclasses.Field, where: str) -> 
     where = _join(where, field.name)
     value = _convert(value, _types(schema)[field.name], where)
     numbers = value if isinstance(value, (list, tuple)) else [value]
-    for bound_name, bound in field.metadata.items():
+    bounds = field.metadata.get("bounds", {})
+    for bound_name, bound in bounds.items():
         for number in filter(_is_number, numbers):
             inside = {
                 "at least": number >= bound,
@@ -187,9 +188,9 @@ def _checked(value: Any, schema: type, field: dataclasses.Field, where: str) -> 
                 "below": number < bound,
             }
             if not inside[bound_name]:
-                bounds = " and ".join(f"{name} {limit:g}" for name, limit in field.metadata.items())
-                bounds += ", or null" if NoneType in get_args(_types(schema)[field.name]) else ""
-                raise UserError(f"{where} must be {bounds}, not {shown(value)}")
+                allowed = " and ".join(f"{name} {limit:g}" for name, limit in bounds.items())
+                allowed += ", or null" if NoneType in get_args(_types(schema)[field.name]) else ""
+                raise UserError(f"{where} must be {allowed}, not {shown(value)}")
     return value
 
 
@@ -217,7 +218,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             return tuple(_convert(item, kinds[i], f"{where}[{i}]") for i, item in enumerate(value))
     elif origin is dict and isinstance(value, Mapping):
         return {key: _convert(item, inner[1], _join(where, key)) for key, item in value.items()}
-    elif kind is int and _is_number(value) and float(value).is_integer():
+    elif kind is int and _is_number(value) and (isinstance(value, int) or value.is_integer()):
         return int(value)
     elif kind is float and _is_number(value):
         return float(value)
@@ -225,6 +226,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return kind(str(value))
     elif kind in (bool, NoneType) and isinstance(value, kind):
         return value
+    elif (origin or kind) not in (int, float, str, bool, Path, NoneType, Literal, list, tuple, dict):
+        return value  # a type of the user's own class, which has to check it
     raise UserError(f"{where} must be {_described(kind)}, not {shown(value)}")
 
 

@@ -31,11 +31,11 @@ class DataSettings(Settings):
 
     section: ClassVar[str] = "data"
     source: dict[str, Any]
-    windows: Literal["random_per_document", "contiguous", "packed"]
-    streaming: bool
-    folder: Path
-    workers: int = setting(at_least=0)
-    validation_bytes: int | None = setting(at_least=1)
+    windows: Literal["random_per_document", "contiguous", "packed"] = "random_per_document"
+    streaming: bool = False
+    folder: Path = Path("data/prepared")
+    workers: int = setting(default=0, at_least=0)
+    validation_bytes: int | None = setting(default=None, at_least=1)
     block_windows: int = setting(default=1024, at_least=1)
 
     @classmethod

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mambabyte.config.settings import TargetSettings, setting
 
@@ -25,6 +26,13 @@ class OptimizerConfig(TargetSettings):
     learning_rate: float = setting(at_least=0)
     warmup_steps: int = setting(at_least=0)
     final_learning_rate_ratio: float = setting(default=0.1, at_least=0)
+
+    @classmethod
+    def from_settings(cls, values: Any, where: str) -> TargetSettings:
+        """As `TargetSettings.from_settings`; without a ``_target_``, as before there was one, it is AdamW."""
+        if isinstance(values, Mapping) and "_target_" not in values:
+            values = {"_target_": AdamWConfig.target(), **values}
+        return super().from_settings(values, where)
 
     def learning_rate_at(self, step: int, max_steps: int) -> float:
         """The learning rate of optimizer step ``step`` (from 0): linear to the peak over ``warmup_steps``,

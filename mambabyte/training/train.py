@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 
-from mambabyte.errors import Interrupted
+from mambabyte.errors import Interrupted, UserError
 from mambabyte.models import MambaByte
 from mambabyte.ops import backend_for
 from mambabyte.runs.run_directory import explaining_full_disk, lock_run_directory
@@ -34,6 +34,10 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
         UserError: the settings, data or run directory are unusable; training diverged; the disk is full.
         Interrupted: stopped by a signal, with a checkpoint of the last step.
     """
+    if settings.dry_run:
+        raise UserError(
+            "dry_run=true trains nothing: use mambabyte.training.planning.dry_run.forecast(settings)"
+        )
     run = plan(settings)
     step = run.step
     if step < run.settings.trainer.max_steps:

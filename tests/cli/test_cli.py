@@ -112,6 +112,8 @@ def test_the_flags_of_eval_add_up(cli):
     (job,) = cli.jobs
     assert job["metrics"] == ["bpb", "word_perplexity", "noise", "proof", "heatmap"]
     assert job["heatmap_bytes"] == 2000
+    assert cli("eval", "ckpt=a", "metrics=[compressors, utf8]", "--prove") == 0
+    assert cli.jobs[0]["metrics"] == ["compressors", "utf8", "proof"]
 
 
 @pytest.mark.parametrize("file", ["notes.txt", "it's {a} \\ file, 'quoted'", "~/notes"])

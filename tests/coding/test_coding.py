@@ -227,7 +227,7 @@ def test_files_that_cannot_be_read_or_written_are_reported(model: ByteLM, tmp_pa
     (tmp_path / "file").write_bytes(b"abc")
     with pytest.raises(UserError, match="there is no file"):
         compress_file(model, tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         compress_file(model, tmp_path / "file", tmp_path / "file")
     with pytest.raises(UserError, match="cannot write"):
         compress_file(model, tmp_path / "file", tmp_path / "no" / "folder")

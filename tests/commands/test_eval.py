@@ -80,7 +80,7 @@ def test_the_sentence_names_the_protocol(configure, finished: Path, capsys) -> N
         "split=test",
         "precision=fp8",
         "context_length=0",
-        ["metrics=[heatmap]", "heatmap_bytes=0"],
+        ["metrics=[heatmap]", "heatmap_bytes=-1"],
         ["metrics=[proof]", "protocol=sliding"],
         ["metrics=[proof]", "precision=bf16"],
         ["protocol=sliding", "stride=99"],

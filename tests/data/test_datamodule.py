@@ -307,7 +307,9 @@ def test_a_revision_that_moved_is_named(make, memory_source, make_documents):
 
     contents = make_documents([40, 40])
     state = make(streaming=True, source=Versioned("a" * 40, contents)).state_dict()
-    with pytest.raises(UserError, match=f"owner/set has moved on .* go on with .*data.revision={'a' * 40}"):
+    with pytest.raises(
+        UserError, match=f"owner/set has changed .* to stay on the old commit.*data.revision={'a' * 40}"
+    ):
         make(streaming=True, source=Versioned("b" * 40, contents[:1]), restored=state).train_dataloader()
     # another commit of the same shards is accepted
     make(streaming=True, source=Versioned("b" * 40, contents), restored=state).train_dataloader()

@@ -191,7 +191,7 @@ def test_a_model_without_probabilities_gives_no_figure(
     broken = deepcopy(model)
     with torch.no_grad():
         broken.lm_head.weight[3, 0] = value
-    with pytest.raises(UserError, match="no probabilities"):
+    with pytest.raises(UserError, match="NaN or infinite logits"):
         evaluate(broken, corpus, Protocol(protocol, 8))
 
 

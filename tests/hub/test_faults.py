@@ -89,7 +89,7 @@ def test_waits_grow_to_a_minute_and_end(hub, shard, naps):
     assert naps == [1, 2, 4, 8, 16, 32, 60, 60]
     assert str(caught.value) == (
         f"gave up on {NAME} after 9 tries: HTTP 500 Internal Server Error; repeat the command when the "
-        "network and the hub are well again: a run resumes from its last checkpoint"
+        "network and the hub are reachable again: a run resumes from its last checkpoint"
     )
 
 

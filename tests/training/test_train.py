@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
@@ -174,3 +177,27 @@ def test_a_model_of_ones_own_is_named_in_yaml(tmp_path, corpus) -> None:
         "~model.norm_epsilon", "~model.tie_embeddings", "+model.scale=2",
     )  # fmt: skip
     assert mine.model == BigramConfig(scale=2.0)
+
+
+def test_several_devices_and_dry_runs_from_python_are_refused(tmp_path, corpus, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["script.py", "--steps", "4"])
+    with pytest.raises(UserError, match="from Python needs torchrun"):
+        mambabyte.train(settings(tmp_path, corpus, "trainer.devices=2"))
+    with pytest.raises(UserError, match="dry_run=true trains nothing"):
+        mambabyte.train(settings(tmp_path, corpus, "dry_run=true", f"run_dir={tmp_path}/dry"))
+    assert not (tmp_path / "dry").exists()
+
+
+def test_training_works_in_a_thread(tmp_path, corpus) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(mambabyte.train, settings(tmp_path, corpus)).result()["step"] == 12
+
+
+def test_settings_can_be_composed_inside_another_hydra_program(tmp_path, corpus) -> None:
+    (tmp_path / "theirs").mkdir()
+    with initialize_config_dir(str(tmp_path / "theirs"), version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        mine = mambabyte.TrainSettings.compose("+experiment=tiny", "data=files", "data.path=~/notes")
+        assert GlobalHydra.instance().hydra is outer
+    assert mine.name == "tiny"
+    assert mine.data.source["path"] == str(Path.home() / "notes")

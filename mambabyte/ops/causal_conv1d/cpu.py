@@ -78,8 +78,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    *gradients, grad_state = _backward(grad_out, *ctx.saved_tensors)
-    initial_state = ctx.saved_tensors[3]
+    saved = ctx.saved_tensors  # once: activation checkpointing lets each be unpacked once
+    *gradients, grad_state = _backward(grad_out, *saved)
+    initial_state = saved[3]
     return *gradients, None if initial_state is None else grad_state.to(initial_state.dtype), None
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 from types import FrameType
 
 import torch
@@ -26,10 +27,9 @@ class Preemption(StepCallback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
-        for (
-            number
-        ) in STOP_SIGNALS:  # replacing Lightning's handlers; it restores the previous ones at the end
-            signal.signal(number, self._on_signal)
+        if threading.current_thread() is threading.main_thread():  # others cannot handle signals
+            for number in STOP_SIGNALS:  # in place of Lightning's, which restores the old ones at the end
+                signal.signal(number, self._on_signal)
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
         if self._requested(trainer, step) and step < trainer.max_steps:

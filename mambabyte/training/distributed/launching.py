@@ -92,6 +92,11 @@ class Launcher(_SubprocessScriptLauncher):
         return function(*args, **kwargs)
 
     def _call_children_scripts(self) -> None:
+        if sys.argv[1:2] != ["train"]:  # a script or a notebook
+            raise UserError(
+                "trainer.devices above 1 from Python needs torchrun, which starts the script once per rank; or "
+                "use the command line: mambabyte train trainer=ddp"
+            )
         # the main program may be submitit's, but the other ranks must run ours
         program = sys.modules["__main__"]
         own, program.__spec__ = program.__spec__, find_spec("mambabyte.__main__")
