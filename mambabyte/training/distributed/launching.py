@@ -94,7 +94,7 @@ class Launcher(_SubprocessScriptLauncher):
     def _call_children_scripts(self) -> None:
         if sys.argv[1:2] != ["train"]:  # a script or a notebook
             raise UserError(
-                "trainer.devices above 1 from Python needs torchrun, which starts the script once per rank; or "
+                "trainer.devices above 1 from Python needs torchrun, which starts it once per rank; or "
                 "use the command line: mambabyte train trainer=ddp"
             )
         # the main program may be submitit's, but the other ranks must run ours
