@@ -1,7 +1,6 @@
-"""Continuing a prompt byte by byte, and decoding the bytes to text as they arrive."""
+"""Continuing a prompt byte by byte."""
 
-import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -35,13 +34,3 @@ def generate(model: ByteLM, prompt: bytes, num_bytes: int, sampler: Sampler) -> 
                 logits, state = model.step(torch.tensor([byte], device=device), state)
     finally:
         model.train(was_training)
-
-
-def decode_stream(stream: Iterable[int]) -> Iterator[str]:
-    """Yield text as soon as its UTF-8 is complete; invalid bytes, also at the end, become U+FFFD."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for byte in stream:
-        if text := decoder.decode(bytes([byte])):
-            yield text
-    if text := decoder.decode(b"", final=True):
-        yield text
