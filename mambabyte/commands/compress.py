@@ -8,12 +8,13 @@ from typing import ClassVar
 
 from mambabyte.commands import CKPT, Command, Flag, Words
 from mambabyte.config.composition import CommandSettings
+from mambabyte.config.settings import setting
 
 SUFFIX = ".mbc"
 OUTPUT = Flag("--output", "the file to write", "output", metavar="PATH", short="-o")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CompressSettings(CommandSettings):
     """conf/compress.yaml"""
 
@@ -21,8 +22,8 @@ class CompressSettings(CommandSettings):
     ckpt: str
     file: str
     output: str | None
-    lanes: int | None
-    threads: int
+    lanes: int | None = setting(at_least=1, below=2**16)
+    threads: int = setting(at_least=1, at_most=1024)
     device: str
 
 

@@ -26,10 +26,10 @@ class DataInspectSettings(CommandSettings):
 
     yaml: ClassVar[str] = "data_inspect"
     split: Literal["train", "validation", "test"]
-    max_bytes: int | None
-    context_length: int = setting(at_least=1)
-    samples: int = setting(at_least=0)
-    seed: int
+    max_bytes: int | None = setting(at_least=1, at_most=2**62)
+    context_length: int = setting(at_least=1, at_most=2**30)
+    samples: int = setting(at_least=0, at_most=10**6)
+    seed: int = setting(at_least=0, below=2**32)
     plot: Path | None
     json: bool
     data: DataSettings

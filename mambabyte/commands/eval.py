@@ -27,19 +27,19 @@ class EvalSettings(CommandSettings):
     ckpt: str
     split: Literal["train", "validation", "test"]
     protocol: Literal["disjoint", "sliding", "stateful"]
-    context_length: int | None = setting(at_least=1)
-    stride: int | None
-    batch_size: int
+    context_length: int | None = setting(at_least=1, at_most=2**30)
+    stride: int | None = setting(at_least=1, at_most=2**30)
+    batch_size: int = setting(at_least=1, at_most=2**20)
     precision: Literal["fp32", "bf16"]
-    max_bytes: int | None
+    max_bytes: int | None = setting(at_least=1, at_most=2**62)
     device: str
     json: bool
-    metrics: list[str]
-    heatmap_bytes: int = setting(at_least=0)
-    samples: int
-    sample_bytes: int
+    metrics: list[Metric]
+    heatmap_bytes: int = setting(at_least=0, at_most=2**62)
+    samples: int = setting(at_least=1, at_most=10**6)
+    sample_bytes: int = setting(at_least=1, at_most=10**6)
     output_dir: Path
-    save_every: float
+    save_every: float = setting(at_least=0)
     data: DataSettings | None = None
 
     def __post_init__(self) -> None:

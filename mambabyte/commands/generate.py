@@ -19,11 +19,11 @@ class GenerateSettings(CommandSettings):
     not_kept: ClassVar[tuple[str, ...]] = ("prompt",)
     ckpt: str
     prompt: str
-    bytes: int = setting(at_least=1)
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    seed: int
+    bytes: int = setting(at_least=1, at_most=2**62)
+    temperature: float = setting(at_least=0)
+    top_k: int | None = setting(at_least=1, at_most=256)
+    top_p: float | None = setting(above=0, at_most=1)
+    seed: int = setting(at_least=0, below=2**32)
     device: str
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
@@ -29,7 +30,11 @@ def setting(
     at_most: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A field whose numbers must lie in a range. Null and text, where the type allows them, always pass."""
+    """A field whose numbers must lie in a range. Null and text, where the type allows them, always pass.
+
+    The upper bounds of sizes and counts lie far beyond all that is real: a number beyond them is a slip, and
+    what would loop or allocate for it must not begin.
+    """
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     given = {name: bound for name, bound in bounds.items() if bound is not None}
     return dataclasses.field(default=default, metadata={"bounds": given})
@@ -39,8 +44,9 @@ class Settings:
     """Base of the dataclasses that hold settings. Setting a field, in the constructor or later, converts the
     value to the field's type and checks its range.
 
-    Types may be int, float, bool, str, None, Path, Any, Literal, nested dataclasses, and unions, lists,
-    tuples and dicts of these. Names that begin with an underscore are not settings and are not checked.
+    Types may be int, float (finite), bool, str, None, Path, Any, Literal, nested dataclasses, and unions,
+    lists, tuples and dicts of these. Names that begin with an underscore are not settings: they are not
+    checked.
 
     Attributes:
         section: the keys above the fields in the configuration, such as "trainer"; named in complaints.
@@ -188,7 +194,7 @@ def _checked(value: Any, schema: type, field: dataclasses.Field, where: str) -> 
                 "below": number < bound,
             }
             if not inside[bound_name]:
-                allowed = " and ".join(f"{name} {limit:g}" for name, limit in bounds.items())
+                allowed = " and ".join(f"{name} {_limit(limit)}" for name, limit in bounds.items())
                 allowed += ", or null" if NoneType in get_args(_types(schema)[field.name]) else ""
                 raise UserError(f"{where} must be {allowed}, not {shown(value)}")
     return value
@@ -220,7 +226,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return {key: _convert(item, inner[1], _join(where, key)) for key, item in value.items()}
     elif kind is int and _is_number(value) and (isinstance(value, int) or value.is_integer()):
         return int(value)
-    elif kind is float and _is_number(value):
+    elif kind is float and _is_number(value) and abs(value) <= sys.float_info.max:  # nan is not
         return float(value)
     elif kind in (str, Path) and (isinstance(value, (str, kind)) or _is_number(value)):
         return kind(str(value))
@@ -233,6 +239,10 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _limit(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def _described(kind: Any) -> str:

@@ -34,9 +34,9 @@ class DataSettings(Settings):
     windows: Literal["random_per_document", "contiguous", "packed"] = "random_per_document"
     streaming: bool = False
     folder: Path = Path("data/prepared")
-    workers: int = setting(default=0, at_least=0)
-    validation_bytes: int | None = setting(default=None, at_least=1)
-    block_windows: int = setting(default=1024, at_least=1)
+    workers: int = setting(default=0, at_least=0, at_most=1000)
+    validation_bytes: int | None = setting(default=None, at_least=1, at_most=2**62)
+    block_windows: int = setting(default=1024, at_least=1, at_most=10**7)
 
     @classmethod
     def from_settings(cls, values: Any, where: str) -> DataSettings:

@@ -22,11 +22,11 @@ from mambabyte.models.layers import ResidualNorm
 
 @dataclass
 class CNNConfig(ByteLMConfig):
-    d_model: int = setting(default=192, at_least=1)
-    n_layer: int = setting(default=9, at_least=1)
-    kernel_size: int = setting(default=2, at_least=1)  # W
-    dilation_cycle: int = setting(default=9, at_least=1)
-    norm_epsilon: float = 1e-5
+    d_model: int = setting(default=192, at_least=1, at_most=10**6)
+    n_layer: int = setting(default=9, at_least=1, at_most=10**4)
+    kernel_size: int = setting(default=2, at_least=1, at_most=10**3)  # W
+    dilation_cycle: int = setting(default=9, at_least=1, at_most=20)
+    norm_epsilon: float = setting(default=1e-5, above=0, at_most=1)
     tie_embeddings: bool = True
 
     def reach(self, layer: int) -> int:

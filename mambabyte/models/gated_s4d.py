@@ -37,13 +37,13 @@ from mambabyte.models.layers import ResidualNorm, as_residual
 
 @dataclass
 class GatedS4DConfig(ByteLMConfig):
-    d_model: int = setting(default=192, at_least=1)
-    n_layer: int = setting(default=4, at_least=1)
-    d_state: int = setting(default=64, at_least=1)  # N, in conjugate pairs
-    d_ff: int | None = setting(default=None, at_least=1)  # 3 * d_model when null
-    dt_min: float = 1e-3
-    dt_max: float = 1e-1
-    norm_epsilon: float = 1e-5
+    d_model: int = setting(default=192, at_least=1, at_most=10**6)
+    n_layer: int = setting(default=4, at_least=1, at_most=10**4)
+    d_state: int = setting(default=64, at_least=1, at_most=10**5)  # N, in conjugate pairs
+    d_ff: int | None = setting(default=None, at_least=1, at_most=10**7)  # 3 * d_model when null
+    dt_min: float = setting(default=1e-3, above=0, at_most=10**3)
+    dt_max: float = setting(default=1e-1, above=0, at_most=10**3)
+    norm_epsilon: float = setting(default=1e-5, above=0, at_most=1)
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:

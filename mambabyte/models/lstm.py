@@ -15,8 +15,8 @@ from mambabyte.models.hyperparameters import ByteLMConfig
 
 @dataclass
 class LSTMConfig(ByteLMConfig):
-    d_model: int = setting(default=272, at_least=1)
-    n_layer: int = setting(default=3, at_least=1)
+    d_model: int = setting(default=272, at_least=1, at_most=10**6)
+    n_layer: int = setting(default=3, at_least=1, at_most=10**4)
     tie_embeddings: bool = True
 
 

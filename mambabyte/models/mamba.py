@@ -31,16 +31,16 @@ from mambabyte.ops.step import MambaBlockWeights, MambaWeights, mamba_step, serv
 class MambaByteConfig(ByteLMConfig):
     """The paper's models are `norm: layer`, untied; `norm: rms`, tied are Mamba's own choices."""
 
-    d_model: int = setting(default=256, at_least=1)
-    n_layer: int = setting(default=4, at_least=1)
-    d_state: int = setting(default=16, at_least=1)
-    d_conv: int = setting(default=4, at_least=1)
-    expand: int = setting(default=2, at_least=1)
-    dt_rank: int | None = None  # ceil(d_model / 16) when null
-    dt_min: float = 1e-3
-    dt_max: float = 1e-1
+    d_model: int = setting(default=256, at_least=1, at_most=10**6)
+    n_layer: int = setting(default=4, at_least=1, at_most=10**4)
+    d_state: int = setting(default=16, at_least=1, at_most=10**5)
+    d_conv: int = setting(default=4, at_least=1, at_most=10**5)
+    expand: int = setting(default=2, at_least=1, at_most=10**3)
+    dt_rank: int | None = setting(default=None, at_least=1, at_most=10**6)  # ceil(d_model / 16) when null
+    dt_min: float = setting(default=1e-3, above=0, at_most=10**3)
+    dt_max: float = setting(default=1e-1, above=0, at_most=10**3)
     norm: Literal["layer", "rms"] = "layer"
-    norm_epsilon: float = 1e-5
+    norm_epsilon: float = setting(default=1e-5, above=0, at_most=1)
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:

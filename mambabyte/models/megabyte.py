@@ -31,19 +31,21 @@ from mambabyte.models.states import map_tensors
 
 @dataclass
 class MegaByteConfig(ByteLMConfig):
-    patch_size: int = setting(default=4, at_least=1)
-    max_length: int = setting(default=8192, at_least=1)  # positions of bytes the global model knows
-    d_model: int = setting(default=192, at_least=1)
-    n_layer: int = setting(default=2, at_least=1)
-    n_head: int = setting(default=4, at_least=1)
-    d_ff: int | None = setting(default=None, at_least=1)  # 4 * d_model when null
-    local_d_model: int = setting(default=192, at_least=1)
-    local_n_layer: int = setting(default=2, at_least=1)
-    local_n_head: int = setting(default=4, at_least=1)
-    local_d_ff: int | None = setting(default=None, at_least=1)  # 4 * local_d_model when null
-    norm_epsilon: float = 1e-5
-    initializer_std: float = 0.006  # the paper's
-    embedding_std: float = 0.006  # of the embeddings of bytes at the beginning
+    patch_size: int = setting(default=4, at_least=1, at_most=10**6)
+    max_length: int = setting(
+        default=8192, at_least=1, at_most=2**30
+    )  # positions of bytes the global model knows
+    d_model: int = setting(default=192, at_least=1, at_most=10**6)
+    n_layer: int = setting(default=2, at_least=1, at_most=10**4)
+    n_head: int = setting(default=4, at_least=1, at_most=10**5)
+    d_ff: int | None = setting(default=None, at_least=1, at_most=10**7)  # 4 * d_model when null
+    local_d_model: int = setting(default=192, at_least=1, at_most=10**6)
+    local_n_layer: int = setting(default=2, at_least=1, at_most=10**4)
+    local_n_head: int = setting(default=4, at_least=1, at_most=10**5)
+    local_d_ff: int | None = setting(default=None, at_least=1, at_most=10**7)  # 4 * local_d_model when null
+    norm_epsilon: float = setting(default=1e-5, above=0, at_most=1)
+    initializer_std: float = setting(default=0.006, above=0, at_most=10**3)  # the paper's
+    embedding_std: float = setting(default=0.006, above=0, at_most=10**3)  # of the bytes' embeddings
 
     def __post_init__(self) -> None:
         self.require_multiple("d_model", "n_head", 2)

@@ -37,14 +37,14 @@ from mambabyte.models.layers import (
 
 @dataclass
 class PerceiverARConfig(ByteLMConfig):
-    n_latents: int = setting(default=256, at_least=1)
-    d_model: int = setting(default=192, at_least=1)
-    n_layer: int = setting(default=4, at_least=1)  # the cross-attention's is the first of them
-    n_head: int = setting(default=4, at_least=1)
-    d_ff: int | None = setting(default=None, at_least=1)  # 4 * d_model when null
+    n_latents: int = setting(default=256, at_least=1, at_most=2**30)
+    d_model: int = setting(default=192, at_least=1, at_most=10**6)
+    n_layer: int = setting(default=4, at_least=1, at_most=10**4)  # the cross-attention's is the first of them
+    n_head: int = setting(default=4, at_least=1, at_most=10**5)
+    d_ff: int | None = setting(default=None, at_least=1, at_most=10**7)  # 4 * d_model when null
     rotary_fraction: float = setting(default=0.25, above=0, at_most=1)  # of a head's channels
-    rope_base: float = 10_000.0
-    norm_epsilon: float = 1e-5
+    rope_base: float = setting(default=10_000.0, above=0)
+    norm_epsilon: float = setting(default=1e-5, above=0, at_most=1)
 
     def __post_init__(self) -> None:
         self.require_multiple("d_model", "n_head", 2)

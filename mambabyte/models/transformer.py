@@ -18,13 +18,15 @@ from mambabyte.models.layers import Stack, initialise, rotary_factors
 
 @dataclass
 class TransformerConfig(ByteLMConfig):
-    d_model: int = setting(default=192, at_least=1)
-    n_layer: int = setting(default=4, at_least=1)
-    n_head: int = setting(default=4, at_least=1)
-    d_ff: int | None = setting(default=None, at_least=1)  # 4 * d_model when null
-    window: int | None = setting(default=None, at_least=1)  # bytes seen, itself included; null: all
-    rope_base: float = 10_000.0
-    norm_epsilon: float = 1e-5
+    d_model: int = setting(default=192, at_least=1, at_most=10**6)
+    n_layer: int = setting(default=4, at_least=1, at_most=10**4)
+    n_head: int = setting(default=4, at_least=1, at_most=10**5)
+    d_ff: int | None = setting(default=None, at_least=1, at_most=10**7)  # 4 * d_model when null
+    window: int | None = setting(
+        default=None, at_least=1, at_most=2**62
+    )  # bytes seen, itself included; null: all
+    rope_base: float = setting(default=10_000.0, above=0)
+    norm_epsilon: float = setting(default=1e-5, above=0, at_most=1)
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:

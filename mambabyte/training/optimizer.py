@@ -23,9 +23,9 @@ class OptimizerConfig(TargetSettings):
     """
 
     section: ClassVar[str] = "optimizer"
-    learning_rate: float = setting(at_least=0)
-    warmup_steps: int = setting(at_least=0)
-    final_learning_rate_ratio: float = setting(default=0.1, at_least=0)
+    learning_rate: float = setting(above=0, at_most=10**6)
+    warmup_steps: int = setting(at_least=0, at_most=10**9)
+    final_learning_rate_ratio: float = setting(default=0.1, at_least=0, at_most=1)
 
     @classmethod
     def from_settings(cls, values: Any, where: str) -> TargetSettings:
@@ -56,7 +56,7 @@ class AdamWConfig(OptimizerConfig):
     """AdamW (arXiv 1711.05101); weight decay is for matrices only."""
 
     betas: tuple[float, float] = setting(default=(0.9, 0.95), at_least=0, below=1)
-    weight_decay: float = setting(default=0.1, at_least=0)
+    weight_decay: float = setting(default=0.1, at_least=0, at_most=10**6)
 
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         import torch

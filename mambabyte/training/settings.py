@@ -22,13 +22,13 @@ class TrainerSettings(Settings):
     """
 
     section: ClassVar[str] = "trainer"
-    max_steps: int = setting(at_least=1)
-    global_batch_bytes: int = setting(at_least=1)
-    micro_batch_size: int | Literal["auto"] = setting(at_least=1)
+    max_steps: int = setting(at_least=1, at_most=10**9)
+    global_batch_bytes: int = setting(at_least=1, at_most=2**32)
+    micro_batch_size: int | Literal["auto"] = setting(at_least=1, at_most=2**20)
     precision: Literal["fp32", "bf16"] = "fp32"
-    accelerator: str = "auto"
-    devices: int | Literal["auto"] = setting(default=1, at_least=1)
-    num_nodes: int | Literal["auto"] = setting(default=1, at_least=1)
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
+    devices: int | Literal["auto"] = setting(default=1, at_least=1, at_most=10**5)
+    num_nodes: int | Literal["auto"] = setting(default=1, at_least=1, at_most=10**5)
     strategy: Literal["ddp", "fsdp"] = "ddp"
     sharded_checkpoints: bool = False
     activation_checkpointing: bool = False
@@ -78,14 +78,14 @@ class CallbackSettings(Settings):
     """conf/callbacks: what happens between steps, and every how many optimizer steps (0: never)."""
 
     section: ClassVar[str] = "callbacks"
-    log_every: int = setting(default=10, at_least=1)
-    validate_every: int = 100
-    validate_bytes: int = setting(default=131_072, at_least=1)
-    sample_every: int = 500
-    sample_bytes: int = 256
+    log_every: int = setting(default=10, at_least=1, at_most=10**9)
+    validate_every: int = setting(default=100, at_least=0, at_most=10**9)
+    validate_bytes: int = setting(default=131_072, at_least=1, at_most=2**62)
+    sample_every: int = setting(default=500, at_least=0, at_most=10**9)
+    sample_bytes: int = setting(default=256, at_least=0, at_most=10**6)
     sample_prompt: str = ""
-    checkpoint_every: int = 500
-    checkpoints_kept: int = setting(default=2, at_least=1)
+    checkpoint_every: int = setting(default=500, at_least=0, at_most=10**9)
+    checkpoints_kept: int = setting(default=2, at_least=1, at_most=10**9)
     extra: list[dict[str, Any]] = field(default_factory=list)
 
     def build_extra(self) -> list[Any]:
@@ -123,9 +123,9 @@ class BudgetSettings(Settings):
     """conf/budget: what a run should cost; null is no limit."""
 
     section: ClassVar[str] = "budget"
-    parameters: float | None = None
-    training_flops: float | None = None
-    training_seconds: float | None = None
+    parameters: float | None = setting(default=None, at_least=1, at_most=10**13)
+    training_flops: float | None = setting(default=None, above=0)
+    training_seconds: float | None = setting(default=None, above=0, at_most=10**10)
 
     def __post_init__(self) -> None:
         if self.training_flops is not None and self.training_seconds is not None:
@@ -141,8 +141,8 @@ class TrainSettings(CommandSettings):
 
     yaml: ClassVar[str] = "train"
     name: str
-    seed: int
-    context_length: int = setting(at_least=1)
+    seed: int = setting(at_least=0, below=2**32)
+    context_length: int = setting(at_least=1, at_most=2**30)
     run_dir: Path
     dry_run: bool
     json: bool

@@ -123,7 +123,9 @@ class Ranged(Settings):
         ("steps", "some", "trainer.steps must be an integer or auto, not 'some'"),
         ("betas", [0.9, 1], "trainer.betas must be at least 0 and below 1, not (0.9, 1.0)"),
         ("clip", 0, "trainer.clip must be above 0, or null, not 0.0"),
-        ("clip", float("nan"), "trainer.clip must be above 0, or null, not nan"),
+        ("clip", float("nan"), "trainer.clip must be a number or null, not nan"),
+        ("clip", float("inf"), "trainer.clip must be a number or null, not inf"),
+        ("clip", 10**400, f"trainer.clip must be a number or null, not {10**400}"),
         ("stepz", 1, "there is no setting trainer.stepz; did you mean steps?"),
     ],
 )

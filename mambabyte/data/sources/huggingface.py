@@ -40,7 +40,7 @@ class HuggingFaceSource(Settings):
     text_column: str = "text"
     download: bool = False
     split_names: dict[str, str] = field(default_factory=lambda: {split: split for split in SPLITS})
-    retries: int = setting(default=8, at_least=0)
+    retries: int = setting(default=8, at_least=0, at_most=10**4)
 
     def __post_init__(self) -> None:
         if not self.name and not self.path:
