@@ -2,7 +2,9 @@
 
 The library is cached per user under a key of the sources, the compiler and the processor, so it is built once
 per machine (in a few seconds) and never used on another kind of processor. The kernels use no PyTorch
-headers: they get tensors as plain pointers.
+headers: they get tensors as plain pointers. ``vector.h`` shapes them for AVX-512, AVX2 or plain 128-bit
+registers; the environment variable ``MAMBABYTE_ISA`` builds one of the narrower shapes, so that each can be
+tested and measured on a processor that has more.
 """
 
 from __future__ import annotations
@@ -35,6 +37,12 @@ FLAGS = tuple(
     ]
 )
 TUNING = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ())
+# What MAMBABYTE_ISA may name: the compiler's flag, and what the processor must have.
+INSTRUCTION_SETS = {
+    "avx512": ("-march=x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+    "avx2": ("-march=x86-64-v3", {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}),
+    "sse2": ("-march=x86-64", {"sse2"}),
+}
 
 
 class KernelUnavailable(RuntimeError):
@@ -96,7 +104,7 @@ def available() -> tuple[bool, str]:
         library()
     except KernelUnavailable as error:
         return False, str(error)
-    return True, "compiled for this processor"
+    return True, f"compiled for {os.environ.get('MAMBABYTE_ISA', 'this processor')}"
 
 
 def _cached_path(compiler: str) -> Path:
@@ -104,7 +112,7 @@ def _cached_path(compiler: str) -> Path:
     digest = hashlib.sha256()
     for name in (*SOURCES, *HEADERS):
         digest.update((HERE / name).read_bytes())
-    digest.update(repr((FLAGS, TUNING, version, _processor())).encode())
+    digest.update(repr((FLAGS, _tuning(), version, _processor())).encode())
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,9 +135,27 @@ def _processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
+def available_instruction_sets() -> list[str]:
+    """Those of `INSTRUCTION_SETS` that this processor has."""
+    has = set(_processor().split())
+    return [name for name, (_, needed) in INSTRUCTION_SETS.items() if needed <= has]
+
+
+def _tuning() -> tuple[tuple[str, ...], ...]:
+    """The compiler's flags to try: for this very processor, or for what MAMBABYTE_ISA names."""
+    name = os.environ.get("MAMBABYTE_ISA")
+    if name is None:
+        return TUNING
+    if name not in available_instruction_sets():
+        known = ", ".join(available_instruction_sets()) or "none to choose from"
+        raise KernelUnavailable(f"MAMBABYTE_ISA={name} is not what this processor has ({known})")
+    flag = INSTRUCTION_SETS[name][0]
+    return (flag, "-fopenmp"), (flag,)
+
+
 def _compile(compiler: str, path: Path) -> None:
     message = ""
-    for tuning in TUNING:
+    for tuning in _tuning():
         handle, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
         os.close(handle)
         command = [compiler, *FLAGS, *tuning, *(str(HERE / name) for name in SOURCES), "-o", temporary]

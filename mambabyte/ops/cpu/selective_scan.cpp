@@ -15,8 +15,7 @@
 
 namespace mambabyte {
 
-constexpr int kChunk = 32;  // selective_scan/cpu.py allocates the states by this and by kLanes
-constexpr int kTile = 8;
+constexpr int kChunk = 32;
 
 // Row t of batch b of a (B, L, width) tensor: data + batch * batch_stride + t * time_stride, last dimension contiguous.
 template <class T>
@@ -327,6 +326,8 @@ void dispatch(const SelectiveScanArguments& arguments, bool backward) {
 }  // namespace
 
 extern "C" {
+int mambabyte_selective_scan_chunk() { return kChunk; }
+int mambabyte_selective_scan_lanes() { return kLanes; }
 int mambabyte_selective_scan_arguments_size() { return sizeof(SelectiveScanArguments); }
 void mambabyte_selective_scan_forward(const SelectiveScanArguments* a) { dispatch(*a, false); }
 void mambabyte_selective_scan_backward(const SelectiveScanArguments* a) { dispatch(*a, true); }

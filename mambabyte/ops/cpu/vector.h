@@ -1,5 +1,5 @@
-// Vectors of sixteen float lanes in the compiler's portable vector extension: one AVX-512 register, two AVX2 registers
-// or four NEON registers from the same source.
+// Vectors of float lanes in the compiler's portable vector extension, shaped by the instruction set: everything that the
+// kernels' speed owes to the number and the width of the registers stands here.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -10,11 +10,16 @@
 
 namespace mambabyte {
 
-constexpr int kLanes = 16;
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t IntVec __attribute__((vector_size(64)));
-typedef uint32_t UintVec __attribute__((vector_size(64)));
-typedef uint16_t HalfVec __attribute__((vector_size(32)));
+#if defined(__AVX512F__)  // 32 registers of 16 lanes
+constexpr int kLanes = 16, kTile = 8;
+#else  // AVX2: 16 registers of 8 lanes; NEON: 32 of 4, two for each vector
+constexpr int kLanes = 8, kTile = 4;
+#endif
+// kTile: the states of the selective scan that are kept in registers at a time
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
 
 struct BFloat16 {
   uint16_t bits;
@@ -95,17 +100,24 @@ static inline float scalar(BFloat16 x) {
   return value;
 }
 
-// By halves: a chain of four additions instead of fifteen.
+// By halves: a chain of log2(kLanes) additions.
 static inline float sum(Vec v) {
-  typedef float Half __attribute__((vector_size(32)));
   typedef float Quarter __attribute__((vector_size(16)));
-  Half halves[2];
-  std::memcpy(halves, &v, sizeof v);
-  const Half half = halves[0] + halves[1];
-  Quarter quarters[2];
-  std::memcpy(quarters, &half, sizeof half);
-  const Quarter quarter = quarters[0] + quarters[1];
-  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+  Quarter parts[kLanes / 4];
+  std::memcpy(parts, &v, sizeof v);
+  for (int count = kLanes / 8; count > 0; count /= 2)
+    for (int i = 0; i < count; ++i) parts[i] += parts[i + count];
+  return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
+}
+
+// A NaN stays a NaN.
+static inline Vec clamp(Vec x, float low, float high) {
+#if defined(__AVX__) && !defined(__AVX512F__)  // one instruction a side, where the comparison takes two
+  const __m256 raised = _mm256_max_ps(_mm256_set1_ps(low), reinterpret_cast<__m256>(x));
+  return reinterpret_cast<Vec>(_mm256_min_ps(_mm256_set1_ps(high), raised));
+#else
+  return x < low ? splat(low) : (x > high ? splat(high) : x);
+#endif
 }
 
 // x[i] = 2^x[i]: x = n + f with integer n and |f| <= 1/2, a polynomial of degree 5 for 2^f (relative error 1e-7), then
@@ -120,7 +132,7 @@ static inline void exp2_all(Vec* x) {
 #else
   Vec shifted[K];
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
-  for (int i = 0; i < K; ++i) x[i] = x[i] < -126.0f ? splat(-126.0f) : (x[i] > 127.0f ? splat(127.0f) : x[i]);
+  for (int i = 0; i < K; ++i) x[i] = clamp(x[i], -126.0f, 127.0f);
   for (int i = 0; i < K; ++i) shifted[i] = x[i] + magic;
   for (int i = 0; i < K; ++i) n[i] = shifted[i] - magic;
 #endif

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 
 import torch
@@ -18,9 +19,8 @@ from mambabyte.ops.cpu.arguments import (
     kernel_dtype,
     num_threads,
 )
+from mambabyte.ops.cpu.build import kernel
 from mambabyte.ops.selective_scan.reference import ScanInputs
-
-CHUNK, LANES = 32, 16  # kChunk and kLanes of the C++ source
 
 
 class Arguments(ctypes.Structure):
@@ -39,11 +39,23 @@ class Arguments(ctypes.Structure):
     ]
 
 
+@functools.cache
+def _chunk() -> int:
+    """Steps in a chunk."""
+    return kernel("selective_scan_chunk")()
+
+
+@functools.cache
+def _lanes() -> int:
+    """Channels in a block, which depend on the instruction set."""
+    return kernel("selective_scan_lanes")()
+
+
 def _to_blocks(states: Tensor) -> Tensor:
-    """(B, D, N) states in the kernel's layout (B, ceil(D / LANES), N, LANES)."""
+    """(B, D, N) states in the kernel's layout (B, ceil(D / lanes), N, lanes)."""
     batch, channels, width = states.shape
-    padded = torch.nn.functional.pad(states.float(), (0, 0, 0, -channels % LANES))
-    return padded.view(batch, -1, LANES, width).transpose(2, 3)
+    padded = torch.nn.functional.pad(states.float(), (0, 0, 0, -channels % _lanes()))
+    return padded.view(batch, -1, _lanes(), width).transpose(2, 3)
 
 
 def _from_blocks(blocks: Tensor, channels: int) -> Tensor:
@@ -54,7 +66,8 @@ def _from_blocks(blocks: Tensor, channels: int) -> Tensor:
 
 def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     """(B, chunks + 1, blocks, N, lanes): the state at each chunk's start and after the last step."""
-    return (u.shape[0], -(-u.shape[1] // CHUNK) + 1, -(-u.shape[2] // LANES), A.shape[1], LANES)
+    (batch, length, channels), lanes = u.shape, _lanes()
+    return (batch, -(-length // _chunk()) + 1, -(-channels // lanes), A.shape[1], lanes)
 
 
 def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
