@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -39,13 +40,14 @@ class CommandSettings(Settings):
         Raises:
             UserError: an override that cannot be read or obeyed.
         """
-        return cls.from_composed(cls.compose_yaml(overrides)[0])
+        return cls.from_composed(cls.compose_yaml(as_meant(overrides, cls))[0])
 
     @classmethod
     def compose_yaml(
         cls, overrides: Iterable[str], more_folders: Iterable[Path] = ()
     ) -> tuple[Any, dict[str, str]]:
-        """What Hydra composes, not yet checked, and the choice of each group; raises as :meth:`compose`."""
+        """What Hydra composes of overrides in its grammar, not yet checked, and the choice of each group;
+        raises as :meth:`compose`."""
         from hydra import compose, initialize_config_dir
         from hydra.core.global_hydra import GlobalHydra
         from omegaconf import OmegaConf, open_dict
@@ -56,8 +58,7 @@ class CommandSettings(Settings):
         GlobalHydra.instance().hydra = None
         try:
             with initialize_config_dir(str(config_dir()), version_base="1.3"):
-                meant = [as_meant(override) for override in overrides]
-                composed = compose(cls.yaml, [*meant, *added], return_hydra_config=True)
+                composed = compose(cls.yaml, [*overrides, *added], return_hydra_config=True)
         except Exception as fault:
             raise (explain(fault) or fault) from None
         finally:
@@ -75,6 +76,8 @@ class CommandSettings(Settings):
             UserError: an unknown or missing key, a wrong value, or a secret that a run would keep.
         """
         values = plain(composed)
+        if "data" in values and os.environ.get("MAMBABYTE_DATA") == "":
+            raise UserError("the environment variable MAMBABYTE_DATA is empty: unset it, or name a folder")
         refuse_secrets({key: value for key, value in values.items() if key not in cls.not_kept})
         return fill(cls, values)
 

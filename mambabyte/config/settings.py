@@ -50,12 +50,14 @@ class Settings:
 
     Attributes:
         section: the keys above the fields in the configuration, such as "trainer"; named in complaints.
+        text_keys: keys of the section's YAML beside the fields that hold text.
 
     Raises:
         UserError: a value of another type or out of range.
     """
 
     section: ClassVar[str] = ""
+    text_keys: ClassVar[tuple[str, ...]] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -228,8 +230,10 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return int(value)
     elif kind is float and _is_number(value) and abs(value) <= sys.float_info.max:  # nan is not
         return float(value)
-    elif kind in (str, Path) and (isinstance(value, (str, kind)) or _is_number(value)):
-        return kind(str(value))
+    elif kind is Path and value == "":
+        raise UserError(f"{where} must be a path, and is empty")
+    elif kind in (str, Path) and (isinstance(value, (str, kind)) or type(value) is int):
+        return kind(str(value))  # not of 1.10, which would become 1.1
     elif kind in (bool, NoneType) and isinstance(value, kind):
         return value
     elif (origin or kind) not in (int, float, str, bool, Path, NoneType, Literal, list, tuple, dict):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mambabyte.data.sources.documents import DocumentSource
 
 _SOURCES = ("Files", "HeldOut", "HuggingFace", "PG19", "PG19Texts", "StandardLibrary")
+# The short names of conf/data that hold text; the source has their types, but importing it takes a second.
+_TEXTS = ("path", "name", "revision", "configuration", "text_column", "language", "texts", "lists")
 _OURS = {f"mambabyte.data.{name}Source" for name in _SOURCES}
 
 
@@ -30,6 +32,7 @@ class DataSettings(Settings):
     """
 
     section: ClassVar[str] = "data"
+    text_keys: ClassVar[tuple[str, ...]] = _TEXTS
     source: dict[str, Any]
     windows: Literal["random_per_document", "contiguous", "packed"] = "random_per_document"
     streaming: bool = False

@@ -155,6 +155,11 @@ class TrainSettings(CommandSettings):
     optimizer: OptimizerConfig
     model: ByteLMConfig
 
+    def __post_init__(self) -> None:
+        parts = self.name.split("/")
+        if not self.name.isprintable() or any(part.strip() in ("", ".", "..") for part in parts):
+            raise UserError(f"name must name a folder, in letters that can be printed, not {self.name!r}")
+
 
 def _nearest_multiples(value: int, unit: int) -> str:
     below = value // unit * unit
