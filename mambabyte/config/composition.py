@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from mambabyte.config.explanations import explain
 from mambabyte.config.overrides import as_meant
-from mambabyte.config.settings import Settings, fill
+from mambabyte.config.settings import Settings, fill, suggestion
 from mambabyte.errors import UserError
 from mambabyte.runtime.secrets import refuse_secrets
 
@@ -75,11 +77,27 @@ class CommandSettings(Settings):
         Raises:
             UserError: an unknown or missing key, a wrong value, or a secret that a run would keep.
         """
+        _refuse_unread(cls, composed)
         values = plain(composed)
         if "data" in values and os.environ.get("MAMBABYTE_DATA") == "":
             raise UserError("the environment variable MAMBABYTE_DATA is empty: unset it, or name a folder")
         refuse_secrets({key: value for key, value in values.items() if key not in cls.not_kept})
         return fill(cls, values)
+
+
+def _refuse_unread(schema: Any, composed: Any) -> None:
+    """Raise UserError about a short name that nothing reads: no field of its section and no interpolation."""
+    from omegaconf import OmegaConf
+
+    written: Any = OmegaConf.to_container(composed)
+    read = {key.rpartition(".")[2] for key in re.findall(r"\$\{([\w.]+)\}", repr(written))}
+    for name, kind in get_type_hints(schema).items():
+        section = next((each for each in (kind, *get_args(kind)) if getattr(each, "text_keys", ())), None)
+        if section is None or not isinstance(written.get(name), dict):
+            continue
+        known = {*(field.name for field in fields(section)), *read & written[name].keys()}
+        for key in written[name].keys() - known:
+            raise UserError(f"there is no setting {name}.{key}{suggestion(key, known)}")
 
 
 def plain(composed: Any) -> dict[str, Any]:
