@@ -263,7 +263,7 @@ def _described(kind: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_described(choice) for choice in inner)
     if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
+        return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0]).lower()
     if origin is tuple and inner[-1] is not Ellipsis:
         return f"a list of {len(inner)} values"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path"}

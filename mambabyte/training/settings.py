@@ -110,12 +110,19 @@ class CallbackSettings(Settings):
 
 @dataclass
 class LoggerSettings(Settings):
-    """conf/logger: where metrics go besides metrics.csv."""
+    """conf/logger: where metrics go, which is metrics.csv in any case. ``logger=[wandb,tensorboard]`` merges
+    two of its files."""
 
     section: ClassVar[str] = "logger"
-    service: Literal["csv", "wandb", "tensorboard"] = "csv"
-    project: str = "mambabyte"
+    csv: Literal[True] = True
+    wandb: bool = False
+    tensorboard: bool = False
+    project: str | None = None
     entity: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.wandb and (self.project or self.entity):
+            raise UserError("logger.project and logger.entity are of logger=wandb, which is not chosen")
 
 
 @dataclass
