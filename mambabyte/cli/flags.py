@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, NoReturn
 
 from mambabyte.commands import Command, Flag
@@ -14,6 +16,7 @@ from mambabyte.config.settings import fill
 from mambabyte.errors import UserError
 
 HYDRA_FLAGS = ("help", "cfg", "resolve", "package", "multirun", "config_dir", "info", "shell_completion")
+_SWEEPING = ("launcher=", "+launcher=", "hydra.mode=")
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,11 +71,12 @@ def command_parser(name: str, command: Command) -> Parser:
 def hydra_arguments(name: str, command: Command, argv: list[str]) -> tuple[list[str], list[str]]:
     """The overrides and the flags for Hydra, in whatever order they were typed."""
     parser = command_parser(name, command)
-    options = parser.parse_intermixed_args(argv)
-    overrides = [as_meant(word) for word in options.words]
-    if command.words is not None:
-        key = command.words.key
-        overrides = [each if "=" in each else f"{key}={quoted(each)}" for each in overrides]
+    end = argv.index("--") if "--" in argv else len(argv)
+    options = parser.parse_intermixed_args(argv[:end])
+    overrides, words = _overrides_and_words(name, command, options.words, argv[end + 1 :])
+    sweeping = options.multirun or any(each.startswith(_SWEEPING) for each in overrides)
+    overrides = as_meant(overrides, command.settings, sweeping)
+    overrides += [f"{command.words.key}={quoted(word)}" for word in words if command.words]
     for key, value in _given(command, options, quoted).items():
         if isinstance(value, list):  # flags add to a list that is typed out
             typed = [each for each in overrides if re.fullmatch(rf"{key}=\[.*\]", each)]
@@ -87,6 +91,28 @@ def hydra_arguments(name: str, command: Command, argv: list[str]) -> tuple[list[
             word = f"--{flag.replace('_', '-')}"
             flags.append(word if value is True else f"{word}={value}")
     return overrides, flags
+
+
+def _overrides_and_words(
+    name: str, command: Command, typed: list[str], after_dashes: list[str]
+) -> tuple[list[str], list[str]]:
+    """The typed words that are overrides, and those that stand for themselves: what follows ``--``, what has
+    no "=", and a file whose name has one."""
+    if command.words is None:
+        if after_dashes:
+            raise UserError(f"mambabyte {name} takes no words after --; write key=value")
+        return typed, []
+    words = [each for each in typed if "=" not in each or _is_file(each, command.settings)]
+    overrides = [each for each in typed if each not in words]
+    words += after_dashes
+    if len(words) > 1:
+        raise UserError(f"mambabyte {name} takes one {command.words.metavar}, not {len(words)}: {words}")
+    return overrides, words
+
+
+def _is_file(word: str, schema: Any) -> bool:
+    key = re.split(r"[.@=]", word.lstrip("+~"))[0]
+    return key not in {"hydra", *(field.name for field in fields(schema))} and os.path.isfile(word)
 
 
 def settings_from_flags(command: Command, options: argparse.Namespace) -> Any:
@@ -120,6 +146,6 @@ def _given(command: Command, options: argparse.Namespace, quote: Callable[[str],
             values[flag.argument or flag.key] = found if flag.metavar == "N" else quote(found)
         if isinstance(flag.value, list):
             values.setdefault(flag.key, []).extend(flag.value)
-        elif flag.metavar is None:
+        elif flag.metavar is None or flag.value is not True:
             values[flag.key] = flag.value
     return values

@@ -16,7 +16,8 @@ NAMES = (
 class Flag(NamedTuple):
     """A flag that sets a setting.
 
-    value: what it sets the setting ``key`` to; the items of lists are collected from all flags given.
+    value: what it sets the setting ``key`` to; the items of lists are collected from all flags given. True
+        beside a ``metavar`` sets nothing.
     metavar: the name of its argument, if it takes one, which the setting ``argument`` gets, or else ``key``.
     """
 
@@ -54,6 +55,11 @@ class Command:
 
 
 CKPT = Flag("--ckpt", "a run, a checkpoint or an export", "ckpt", metavar="PATH")
+DATA = Flag(
+    *("--data", "your own files: a file, a folder or a glob", "data", "files"),
+    metavar="PATH",
+    argument="data.path",
+)
 JSON = Flag("--json", "print one JSON object", "json")
 
 

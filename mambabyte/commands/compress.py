@@ -19,9 +19,9 @@ class CompressSettings(CommandSettings):
     """conf/compress.yaml"""
 
     yaml: ClassVar[str] = "compress"
-    ckpt: str
-    file: str
-    output: str | None
+    ckpt: Path
+    file: Path
+    output: Path | None
     lanes: int | None = setting(at_least=1, below=2**16)
     threads: int = setting(at_least=1, at_most=1024)
     device: str

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from mambabyte.commands import JSON, Command
+from mambabyte.commands import DATA, JSON, Command
 from mambabyte.config.composition import CommandSettings
 from mambabyte.config.settings import setting
 from mambabyte.data.settings import DataSettings
@@ -116,5 +116,5 @@ COMMAND = Command(
     "describe a corpus: lengths, byte values, UTF-8: mambabyte data inspect data=stdlib",
     DataInspectSettings,
     run,
-    flags=(JSON,),
+    flags=(DATA, JSON),
 )

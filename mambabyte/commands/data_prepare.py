@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mambabyte.commands import JSON, Command
+from mambabyte.commands import DATA, JSON, Command
 from mambabyte.config.composition import CommandSettings
 from mambabyte.data.settings import DataSettings
 
@@ -47,5 +47,5 @@ COMMAND = Command(
     "write a corpus as training reads it: mambabyte data prepare data=pg19",
     DataPrepareSettings,
     run,
-    flags=(JSON,),
+    flags=(DATA, JSON),
 )

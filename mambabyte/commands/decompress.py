@@ -17,9 +17,9 @@ class DecompressSettings(CommandSettings):
     """conf/decompress.yaml"""
 
     yaml: ClassVar[str] = "decompress"
-    ckpt: str
-    file: str
-    output: str | None
+    ckpt: Path
+    file: Path
+    output: Path | None
     device: str
 
 

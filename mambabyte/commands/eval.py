@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from mambabyte.commands import CKPT, JSON, Command, Flag
+from mambabyte.commands import CKPT, DATA, JSON, Command, Flag
 from mambabyte.config.composition import CommandSettings
 from mambabyte.config.settings import setting
 from mambabyte.data.settings import DataSettings
@@ -24,7 +24,7 @@ class EvalSettings(CommandSettings):
     """conf/eval.yaml"""
 
     yaml: ClassVar[str] = "eval"
-    ckpt: str
+    ckpt: Path
     split: Literal["train", "validation", "test"]
     protocol: Literal["disjoint", "sliding", "stateful"]
     context_length: int | None = setting(at_least=1, at_most=2**30)
@@ -139,6 +139,7 @@ COMMAND = Command(
     run,
     flags=(
         CKPT,
+        DATA,
         _metric("--bpb", "bpb", "measure bits per byte"),
         _metric("--word-perplexity", "word_perplexity", "and the perplexity of words that follows from it"),
         _metric("--compressors", "compressors", "and what gzip, bzip2, xz, zstd and brotli need"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from mambabyte.commands import CKPT, Command
@@ -15,8 +16,8 @@ class ExportSettings(CommandSettings):
     """conf/export.yaml"""
 
     yaml: ClassVar[str] = "export"
-    ckpt: str
-    out: str
+    ckpt: Path
+    out: Path
 
 
 def run(settings: ExportSettings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import ClassVar
 
 from mambabyte.commands import CKPT, Command, Flag
@@ -17,7 +18,7 @@ class GenerateSettings(CommandSettings):
 
     yaml: ClassVar[str] = "generate"
     not_kept: ClassVar[tuple[str, ...]] = ("prompt",)
-    ckpt: str
+    ckpt: Path
     prompt: str
     bytes: int = setting(at_least=1, at_most=2**62)
     temperature: float = setting(at_least=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from mambabyte.commands import JSON, Command, Flag
+from mambabyte.commands import DATA, JSON, Command, Flag
 from mambabyte.training.settings import TrainSettings
 
 
@@ -27,5 +27,5 @@ COMMAND = Command(
     "train a model: mambabyte train experiment=quickstart",
     TrainSettings,
     run,
-    flags=(Flag("--dry-run", "only say what the run will take", "dry_run"), JSON),
+    flags=(DATA, Flag("--dry-run", "only say what the run will take", "dry_run"), JSON),
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from mambabyte.config.explanations import explain
 from mambabyte.config.overrides import as_meant
-from mambabyte.config.settings import Settings, fill
+from mambabyte.config.settings import Settings, fill, suggestion
 from mambabyte.errors import UserError
 from mambabyte.runtime.secrets import refuse_secrets
 
@@ -39,13 +42,14 @@ class CommandSettings(Settings):
         Raises:
             UserError: an override that cannot be read or obeyed.
         """
-        return cls.from_composed(cls.compose_yaml(overrides)[0])
+        return cls.from_composed(cls.compose_yaml(as_meant(overrides, cls))[0])
 
     @classmethod
     def compose_yaml(
         cls, overrides: Iterable[str], more_folders: Iterable[Path] = ()
     ) -> tuple[Any, dict[str, str]]:
-        """What Hydra composes, not yet checked, and the choice of each group; raises as :meth:`compose`."""
+        """What Hydra composes of overrides in its grammar, not yet checked, and the choice of each group;
+        raises as :meth:`compose`."""
         from hydra import compose, initialize_config_dir
         from hydra.core.global_hydra import GlobalHydra
         from omegaconf import OmegaConf, open_dict
@@ -56,8 +60,7 @@ class CommandSettings(Settings):
         GlobalHydra.instance().hydra = None
         try:
             with initialize_config_dir(str(config_dir()), version_base="1.3"):
-                meant = [as_meant(override) for override in overrides]
-                composed = compose(cls.yaml, [*meant, *added], return_hydra_config=True)
+                composed = compose(cls.yaml, [*overrides, *added], return_hydra_config=True)
         except Exception as fault:
             raise (explain(fault) or fault) from None
         finally:
@@ -74,9 +77,27 @@ class CommandSettings(Settings):
         Raises:
             UserError: an unknown or missing key, a wrong value, or a secret that a run would keep.
         """
+        _refuse_unread(cls, composed)
         values = plain(composed)
+        if "data" in values and os.environ.get("MAMBABYTE_DATA") == "":
+            raise UserError("the environment variable MAMBABYTE_DATA is empty: unset it, or name a folder")
         refuse_secrets({key: value for key, value in values.items() if key not in cls.not_kept})
         return fill(cls, values)
+
+
+def _refuse_unread(schema: Any, composed: Any) -> None:
+    """Raise UserError about a short name that nothing reads: no field of its section and no interpolation."""
+    from omegaconf import OmegaConf
+
+    written: Any = OmegaConf.to_container(composed)
+    read = {key.rpartition(".")[2] for key in re.findall(r"\$\{([\w.]+)\}", repr(written))}
+    for name, kind in get_type_hints(schema).items():
+        section = next((each for each in (kind, *get_args(kind)) if getattr(each, "text_keys", ())), None)
+        if section is None or not isinstance(written.get(name), dict):
+            continue
+        known = {*(field.name for field in fields(section)), *read & written[name].keys()}
+        for key in written[name].keys() - known:
+            raise UserError(f"there is no setting {name}.{key}{suggestion(key, known)}")
 
 
 def plain(composed: Any) -> dict[str, Any]:

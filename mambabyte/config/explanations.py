@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 import traceback
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from mambabyte.config.overrides import quoted
 from mambabyte.config.settings import suggestion
 from mambabyte.errors import UserError
 
@@ -61,7 +63,7 @@ def _misread_override(override: str) -> UserError:
     if "=" not in override:
         return UserError(f"cannot read '{override}'; write key=value")
     key, _, value = override.partition("=")
-    whole = f"\"{key}='{value}'\""
+    whole = shlex.quote(f"{key}={quoted(value)}")
     return UserError(f"cannot read '{override}'; quote the value, and for the shell the whole: {whole}")
 
 
@@ -92,7 +94,8 @@ def _refused_override(message: str, cause: BaseException | None) -> UserError:
     if ambiguous:
         key, value = ambiguous.groups()
         return UserError(
-            f"{key}={value} holds a comma; write {key}=[{value}] for a list, \"{key}='{value}'\" for text, "
+            f"{key}={value} holds a comma; write {shlex.quote(f'{key}=[{value}]')} for a list, "
+            f"{shlex.quote(f'{key}={quoted(value)}')} for text, "
             "or add -m to run one job for each"
         )
     parts = [_first_line(message), _first_line(str(cause)) if cause else ""]

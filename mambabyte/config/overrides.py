@@ -1,19 +1,106 @@
 """Overrides as people type them, in Hydra's grammar."""
 
+from __future__ import annotations
+
 import os
 import re
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+from mambabyte.errors import UserError
+
+_PROMPTS = ("prompt", "callbacks.sample_prompt")  # for the model: no path, no quotation, no interpolation
+_ONE_CHOICE = ("model", "data", "optimizer")  # Hydra would merge several into one that nobody has described
 
 
-def as_meant(override: str) -> str:
-    """Rewrite an override that Hydra's grammar would reject or alter."""
-    key, _, value = override.partition("=")
+class Text(NamedTuple):
+    """A setting that holds text or a path, and what else it may hold."""
+
+    null: bool
+    list: bool
+
+
+def text_settings(schema: Any, above: str = "") -> dict[str, Text]:
+    """The settings of a dataclass that hold text, by their keys."""
+    found = {f"{above}{key}": Text(null=True, list=key == "path") for key in getattr(schema, "text_keys", ())}
+    kinds = get_type_hints(schema)
+    for field in fields(schema):
+        kind = kinds[field.name]
+        choices = get_args(kind) or (kind,)
+        if {str, Path} & {*choices}:
+            found[above + field.name] = Text(
+                NoneType in choices, any(get_origin(each) is list for each in choices)
+            )
+        for choice in filter(is_dataclass, choices):
+            found |= text_settings(choice, f"{above}{field.name}.")
+    return found
+
+
+def as_meant(overrides: Iterable[str], schema: Any, sweeping: bool = False) -> list[str]:
+    """The overrides in Hydra's grammar. It reads 1.10 as a number, a comma as a sweep and quotes as syntax,
+    but a setting that holds text gets the text that was typed.
+
+    Hydra's own quotation ('...' around the whole) and interpolations still mean what they do in Hydra.
+
+    Args:
+        schema: the command's settings.
+        sweeping: whether a comma separates the values of a sweep.
+
+    Raises:
+        UserError: several choices for a group that takes one.
+    """
+    texts = text_settings(schema)
+    return [_as_meant(override, texts, sweeping) for override in overrides]
+
+
+def _as_meant(override: str, texts: dict[str, Text], sweeping: bool) -> str:
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+")
+    if name in _PROMPTS and equals:
+        return f"{key}={quoted(value)}"
     if key == "+experiment":  # the defaults list names this group, so that it cannot be added
         return f"experiment={value}"
-    if value == "~" or value.startswith("~/"):
-        return f"{key}={quoted(os.path.expanduser(value))}"
-    if key == "prompt" and not re.fullmatch(r"'.*'|\".*\"", value, re.DOTALL):
-        return f"{key}={quoted(value)}"  # Hydra would cut the spaces off its ends
-    return override
+    if name in _ONE_CHOICE and value.startswith("["):
+        raise UserError(f"{name} takes one choice, not {value}; add -m to run one job for each: {name}=a,b")
+    if name in texts and equals:
+        return f"{key}={_as_text(value, texts[name], sweeping)}"
+    return f"{key}={quoted(os.path.expanduser(value))}" if _below_home(value) else override
+
+
+def _as_text(value: str, kind: Text, sweeping: bool) -> str:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import QuotedString
+    from hydra.errors import HydraException
+
+    def each(values: str) -> str:
+        return ",".join(_as_text(part.strip(), kind, False) for part in values.split(","))
+
+    plain = r"[^\[\](){}'\"\\]*"
+    if sweeping and "," in value and re.fullmatch(plain, value):
+        return each(value)
+    if kind.list and re.fullmatch(rf"\[{plain}\]", value):
+        return f"[{each(value[1:-1])}]"
+    if _below_home(value):
+        return quoted(os.path.expanduser(value))
+    try:
+        override = OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:
+        return quoted(value)
+    read = override.value()
+    hydras = (
+        isinstance(override._value, QuotedString)
+        or (read is None and kind.null)
+        or (isinstance(read, list) and kind.list)
+        or (override.is_sweep_override() and sweeping)
+    )
+    return value if hydras or read == value else quoted(value)
+
+
+def _below_home(value: str) -> bool:
+    return value == "~" or value.startswith("~/")
 
 
 def quoted(text: str) -> str:

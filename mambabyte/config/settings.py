@@ -29,15 +29,19 @@ def setting(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    key: str | None = None,
 ) -> Any:
     """A field whose numbers must lie in a range. Null and text, where the type allows them, always pass.
 
     The upper bounds of sizes and counts lie far beyond all that is real: a number beyond them is a slip, and
     what would loop or allocate for it must not begin.
+
+    Args:
+        key: the setting's key below the section, where it is not the field's name; named in complaints.
     """
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     given = {name: bound for name, bound in bounds.items() if bound is not None}
-    return dataclasses.field(default=default, metadata={"bounds": given})
+    return dataclasses.field(default=default, metadata={"bounds": given, "key": key})
 
 
 class Settings:
@@ -50,12 +54,14 @@ class Settings:
 
     Attributes:
         section: the keys above the fields in the configuration, such as "trainer"; named in complaints.
+        text_keys: keys of the section's YAML beside the fields that hold text.
 
     Raises:
         UserError: a value of another type or out of range.
     """
 
     section: ClassVar[str] = ""
+    text_keys: ClassVar[tuple[str, ...]] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -87,7 +93,7 @@ class TargetSettings(Settings):
         found = find_class(target, f"{where}._target_")
         if not (issubclass(found, cls) and is_dataclass(found)):
             raise UserError(f"{where}._target_={target} is not a dataclass derived from {cls.__name__}")
-        return fill(found, values, where)
+        return fill(found, without_target(values), where)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain YAML values, with the ``_target_`` that names this class."""
@@ -122,7 +128,7 @@ def fill(schema: type[T], values: Any, where: str | None = None) -> T:
     """The dataclass ``schema`` made from plain ``values``; absent keys take the field's default.
 
     Args:
-        values: a mapping, as YAML gives it. Its ``_target_``, if any, is left to the caller.
+        values: a mapping, as YAML gives it.
         where: the keys above the fields; the schema's ``section`` by default.
 
     Raises:
@@ -137,7 +143,7 @@ def fill(schema: type[T], values: Any, where: str | None = None) -> T:
         )
     known = {field.name: field for field in fields(schema)}  # type: ignore[arg-type]
     for key in values:
-        if key not in known and key != "_target_":
+        if key not in known:
             raise UserError(f"there is no setting {_join(where, key)}{suggestion(key, known)}")
     for key, field in known.items():
         if key not in values and field.default is MISSING and field.default_factory is MISSING:
@@ -145,6 +151,11 @@ def fill(schema: type[T], values: Any, where: str | None = None) -> T:
     return schema(
         **{key: _checked(values[key], schema, field, where) for key, field in known.items() if key in values}
     )
+
+
+def without_target(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a section that names its class."""
+    return {key: value for key, value in values.items() if key != "_target_"}
 
 
 def to_plain(value: Any) -> Any:
@@ -181,7 +192,7 @@ def _types(schema: type) -> dict[str, Any]:
 
 
 def _checked(value: Any, schema: type, field: dataclasses.Field, where: str) -> Any:
-    where = _join(where, field.name)
+    where = _join(where, field.metadata.get("key") or field.name)
     value = _convert(value, _types(schema)[field.name], where)
     numbers = value if isinstance(value, (list, tuple)) else [value]
     bounds = field.metadata.get("bounds", {})
@@ -228,8 +239,10 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return int(value)
     elif kind is float and _is_number(value) and abs(value) <= sys.float_info.max:  # nan is not
         return float(value)
-    elif kind in (str, Path) and (isinstance(value, (str, kind)) or _is_number(value)):
-        return kind(str(value))
+    elif kind is Path and value == "":
+        raise UserError(f"{where} must be a path, and is empty")
+    elif kind in (str, Path) and (isinstance(value, (str, kind)) or type(value) is int):
+        return kind(str(value))  # not of 1.10, which would become 1.1
     elif kind in (bool, NoneType) and isinstance(value, kind):
         return value
     elif (origin or kind) not in (int, float, str, bool, Path, NoneType, Literal, list, tuple, dict):
@@ -250,7 +263,7 @@ def _described(kind: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_described(choice) for choice in inner)
     if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
+        return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0]).lower()
     if origin is tuple and inner[-1] is not Ellipsis:
         return f"a list of {len(inner)} values"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mambabyte.config.composition import instantiate
-from mambabyte.config.settings import Settings, fill, setting
+from mambabyte.config.settings import Settings, fill, setting, suggestion, without_target
 from mambabyte.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mambabyte.data.sources.documents import DocumentSource
 
 _SOURCES = ("Files", "HeldOut", "HuggingFace", "PG19", "PG19Texts", "StandardLibrary")
+# The short names of conf/data that hold text; the source has their types, but importing it takes a second.
+_TEXTS = ("path", "name", "revision", "configuration", "text_column", "language", "texts", "lists")
 _OURS = {f"mambabyte.data.{name}Source" for name in _SOURCES}
 
 
@@ -30,6 +32,7 @@ class DataSettings(Settings):
     """
 
     section: ClassVar[str] = "data"
+    text_keys: ClassVar[tuple[str, ...]] = _TEXTS
     source: dict[str, Any]
     windows: Literal["random_per_document", "contiguous", "packed"] = "random_per_document"
     streaming: bool = False
@@ -94,8 +97,13 @@ def source_from_config(description: Mapping[str, Any], only_ours: bool = False) 
             checkpoint, since ``_target_`` can name any callable.
     """
     target = description.get("_target_") if isinstance(description, Mapping) else None
-    if target in _OURS:
-        return fill(getattr(import_module("mambabyte.data"), str(target).rpartition(".")[2]), description)
+    if isinstance(target, str) and target in _OURS:
+        schema = getattr(import_module("mambabyte.data"), target.rpartition(".")[2])
+        values = without_target(description)
+        known = {field.name for field in fields(schema)}
+        for key in values.keys() - known:
+            raise UserError(f"there is no setting data.source.{key}{suggestion(key, known)}")
+        return fill(schema, values)
     if only_ours:
         raise UserError(
             f"this config's data source {target} is not one of mambabyte's own and was not run; choose one "
@@ -105,4 +113,5 @@ def source_from_config(description: Mapping[str, Any], only_ours: bool = False) 
 
 
 def _is_ours(source: Any) -> bool:
-    return isinstance(source, Mapping) and source.get("_target_") in _OURS
+    target = source.get("_target_") if isinstance(source, Mapping) else None
+    return isinstance(target, str) and target in _OURS

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mambabyte.config.settings import fill
+from mambabyte.config.settings import fill, without_target
 from mambabyte.errors import UserError
 from mambabyte.models.hyperparameters import ByteLMConfig
 
@@ -49,4 +49,4 @@ def config_from_dict(description: Mapping[str, Any]) -> ByteLMConfig:
             f"this checkpoint describes a model {target!r}, which this version of mambabyte does not have; "
             "one of your own is read by mambabyte.load(path, config=YourConfig(...))"
         )
-    return fill(__getattr__(name), description)
+    return fill(__getattr__(name), without_target(description))

@@ -13,8 +13,8 @@ from mambabyte.runtime.credentials import has_wandb_credentials
 from mambabyte.training.settings import TrainSettings
 
 
-def build_logger(settings: TrainSettings, config: dict[str, Any]) -> Logger | None:
-    """The logger of a run; None for ``csv``, since metrics.csv is always written.
+def build_loggers(settings: TrainSettings, config: dict[str, Any]) -> list[Logger]:
+    """The loggers of a run: none for ``csv``, since metrics.csv is always written.
 
     Args:
         config: the configuration that wandb shows with the run.
@@ -22,17 +22,18 @@ def build_logger(settings: TrainSettings, config: dict[str, Any]) -> Logger | No
     Raises:
         UserError: the service's package is not installed, or the service refuses the run.
     """
-    service = settings.logger.service
-    try:
-        if service == "wandb":
-            return _wandb(settings, config)
-        if service == "tensorboard":
-            return TensorBoardLogger(str(settings.run_dir), name="tensorboard", version="")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"logger={service} needs a package that is not installed: pip install {service}"
-        ) from error
-    return None
+    loggers: list[Logger] = []
+    for service in ("tensorboard", "wandb"):
+        try:
+            if service == "tensorboard" and settings.logger.tensorboard:
+                loggers.append(TensorBoardLogger(str(settings.run_dir), name=service, version=""))
+            elif service == "wandb" and settings.logger.wandb:
+                loggers.append(_wandb(settings, config))
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"logger={service} needs a package that is not installed: pip install {service}"
+            ) from error
+    return loggers
 
 
 def _wandb(settings: TrainSettings, config: dict[str, Any]) -> WandbLogger:

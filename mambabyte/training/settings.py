@@ -110,12 +110,19 @@ class CallbackSettings(Settings):
 
 @dataclass
 class LoggerSettings(Settings):
-    """conf/logger: where metrics go besides metrics.csv."""
+    """conf/logger: where metrics go, which is metrics.csv in any case. ``logger=[wandb,tensorboard]`` merges
+    two of its files."""
 
     section: ClassVar[str] = "logger"
-    service: Literal["csv", "wandb", "tensorboard"] = "csv"
-    project: str = "mambabyte"
+    csv: Literal[True] = True
+    wandb: bool = False
+    tensorboard: bool = False
+    project: str | None = None
     entity: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.wandb and (self.project or self.entity):
+            raise UserError("logger.project and logger.entity are of logger=wandb, which is not chosen")
 
 
 @dataclass
@@ -154,6 +161,11 @@ class TrainSettings(CommandSettings):
     # last, so that mistakes elsewhere are found before these classes import torch
     optimizer: OptimizerConfig
     model: ByteLMConfig
+
+    def __post_init__(self) -> None:
+        parts = self.name.split("/")
+        if not self.name.isprintable() or any(part.strip() in ("", ".", "..") for part in parts):
+            raise UserError(f"name must name a folder, in letters that can be printed, not {self.name!r}")
 
 
 def _nearest_multiples(value: int, unit: int) -> str:

@@ -15,7 +15,7 @@ from mambabyte.runs.run_directory import explaining_full_disk, lock_run_director
 from mambabyte.runs.summary import read_summary
 from mambabyte.training.distributed.launching import lost_rank
 from mambabyte.training.final_evaluation import summarize
-from mambabyte.training.loggers import build_logger
+from mambabyte.training.loggers import build_loggers
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.planning.memory_estimate import MemoryBudget
 from mambabyte.training.planning.plan import Plan, plan
@@ -59,8 +59,8 @@ def _fit(run: Plan) -> int:
     callbacks, preemption = build_callbacks(settings, run.data.validation_corpus())
     seed_everything(settings.seed, workers=True, verbose=False)
     module = ByteLMModule(settings, run.config, SpikePolicy(settings))
-    logger = build_logger(settings, run.config) if run.main_process else None
-    trainer = build_trainer(settings, callbacks, logger)
+    loggers = build_loggers(settings, run.config) if run.main_process else []
+    trainer = build_trainer(settings, callbacks, loggers)
     if run.main_process:
         _announce(settings, module, trainer)
     try:

@@ -24,7 +24,7 @@ from mambabyte.training.distributed.strategies import DataParallel, ShardedDataP
 from mambabyte.training.settings import TrainSettings
 
 
-def build_trainer(settings: TrainSettings, callbacks: list[Callback], logger: Logger | None) -> Trainer:
+def build_trainer(settings: TrainSettings, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
     """The trainer of a run.
 
     Raises:
@@ -61,7 +61,7 @@ def build_trainer(settings: TrainSettings, callbacks: list[Callback], logger: Lo
             enable_model_summary=False,
             enable_checkpointing=False,
             use_distributed_sampler=False,
-            logger=logger or False,
+            logger=loggers or False,
             callbacks=callbacks,
             plugins=plugins,
             default_root_dir=settings.run_dir,

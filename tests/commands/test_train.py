@@ -293,7 +293,7 @@ def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(start, monkeyp
         ("trainer.micro_batch_size=3", r"nearest that are: 192 or 288"),
         ("trainer.max_steps=abc", r"trainer\.max_steps must be an integer"),
         ("trainer.precision=fp8", r"fp32, bf16"),
-        ("logger.service=mlflow", r"csv, wandb, tensorboard"),
+        ("logger=mlflow", r"csv, tensorboard, wandb"),
         ("trainer.accelerator=gpu", r"trainer\.accelerator=gpu"),
         ("model.d_model=large", r"d_model"),
         ("data.windows=shuffled", r"windows"),

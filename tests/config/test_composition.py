@@ -36,7 +36,7 @@ def test_the_settings_of_a_command_are_those_of_its_yaml(command):
     device = "cpu" if "compress" in command else "auto"  # the same kind for both, whatever the machine has
     value = {"device": device, "name": "default", "json": False, "out": "b"}
     key = next(key for key in value if hasattr(settings, key))
-    assert getattr(settings, key) == value[key]
+    assert str(getattr(settings, key)) == str(value[key])
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,28 @@ def test_an_experiment_composes_under_a_name_of_its_own(name):
 
 def test_the_quickstart_is_among_the_experiments():
     assert "quickstart" in EXPERIMENTS
+
+
+@pytest.mark.parametrize(
+    ("added", "key"),
+    [
+        *((f"+{key}=1", key) for key in ("ckpt", "nonsense", "_target_", "data.weights", "data._target_")),
+        *((f"+{key}=1", key) for key in ("trainer._target_", "callbacks.x", "logger._target_", "budget.x")),
+        *((f"+{key}=1", key) for key in ("optimizer.momentum", "model.width", "data.text_colum")),
+    ],
+)
+def test_only_what_the_program_reads_may_stand_in_a_configuration(added, key):
+    with pytest.raises(UserError, match=f"there is no setting {re.escape(key)}(;|$)"):
+        TrainSettings.compose("data=files", added)
+
+
+def test_a_source_has_only_its_own_settings_and_they_are_named_by_their_keys():
+    for given, sentence in [
+        ("+data.source.weights=1", "there is no setting data.source.weights"),
+        ("data.source.download=3", "data.source.download must be true or false"),
+        ("data.source.split_names=3", "data.source.split_names must be"),
+        ("data.retries=-1", "data.retries must be at least 0"),
+        ("data.source._target_=[a]", "data.source needs a _target_"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            TrainSettings.compose("data=hf", "data.name=a/b", given).data.build_source()

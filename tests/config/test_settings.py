@@ -61,7 +61,6 @@ def filled(given: dict[str, Any]) -> Schema:
         ({"ends": [1, 2, 3]}, {"ends": (1, 2, 3)}),
         ({"weights": {"a": 1}}, {"weights": {"a": 1.0}}),
         ({"mixture": {"width": 2}}, {"mixture": Inner(2)}),
-        ({"_target_": "somewhere.Schema"}, {}),
     ],
 )
 def test_values_are_converted(given, expected):
@@ -94,6 +93,7 @@ def test_values_are_converted(given, expected):
         ({"mixture": {"width": "x"}}, "trainer.mixture.width must be an integer, not 'x'"),
         ({"weights": {"a": "x"}}, "trainer.weights.a must be a number, not 'x'"),
         ({"stepz": 3}, "there is no setting trainer.stepz; did you mean steps?"),
+        ({"inner": {"_target_": "a.B"}}, "there is no setting trainer.inner._target_; choose from width"),
         ({"rate": "${nowhere}"}, "Interpolation key 'nowhere' not found (at trainer.rate)"),
     ],
 )

@@ -1,9 +1,11 @@
 """The typed configuration and its arithmetic."""
 
+from dataclasses import replace
+
 import pytest
 
 from mambabyte.errors import UserError
-from mambabyte.training.settings import CallbackSettings, TrainerSettings
+from mambabyte.training.settings import CallbackSettings, TrainerSettings, TrainSettings
 
 
 def trainer(**settings) -> TrainerSettings:
@@ -34,3 +36,18 @@ def test_values_out_of_range_are_user_errors(settings: dict) -> None:
 def test_an_interval_of_no_steps_is_a_user_error() -> None:
     with pytest.raises(UserError):
         CallbackSettings(log_every=0)
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "a/../..", "a//b", "\x1b[31mred", "a\nb", "a\udcff"])
+def test_a_name_that_names_no_folder_is_refused(name) -> None:
+    settings = TrainSettings.compose()
+    with pytest.raises(UserError, match="name must name a folder"):
+        replace(settings, name=name)
+
+
+def test_data_by_text_that_looks_like_numbers() -> None:
+    composed = TrainSettings.compose("data=files", "data.path=[2024_01_15,b c]", "data.folder=1.10")
+    assert composed.data.source["path"] == ["2024_01_15", "b c"]
+    assert str(composed.data.folder) == "1.10"
+    composed = TrainSettings.compose("data=hf", "data.name=a/b", "data.revision=1234e5", "data.path=null")
+    assert (composed.data.source["revision"], composed.data.source["path"]) == ("1234e5", None)

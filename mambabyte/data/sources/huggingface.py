@@ -38,8 +38,10 @@ class HuggingFaceSource(Settings):
     revision: str | None = None
     configuration: str | None = None
     text_column: str = "text"
-    download: bool = False
-    split_names: dict[str, str] = field(default_factory=lambda: {split: split for split in SPLITS})
+    download: bool = setting(default=False, key="source.download")
+    split_names: dict[str, str] = field(
+        default_factory=lambda: {split: split for split in SPLITS}, metadata={"key": "source.split_names"}
+    )
     retries: int = setting(default=8, at_least=0, at_most=10**4)
 
     def __post_init__(self) -> None:

@@ -87,9 +87,9 @@ class Metrics(StepCallback):
             row["model_flops_utilization"] = speed * self._seconds_per_byte
             append_metrics(self._path, row)
             self._line.show(row, final=step == self._max_steps)
-            if trainer.logger is not None:
-                values = {name: value for name, value in row.items() if name != "step" and value is not None}
-                trainer.logger.log_metrics(values, step=step)
+            values = {name: value for name, value in row.items() if name != "step" and value is not None}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=step)
 
     def _begin_row(self, step: int) -> None:
         self._row_step = step

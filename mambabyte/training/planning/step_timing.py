@@ -81,7 +81,7 @@ def _take_steps(settings: TrainSettings, steps: int) -> StepTiming:
     settings = replace(settings, trainer=replace(settings.trainer, max_steps=steps, **share))
     data = ByteDataModule(settings.data, context_length, micro_batch_size, windows, settings.seed)
     stopwatch = Stopwatch()
-    trainer = build_trainer(settings, [stopwatch], None)
+    trainer = build_trainer(settings, [stopwatch], [])
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         trainer.fit(ByteLMModule(settings, to_plain(settings)), datamodule=data)

@@ -1,0 +1,31 @@
+"""Where metrics go besides metrics.csv."""
+
+from __future__ import annotations
+
+import pytest
+
+from mambabyte.errors import UserError
+from mambabyte.training import loggers
+from mambabyte.training.settings import TrainSettings
+
+
+@pytest.mark.parametrize(
+    ("chosen", "built"),
+    [
+        ("csv", []),
+        ("wandb", ["wandb"]),
+        ("[csv,tensorboard]", ["tensorboard"]),
+        ("[wandb,tensorboard]", ["tensorboard", "wandb"]),
+    ],
+)
+def test_every_logger_that_is_chosen_is_built(monkeypatch, chosen, built):
+    monkeypatch.setattr(loggers, "TensorBoardLogger", lambda *_, name, **__: name)
+    monkeypatch.setattr(loggers, "_wandb", lambda *_: "wandb")
+    assert loggers.build_loggers(TrainSettings.compose(f"logger={chosen}"), {}) == built
+
+
+def test_a_project_without_wandb_and_an_unknown_logger_are_refused():
+    with pytest.raises(UserError, match=r"logger\.project and logger\.entity are of logger=wandb"):
+        TrainSettings.compose("+logger.project=mine")
+    with pytest.raises(UserError, match="there is no logger 'mlflow'; choose from csv, tensorboard, wandb"):
+        TrainSettings.compose("logger=mlflow")
