@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer, seed_everything
 from mambabyte.errors import Interrupted, UserError
 from mambabyte.models import MambaByte
 from mambabyte.ops import backend_for
-from mambabyte.runs.run_directory import explaining_full_disk, lock_run_directory
+from mambabyte.runs.run_directory import explaining_full_disk, lock_run_directory, record_sitting
 from mambabyte.runs.summary import read_summary
 from mambabyte.training.distributed.launching import lost_rank
 from mambabyte.training.final_evaluation import summarize
@@ -56,6 +56,8 @@ def _fit(run: Plan) -> int:
     """Train, from the run's checkpoint if it has one; return the optimizer step that was reached."""
     settings = run.settings
     run_dir = settings.run_dir
+    if run.main_process:
+        record_sitting(run_dir, run.step, run.changed)
     callbacks, preemption = build_callbacks(settings, run.data.validation_corpus())
     seed_everything(settings.seed, workers=True, verbose=False)
     module = ByteLMModule(settings, run.config, SpikePolicy(settings))

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import mambabyte
 from mambabyte import checkpoints
 from mambabyte.errors import Interrupted, UserError
 from mambabyte.runs.run_directory import lock_run_directory
@@ -231,18 +232,24 @@ def test_the_report_is_on_stdout_and_progress_on_stderr(start, capsys) -> None:
         ("context_length=64", "context_length"),
         ("data.windows=contiguous", "data.windows"),
         ("trainer.global_batch_bytes=512", "trainer.global_batch_bytes"),
+        ("seed=7", r"seed \(0 there, 7 now\)"),
+        ("optimizer.learning_rate=1e-3", r"optimizer\.learning_rate \(0\.01 there, 0\.001 now\)"),
+        ("optimizer.warmup_steps=3", r"optimizer\.warmup_steps \(2 there, 3 now\)"),
+        ("optimizer.final_learning_rate_ratio=0.5", "optimizer.final_learning_rate_ratio"),
+        ("optimizer.betas=[0.8,0.95]", r"optimizer\.betas \(\[0\.9, 0\.95\] there, \[0\.8, 0\.95\] now\)"),
+        ("trainer.precision=bf16", r"trainer\.precision \(fp32 there, bf16 now\)"),
+        ("trainer.gradient_clip=null", r"trainer\.gradient_clip \(1\.0 there, None now\)"),
+        ("data.validation_fraction=0.4", "data.source.validation_fraction"),
     ],
 )
 def test_another_configuration_in_the_same_run_directory_is_refused(
-    override: str, key: str, start, at_step, tmp_path: Path
+    override: str, key: str, start, finished: Path
 ) -> None:
-    at_step(1, send(signal.SIGTERM))
-    with pytest.raises(Interrupted):
-        start("taken")
-    config = (tmp_path / "runs" / "taken" / "config.yaml").read_bytes()
-    with pytest.raises(UserError, match=rf"{key} .*name="):
-        start("taken", override)
-    assert (tmp_path / "runs" / "taken" / "config.yaml").read_bytes() == config
+    config = (finished / "config.yaml").read_bytes()
+    assert (finished / "summary.json").exists()
+    with pytest.raises(UserError, match=rf"{key}.*name="):
+        start("taken", f"run_dir={finished}", override)
+    assert (finished / "config.yaml").read_bytes() == config
 
 
 def test_a_diverging_run_stops_at_the_step_and_keeps_its_checkpoint(
@@ -262,11 +269,36 @@ def test_a_diverging_run_stops_at_the_step_and_keeps_its_checkpoint(
     assert checkpoints.read(run_dir).step == 5
     assert all(tensor.isfinite().all() for tensor in weights(run_dir).values())
 
-    monkeypatch.undo()
-    start("diverged", "optimizer.learning_rate=1e-3")
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate \(0\.01 there, 0\.001 now\)"):
+        start("diverged", "optimizer.learning_rate=1e-3")
+    start("diverged", "trainer.on_spike=skip")
+    assert checkpoints.read(run_dir).step == 12
+
+
+def test_what_changed_on_purpose_is_said_and_recorded(start, at_step, capsys, tmp_path: Path) -> None:
+    at_step(5, send(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        start("longer")
+    capsys.readouterr()
+    start("longer", "trainer.max_steps=30", "trainer.micro_batch_size=4", "callbacks.log_every=3")
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "changed since" in line)
+    assert said == (
+        "mambabyte: changed since then: callbacks.log_every (2 then, 3 now), trainer.max_steps (12 then, 30 "
+        "now), trainer.micro_batch_size (2 then, 4 now); so the learning rate goes from 0.0081 at step 6 to "
+        "0.0096 at step 7"
+    )
+    run_dir = tmp_path / "runs" / "longer"
     learning_rates = {int(row["step"]): float(row["learning_rate"]) for row in rows(run_dir)}
-    assert learning_rates[4] > 5e-3
-    assert learning_rates[6] < 1e-3
+    assert learning_rates[4] > learning_rates[6] < learning_rates[9]
+    start("longer", "trainer.max_steps=30", "trainer.micro_batch_size=4", "callbacks.log_every=3")
+    assert "changed since" not in capsys.readouterr().err, "nothing is trained"
+
+    first, second = map(json.loads, (run_dir / "sittings.jsonl").read_text().splitlines())
+    assert (first["step"], first["changed"], second["step"]) == (0, {}, 6)
+    assert second["changed"]["trainer.max_steps"] == [12, 30]
+    for sitting in (first, second):
+        assert (sitting["mambabyte"], sitting["torch"]) == (mambabyte.__version__, torch.__version__)
+        assert sitting["command"] and sitting["started"].endswith("+00:00")
 
 
 def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(start, monkeypatch, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from tests.training.distributed.ranks import Ranks
 
 
 class InFloat64(Callback):
-    """Trains in float64 and saves the gradients, by name; with ``half``, no byte of a step's second half, which
-    is rank 1's or the second micro-batch's, is scored."""
+    """Trains in float64 and saves the gradients, by name; with ``half``, no byte is scored of a step's second
+    half, which is rank 1's or the second micro-batch's."""
 
     def __init__(self, path: str, half: bool) -> None:
         self.path, self.half = path, half
