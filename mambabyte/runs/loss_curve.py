@@ -32,7 +32,7 @@ def plot_loss_curve(
         label = f"validation, all ({final:.3f})"
         axes.plot(seen[-1], final, "*", color="tab:red", markersize=12, label=label)
     if validated:
-        label = "validation, its first bytes"
+        label = "validation, a sample"
         axes.plot(*zip(*validated, strict=True), "o-", color="tab:orange", markersize=4, label=label)
     for (name, value), style in zip(compressors.items(), (":", "--", "-."), strict=False):
         axes.axhline(value, color="gray", linestyle=style, linewidth=1, label=f"{name} ({value:.3f})")

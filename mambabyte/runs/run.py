@@ -50,7 +50,7 @@ class Run:
     peak_memory_bytes: the largest recorded, if any.
     device, validation, stateful: None unless the run is complete; the last also if the model's state grows.
     curve: (bytes trained, seconds, bits per byte) at each validation during training.
-    curve_bytes: how many of the first validation bytes the curve is measured on.
+    curve_bytes: how many of the validation bytes the curve is measured on.
     data: the ``data`` section of the configuration.
     """
 

@@ -131,16 +131,19 @@ class ByteLMModule(LightningModule):
         """The learning rate of optimizer step ``step``, counted from 0."""
         return self._settings.optimizer.learning_rate_at(step, self._settings.trainer.max_steps)
 
-    def take_row(self) -> dict[str, float]:
-        """Training bits per byte since the last call, over all ranks (nan if no byte was scored), the share
-        of these steps whose gradient was clipped, and the skipped steps of the whole run."""
+    def row(self) -> dict[str, float]:
+        """Training bits per byte since :meth:`begin_row`, over all ranks (nan if no byte was scored), the
+        share of these steps whose gradient was clipped, and the skipped steps of the whole run."""
         nats, scored, steps, clipped = self._row_sums.tolist()
-        self._row_sums.zero_()
         return {
             "bits_per_byte": nats / scored / math.log(2) if scored else math.nan,
             "clipped_share": clipped / max(steps, 1),
             "skipped_steps": self._spikes.skipped_steps,
         }
+
+    def begin_row(self) -> None:
+        """Count from the next step on for another row of metrics."""
+        self._row_sums.zero_()
 
     def check_spikes(self, wait: bool) -> None:
         """Apply the policy to newly detected spikes; with ``wait``, to all up to this step.

@@ -18,6 +18,7 @@ from mambabyte import checkpoints
 from mambabyte.errors import Interrupted, UserError
 from mambabyte.runs.run_directory import lock_run_directory
 from mambabyte.training.module import ByteLMModule
+from mambabyte.training.planning.peak_flops import PeakFlops
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -198,6 +199,12 @@ def test_a_complete_run_says_so_and_reports_again(start, capsys) -> None:
     assert checkpoints.read(run_dir).step == 14
 
 
+def test_a_utilization_above_one_is_not_written(start, monkeypatch) -> None:
+    tiny = PeakFlops(1.0, "measured matrix product")
+    monkeypatch.setattr("mambabyte.training.callbacks.metrics.peak_flops", lambda *_: tiny)
+    assert {row["model_flops_utilization"] for row in rows(start("impossible"))} == {""}
+
+
 def test_a_run_on_the_cpu_is_measured_there_beside_a_gpu(start, monkeypatch) -> None:
     run_dir = start("cpu")
     (run_dir / "summary.json").unlink()
@@ -223,6 +230,17 @@ def test_the_report_is_on_stdout_and_progress_on_stderr(start, capsys) -> None:
     assert "step 12/12 | " in err
     assert " bpb | " in err
     assert "eta 0 s" in err
+
+
+def test_the_first_step_is_shown_without_a_row_of_its_own(start, capsys) -> None:
+    run_dir = start("first", "callbacks.log_every=6", "callbacks.validate_every=0")
+    shown = [line.split(" | ") for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [parts[0] for parts in shown] == ["step 0/12", "step 1/12", "step 12/12"]
+    assert 7 < float(shown[1][1].removesuffix(" bpb")) < 9
+    assert [int(row["step"]) for row in rows(run_dir)] == [6, 12]
+    again = start("each", "callbacks.log_every=1", "callbacks.validate_every=0")
+    bits = [float(row["bits_per_byte"]) for row in rows(again)]
+    assert float(rows(run_dir)[0]["bits_per_byte"]) == pytest.approx(sum(bits[:6]) / 6, abs=0.02), "all six"
 
 
 @pytest.mark.parametrize(

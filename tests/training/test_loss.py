@@ -29,7 +29,7 @@ class AfterOneStep(Callback):
     def on_train_end(self, trainer: Any, module: Any) -> None:
         self.gradients = {name: p.grad.clone() for name, p in module.model.named_parameters()}
         self.norm = float(module.gradient_norm)
-        self.bits_per_byte = module.take_row()["bits_per_byte"]
+        self.bits_per_byte = module.row()["bits_per_byte"]
 
 
 @pytest.fixture(scope="module")
