@@ -81,6 +81,7 @@ class CallbackSettings(Settings):
     log_every: int = setting(default=10, at_least=1, at_most=10**9)
     validate_every: int = setting(default=100, at_least=0, at_most=10**9)
     validate_bytes: int = setting(default=131_072, at_least=1, at_most=2**62)
+    evaluate_bytes: int | None = setting(default=None, at_least=0, at_most=2**62)
     sample_every: int = setting(default=500, at_least=0, at_most=10**9)
     sample_bytes: int = setting(default=256, at_least=0, at_most=10**6)
     sample_prompt: str = ""

@@ -42,11 +42,14 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     step = run.step
     if step < run.settings.trainer.max_steps:
         MemoryBudget.of(run.settings).check_state()
+        if run.main_process:  # data that cannot be read leaves no run directory
+            run.data.prepare_data()
+            run.data.validation_corpus()
         with lock_run_directory(run.settings.run_dir, run.config) if run.main_process else nullcontext():
             step = _fit(run)
     if not run.main_process:
         return None
-    if summary := read_summary(run.settings.run_dir, step):
+    if summary := read_summary(run.settings.run_dir, step, run.settings.callbacks.evaluate_bytes):
         return summary
     with explaining_full_disk(run.settings.run_dir):
         return summarize(run.settings, step, run.data.validation_corpus())

@@ -4,9 +4,11 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -15,10 +17,13 @@ import yaml
 
 import mambabyte
 from mambabyte import checkpoints
+from mambabyte.commands import train
 from mambabyte.errors import Interrupted, UserError
+from mambabyte.runs.run import read_run
 from mambabyte.runs.run_directory import lock_run_directory
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.planning.peak_flops import PeakFlops
+from tests.conftest import TINY
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -110,6 +115,47 @@ def test_summary_holds_the_figures_and_how_they_were_made(finished: Path) -> Non
     assert set(summary["compressors"]) == {"gzip -9", "bzip2 -9", "xz -9e", "zstd -19", "brotli -q 11"}
     assert summary["sample"]
     assert Path(summary["loss_curve"]).is_file()
+
+
+def test_the_measuring_at_the_end_can_be_skipped_and_made_up_for(start, finished: Path, capsys) -> None:
+    run_dir = start("skipped", "callbacks.evaluate_bytes=0")
+    out = capsys.readouterr().out
+    assert out.startswith("validation: not measured, as callbacks.evaluate_bytes=0 asks\nsample:")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["validation"] is summary["validation_stateful"] is summary["worst_document"] is None
+    assert summary["compressors"] == {} and summary["sample"]
+    assert read_run(run_dir).state == "trained, not measured"
+    start("skipped", "callbacks.evaluate_bytes=0")
+    assert "measuring" not in capsys.readouterr().err
+
+    start("skipped")
+    made_up, theirs = (json.loads((path / "summary.json").read_text()) for path in (run_dir, finished))
+    assert made_up["validation"]["nats"] == theirs["validation"]["nats"]
+    assert read_run(run_dir).state == "complete"
+    start("skipped", "callbacks.evaluate_bytes=0")
+    assert capsys.readouterr().out.count("bits per byte (protocol disjoint") == 2, "what is known is shown"
+
+
+def test_the_measuring_at_the_end_can_be_shortened(start, capsys) -> None:
+    run_dir = start("short", "callbacks.evaluate_bytes=100")
+    for name in ("validation", "validation_stateful"):
+        figure = json.loads((run_dir / "summary.json").read_text())[name]
+        assert (figure["bytes"], figure["protocol"]["max_bytes"]) == (100, 100)
+    out, err = capsys.readouterr()
+    assert "100 bytes in 1 document" in out and "measuring 100 validation bytes" in err
+
+
+def test_the_worst_document_is_named(start, corpus: Path, tmp_path: Path, capsys) -> None:
+    texts = tmp_path / "texts"
+    shutil.copytree(corpus, texts)
+    draw = np.random.default_rng(0)
+    for number in range(40):  # a few of them are held out
+        (texts / f"noise{number}.bin").write_bytes(draw.integers(0, 256, 300, np.uint8).tobytes())
+    summary = json.loads((start("worst", "data=files", f"data.path={texts}") / "summary.json").read_text())
+    worst = summary["worst_document"]
+    assert worst["name"].startswith("noise") and worst["bytes"] == 300
+    assert worst["bits_per_byte"] > summary["validation"]["bits_per_byte"]
+    assert f"worst document: {worst['name']} ({worst['bits_per_byte']:.4f} bits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -363,6 +409,16 @@ def test_two_processes_do_not_train_in_one_directory(start, tmp_path: Path) -> N
     with lock_run_directory(run_dir, {}), pytest.raises(UserError, match="another process"):
         start("busy")
     start("busy", "trainer.max_steps=2")
+
+
+def test_data_that_is_not_there_leaves_no_run_directory(configure, tmp_path: Path) -> None:
+    settings = configure(
+        "train", *TINY, "data=stdlib", f"run_dir={tmp_path}/run", f"data.folder={tmp_path}/p"
+    )
+    settings.data.source = {"_target_": "mambabyte.data.FilesSource", "path": f"{tmp_path}/nowhere"}
+    with pytest.raises(UserError, match="nowhere"):
+        train.run(settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_directory_that_cannot_be_made_is_a_sentence(start, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ class ProgressLine:
         self._bar.set_description_str(f"step {step}/{max_steps} | waiting for the first step", refresh=True)
 
     def show(self, row: Mapping[str, Any], final: bool = False, urgent: bool = False) -> None:
-        """Show a row of metrics if it is ``final`` or ``urgent`` or the last one was shown long enough ago."""
+        """Show a row of metrics if it is ``final`` or ``urgent``, or if the last was shown long ago."""
         self._validation = row.get("validation_bits_per_byte") or self._validation
         self._bar.set_description_str(self._text(row), refresh=False)
         if urgent:

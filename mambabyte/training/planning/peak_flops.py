@@ -46,7 +46,7 @@ def peak_flops(device: torch.device, precision: Literal["fp32", "bf16"]) -> Peak
     """From the data sheet of a known GPU; otherwise measured once per process. Global random generators keep
     their state.
 
-    Of bf16, which is mixed with fp32, the peak is the faster one's: a CPU without bf16 arithmetic emulates it.
+    Of bf16, which is mixed with fp32, it is the faster one's: a CPU without bf16 arithmetic emulates it.
     """
     if device.type == "cuda" and (listed := _DATA_SHEETS.get(torch.cuda.get_device_name(device))):
         return PeakFlops(listed[precision == "fp32"], "data sheet")

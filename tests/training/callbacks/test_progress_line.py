@@ -73,8 +73,8 @@ def test_on_a_terminal_the_line_is_rewritten(monkeypatch) -> None:
     [
         (
             150,
-            "step 4/10 | 2.000 bpb | 3.500 validation bpb | lr 1.0e-03 | gradient 1.00 | 200 B/s | mfu 38.0 % "
-            "| 0.4/1.0 kB | eta 0 s",
+            "step 4/10 | 2.000 bpb | 3.500 validation bpb | lr 1.0e-03 | gradient 1.00 | 200 B/s | "
+            "mfu 38.0 % | 0.4/1.0 kB | eta 0 s",
         ),
         (80, "step 4/10 | 2.000 bpb | 3.500 validation bpb | lr 1.0e-03 | 200 B/s | eta 0 s"),
         (60, "step 4/10 | 2.000 bpb | 3.500 validation bpb | eta 0 s"),
