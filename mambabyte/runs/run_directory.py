@@ -60,7 +60,7 @@ def explaining_full_disk(run_dir: Path) -> Iterator[None]:
 
 
 def record_sitting(run_dir: Path, step: int, changed: Changes) -> None:
-    """Add a line of JSON to sittings.jsonl: when and how a process began to train, from which ``step``, and
+    """Add an entry to sittings.json: when and how a process began to train, from which ``step``, and
     which settings have changed since the checkpoint of that step was written."""
     sitting = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -71,5 +71,10 @@ def record_sitting(run_dir: Path, step: int, changed: Changes) -> None:
         "python": platform.python_version(),
         "changed": changed,
     }
-    with (run_dir / "sittings.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(sitting) + "\n")
+    path = run_dir / "sittings.json"
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none
+        earlier = []
+    with atomic_write(path) as file:
+        file.write(json.dumps([*earlier, sitting], indent=2).encode() + b"\n")

@@ -357,7 +357,7 @@ def test_what_changed_on_purpose_is_said_and_recorded(start, at_step, capsys, tm
     start("longer", "trainer.max_steps=30", "trainer.micro_batch_size=4", "callbacks.log_every=3")
     assert "changed since" not in capsys.readouterr().err, "nothing is trained"
 
-    first, second = map(json.loads, (run_dir / "sittings.jsonl").read_text().splitlines())
+    first, second = json.loads((run_dir / "sittings.json").read_text())
     assert (first["step"], first["changed"], second["step"]) == (0, {}, 6)
     assert second["changed"]["trainer.max_steps"] == [12, 30]
     for sitting in (first, second):
