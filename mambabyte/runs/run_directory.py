@@ -75,6 +75,7 @@ def record_sitting(run_dir: Path, step: int, changed: Changes) -> None:
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # there is none
-        earlier = []
+        earlier = None
+    sittings = [*earlier, sitting] if isinstance(earlier, list) else [sitting]
     with atomic_write(path) as file:
-        file.write(json.dumps([*earlier, sitting], indent=2).encode() + b"\n")
+        file.write(json.dumps(sittings, indent=2).encode() + b"\n")

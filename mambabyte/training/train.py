@@ -21,6 +21,7 @@ from mambabyte.training.planning.memory_estimate import MemoryBudget
 from mambabyte.training.planning.plan import Plan, plan
 from mambabyte.training.settings import TrainSettings
 from mambabyte.training.spikes import SpikePolicy
+from mambabyte.training.threads import using_threads
 from mambabyte.training.trainer import build_callbacks, build_trainer
 
 
@@ -39,6 +40,11 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
             "dry_run=true trains nothing: use mambabyte.training.planning.dry_run.forecast(settings)"
         )
     run = plan(settings)
+    with using_threads(run.settings.trainer.threads):
+        return _train_and_measure(run)
+
+
+def _train_and_measure(run: Plan) -> dict[str, Any] | None:
     step = run.step
     if step < run.settings.trainer.max_steps:
         MemoryBudget.of(run.settings).check_state()
