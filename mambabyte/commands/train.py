@@ -14,6 +14,8 @@ def run(settings: TrainSettings) -> None:
     Raises:
         UserError, Interrupted: see :func:`mambabyte.training.train.train`.
     """
+    if not settings.run_dir.exists():  # a complete run reports without its data
+        settings.data.check_path()  # before Lightning is imported, which takes seconds
     from mambabyte.runs.summary import report
     from mambabyte.training.planning.dry_run import describe, forecast
     from mambabyte.training.train import train

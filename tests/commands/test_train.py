@@ -418,6 +418,8 @@ def test_data_that_is_not_there_leaves_no_run_directory(configure, tmp_path: Pat
     settings.data.source = {"_target_": "mambabyte.data.FilesSource", "path": f"{tmp_path}/nowhere"}
     with pytest.raises(UserError, match="nowhere"):
         train.run(settings)
+    with pytest.raises(UserError, match="nowhere"):
+        mambabyte.train(settings)
     assert not (tmp_path / "run").exists()
 
 
