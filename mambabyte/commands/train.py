@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from typing import Any
 
 from mambabyte.commands import JSON, Command, Flag
-from mambabyte.training.settings import TrainSettings
+from mambabyte.config.settings import fill
+from mambabyte.data.settings import DataSettings
+from mambabyte.training.settings import TrainerSettings, TrainSettings
 
 
 def run(settings: TrainSettings) -> None:
@@ -14,8 +18,6 @@ def run(settings: TrainSettings) -> None:
     Raises:
         UserError, Interrupted: see :func:`mambabyte.training.train.train`.
     """
-    if not settings.run_dir.exists():  # a complete run reports without its data
-        settings.data.check_path()  # before Lightning is imported, which takes seconds
     from mambabyte.runs.summary import report
     from mambabyte.training.planning.dry_run import describe, forecast
     from mambabyte.training.train import train
@@ -25,9 +27,21 @@ def run(settings: TrainSettings) -> None:
         print(json.dumps(result) if settings.json else in_words(result))
 
 
+def check(values: dict[str, Any]) -> None:
+    """Raise UserError about what can be known before the model's class imports torch, which takes seconds."""
+    trainer, length = fill(TrainerSettings, values["trainer"]), values["context_length"]
+    if isinstance(length, int) and length > 0:
+        trainer.global_batch_size(length)
+        if "auto" not in (trainer.devices, trainer.num_nodes, trainer.micro_batch_size):
+            trainer.accumulation(length, trainer.world_size)
+    if not os.path.exists(values["run_dir"]):  # a complete run reports without its data
+        DataSettings.from_settings(values["data"], "data").check_path()
+
+
 COMMAND = Command(
     "train a model: mambabyte train experiment=quickstart",
     TrainSettings,
     run,
+    check=check,
     flags=(Flag("--dry-run", "only say what the run will take", "dry_run"), JSON),
 )

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mambabyte.config.composition import CommandSettings, plain
-from mambabyte.config.settings import Settings, fill, setting
+from mambabyte.config.composition import CommandSettings
+from mambabyte.config.settings import Settings, setting
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 from mambabyte.models.hyperparameters import ByteLMConfig
@@ -156,17 +156,6 @@ class TrainSettings(CommandSettings):
     # last, so that mistakes elsewhere are found before these classes import torch
     optimizer: OptimizerConfig
     model: ByteLMConfig
-
-    @classmethod
-    def from_composed(cls, composed: Any) -> TrainSettings:
-        """As :meth:`CommandSettings.from_composed`. What can be known without the model is checked before its
-        class imports torch, which takes seconds."""
-        values = plain(composed)
-        trainer = fill(TrainerSettings, values.get("trainer"))
-        length, world = values.get("context_length"), (trainer.devices, trainer.num_nodes)
-        if isinstance(length, int) and length > 0 and "auto" not in (*world, trainer.micro_batch_size):
-            trainer.accumulation(length, trainer.world_size)
-        return super().from_composed(composed)
 
 
 def _nearest_multiples(value: int, unit: int) -> str:
