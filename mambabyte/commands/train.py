@@ -29,13 +29,14 @@ def run(settings: TrainSettings) -> None:
 
 def check(values: dict[str, Any]) -> None:
     """Raise UserError about what can be known before the model's class imports torch, which takes seconds."""
-    trainer, length = fill(TrainerSettings, values["trainer"]), values["context_length"]
+    trainer = fill(TrainerSettings, values.get("trainer"))
+    length, run_dir = values.get("context_length"), values.get("run_dir")
     if isinstance(length, int) and length > 0:
         trainer.global_batch_size(length)
         if "auto" not in (trainer.devices, trainer.num_nodes, trainer.micro_batch_size):
             trainer.accumulation(length, trainer.world_size)
-    if not os.path.exists(values["run_dir"]):  # a complete run reports without its data
-        DataSettings.from_settings(values["data"], "data").check_path()
+    if isinstance(run_dir, str) and not os.path.exists(run_dir):  # a complete run reports without its data
+        DataSettings.from_settings(values.get("data"), "data").check_path()
 
 
 COMMAND = Command(
