@@ -51,21 +51,25 @@ clean: ## remove .venv, builds and caches; keep runs/ and data/
 	  echo 'make: $(PYTHON) is missing or unsupported; mambabyte needs Python 3.10 to 3.13, try make PYTHON=python3.12' >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { \
 	  echo 'make: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv' >&2; exit 1; }
+	@echo 'make: installing torch into .venv (up to several GB, minutes)$(if $(TORCH_INDEX), from $(TORCH_INDEX))'
 	@$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch || { \
 	  echo 'make: torch could not be installed; see the error from pip above, and TORCH_INDEX in the Makefile' >&2; exit 1; }
 	@touch $@
 
 .venv/installed: .venv/torch pyproject.toml
+	@echo 'make: installing mambabyte and its other dependencies'
 	@$(PIP) install --quiet -c constraints.txt --editable . || { \
 	  echo 'make: the dependencies could not be installed; see the error from pip above' >&2; exit 1; }
 	@touch $@
 
 .venv/installed-dev: .venv/installed
+	@echo 'make: installing the development tools'
 	@$(PIP) install --quiet -c constraints.txt --editable '.[dev]' || { \
 	  echo 'make: the development tools could not be installed; see the error from pip above' >&2; exit 1; }
 	@touch $@
 
 .venv/installed-release: .venv/installed
+	@echo 'make: installing the tools for `make lock` and `make audit`'
 	@$(PIP) install --quiet -c constraints.txt --editable '.[release]' || { \
 	  echo 'make: the tools for `make lock` and `make audit` could not be installed; see the error from pip above' >&2; exit 1; }
 	@touch $@

@@ -48,6 +48,9 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
             # Lightning starts the other ranks with this program's arguments: those of this job alone.
             arguments += [flag for flag in flags if flag.startswith("--config-dir=")]
             sys.argv = [program[0], *name.split(" "), *arguments]
+            if name == "train" and sys.stderr.isatty():
+                print("mambabyte: loading PyTorch", file=sys.stderr)  # which takes seconds
+            command.check(composition.plain(composed))
             return command.run(command.settings.from_composed(composed))  # type: ignore[attr-defined]
         except Exception as fault:
             if sweeping and not isinstance(fault, Interrupted):

@@ -45,6 +45,7 @@ class Command:
     settings: the dataclass that ``run`` takes. Hydra composes one with a ``yaml`` from conf/; any other is
         filled from flags and words alone.
     run: does the work; returns the exit code, None for 0.
+    check: what of the composed values can be refused before ``settings`` takes them, which may import torch.
     """
 
     help: str
@@ -52,6 +53,7 @@ class Command:
     run: Callable[[Any], int | None]
     flags: tuple[Flag, ...] = ()
     words: Words | None = None
+    check: Callable[[dict[str, Any]], None] = lambda values: None
 
 
 CKPT = Flag("--ckpt", "a run, a checkpoint or an export", "ckpt", metavar="PATH")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -72,6 +73,14 @@ class DataSettings(Settings):
         limit = min((size for size in limits if size is not None), default=None)
         return prepare(self.build_source(only_ours), split, self.folder, limit)
 
+    def check_path(self) -> None:
+        """Raise the source's UserError if it is ours and its path leads nowhere. Cheap; imports no torch."""
+        source = self.with_absolute_paths().source
+        path = source.get("path") if _is_ours(source) else None
+        paths = path if isinstance(path, list) else [path]
+        if any(isinstance(each, str) and "://" not in each and not _leads_somewhere(each) for each in paths):
+            self.build_source().identity()
+
     def with_absolute_paths(self) -> DataSettings:
         """A copy whose files can be found from any working directory, unless the source is not ours: then the
         meaning of its settings is unknown."""
@@ -110,6 +119,10 @@ def source_from_config(description: Mapping[str, Any], only_ours: bool = False) 
             "with data="
         )
     return instantiate(description, "data.source")
+
+
+def _leads_somewhere(path: str) -> bool:
+    return os.path.exists(path) or any(glob.iglob(path, recursive=True))
 
 
 def _is_ours(source: Any) -> bool:

@@ -133,15 +133,6 @@ def evaluate(
     )
 
 
-def score(
-    model: ByteLM, corpus: ByteCorpus, protocol: Protocol, max_bytes: int | None = None
-) -> tuple[int, float]:
-    """(bytes, nats) as :func:`evaluate` measures them, on the model's own device and without fingerprints."""
-    documents = first_documents(corpus, max_bytes)
-    nats = sum(float(span.nats.sum()) for batch in scored_spans(model, documents, protocol) for span in batch)
-    return sum(map(len, documents)), nats + len(documents) * FIRST_BYTE_NATS
-
-
 def documents_per_rank(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     """The indices of each rank's documents, ascending: longest first, each to the least loaded rank."""
     shares: list[list[int]] = [[] for _ in range(ranks)]

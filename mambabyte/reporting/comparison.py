@@ -78,8 +78,8 @@ def _notes(comparisons: Sequence[Comparison]) -> Iterable[str]:
         scored = sorted({run.curve_bytes for run in comparison.runs if run.curve})
         if len(scored) > 1:
             yield (
-                "The curves of one figure score different shares of the validation data during training: the "
-                f"first {' or '.join(f'{number:,}' for number in scored)} bytes; the stars score all of it."
+                "The curves of one figure score different shares of the validation data during training: "
+                f"about {' or '.join(f'{number:,}' for number in scored)} bytes; the stars score all of it."
             )
 
 

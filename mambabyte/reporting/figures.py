@@ -46,7 +46,7 @@ FIGURES = (
 def draw(figure: Figure, comparisons: Sequence[Comparison]) -> Canvas:
     """One panel for each comparison, one colour for each model.
 
-    Lines show validation during training, on its first bytes; stars the figure over all of them at the end.
+    Lines show validation during training, on a sample; stars the figure over all of them at the end.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure as Canvas

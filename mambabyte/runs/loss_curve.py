@@ -9,13 +9,17 @@ import numpy as np
 
 
 def plot_loss_curve(
-    rows: Sequence[Mapping[str, Any]], compressors: Mapping[str, float], final: float, title: str, path: Path
+    rows: Sequence[Mapping[str, Any]],
+    compressors: Mapping[str, float],
+    final: float | None,
+    title: str,
+    path: Path,
 ) -> None:
     """Draw training (raw and smoothed) and validation bits per byte over bytes seen; compressors are lines.
 
     Args:
         rows: of metrics.csv.
-        final: validation bits per byte at the end.
+        final: validation bits per byte at the end, if measured.
     """
     from matplotlib.figure import Figure
 
@@ -29,14 +33,16 @@ def plot_loss_curve(
     if len(rows):
         axes.plot(seen, training, color="tab:blue", alpha=0.25, linewidth=1)
         axes.plot(seen, smooth(training), color="tab:blue", label="training")
-        label = f"validation, all ({final:.3f})"
-        axes.plot(seen[-1], final, "*", color="tab:red", markersize=12, label=label)
+        if final is not None:
+            label = f"validation, at the end ({final:.3f})"
+            axes.plot(seen[-1], final, "*", color="tab:red", markersize=12, label=label)
     if validated:
-        label = "validation, its first bytes"
+        label = "validation, a sample"
         axes.plot(*zip(*validated, strict=True), "o-", color="tab:orange", markersize=4, label=label)
     for (name, value), style in zip(compressors.items(), (":", "--", "-."), strict=False):
         axes.axhline(value, color="gray", linestyle=style, linewidth=1, label=f"{name} ({value:.3f})")
-    lowest = 0.85 * min([final, *compressors.values(), *training])
+    ends = [] if final is None else [final]
+    lowest = 0.85 * min([*ends, *compressors.values(), *training], default=1.0)
     axes.set(xlabel="MB seen", ylabel="bits per byte", title=title)
     axes.set_yscale("log", base=2)
     axes.set_ylim(lowest, 8.5)
@@ -44,7 +50,8 @@ def plot_loss_curve(
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.grid(alpha=0.2)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     figure.savefig(path, dpi=120)
 
 

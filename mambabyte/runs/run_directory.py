@@ -1,36 +1,25 @@
-"""A run's directory: its lock and its configuration."""
+"""A run's directory: its lock, its configuration, and the record of the processes that trained it."""
 
 import errno
 import fcntl
+import json
+import platform
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+import mambabyte
 from mambabyte.errors import UserError
+from mambabyte.runs.changes import Changes
 from mambabyte.runtime.atomic_write import atomic_write
-
-# The settings that determine the weights, which a resumed run must keep, and the exceptions among them.
-_FIXED_SECTIONS = ("model", "data", "context_length", "seed")
-_MAY_CHANGE = (
-    *("data.workers", "data.folder", "data.retries", "data.source.retries"),
-    *("data.revision", "data.source.revision"),  # the data module compares the data itself
-)
-
-
-def check_same_run(run_dir: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raise UserError if ``config`` has another model, data, seed or bytes per step than ``saved``, the
-    configuration of the run in ``run_dir``. Steps, learning rate, devices and logging may change."""
-    before, now = _fixed(saved), _fixed(config)
-    different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if different:
-        changes = ", ".join(f"{key} ({before.get(key)} there, {now.get(key)} now)" for key in different)
-        raise UserError(
-            f"'{run_dir}' holds a run with another configuration: {changes}; give the new run its own name=, "
-            "or go back to that configuration to resume"
-        )
+from mambabyte.runtime.secrets import redact
 
 
 @contextmanager
@@ -70,17 +59,23 @@ def explaining_full_disk(run_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    fixed = _flat({name: config.get(name) for name in _FIXED_SECTIONS})
-    fixed["trainer.global_batch_bytes"] = config["trainer"]["global_batch_bytes"]
-    return {name: value for name, value in fixed.items() if name not in _MAY_CHANGE}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def record_sitting(run_dir: Path, step: int, changed: Changes) -> None:
+    """Add an entry to sittings.json: when and how a process began to train, from which ``step``, and
+    which settings have changed since the checkpoint of that step was written."""
+    sitting = {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "step": step,
+        "command": redact(shlex.join(sys.argv)),
+        "mambabyte": mambabyte.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "changed": changed,
+    }
+    path = run_dir / "sittings.json"
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none
+        earlier = None
+    sittings = [*earlier, sitting] if isinstance(earlier, list) else [sitting]
+    with atomic_write(path) as file:
+        file.write(json.dumps(sittings, indent=2).encode() + b"\n")

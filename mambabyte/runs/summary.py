@@ -15,30 +15,45 @@ def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
         file.write(json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
-def read_summary(run_dir: Path, step: int) -> dict[str, Any] | None:
-    """The summary of the run at ``step``; None if there is none."""
+def read_summary(run_dir: Path, step: int, evaluate_bytes: int | None = None) -> dict[str, Any] | None:
+    """The summary of the run at ``step``, measured on all validation bytes or on the first
+    ``evaluate_bytes`` (0: or not measured); None if there is none."""
     try:
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return summary if summary.get("step") == step else None
+    if summary.get("step") != step:
+        return None
+    validation = summary.get("validation")
+    measured = validation["protocol"].get("max_bytes") if validation else 0
+    return summary if measured is None or evaluate_bytes in (0, measured) else None
 
 
 def report(summary: Mapping[str, Any]) -> str:
     """The end of a run in a few lines."""
     result, stateful = summary["validation"], summary["validation_stateful"]
-    lines = [
-        f"validation: {result['bits_per_byte']:.4f} bits per byte (protocol "
-        f"{protocol_in_words(result['protocol'])}, {counted(result['bytes'], 'byte')} in "
-        f"{counted(result['documents'], 'document')})"
-    ]
+    lines = ["validation: not measured, as callbacks.evaluate_bytes=0 asks"]
+    if result:
+        lines = [
+            f"validation: {result['bits_per_byte']:.4f} bits per byte (protocol "
+            f"{protocol_in_words(result['protocol'])}, {counted(result['bytes'], 'byte')} in "
+            f"{counted(result['documents'], 'document')})"
+        ]
     if stateful:
         bits = f"{stateful['bits_per_byte']:.4f}"
         lines.append(f"with the state carried through each document: {bits} (protocol stateful)")
     rivals = " | ".join(f"{name} {value:.4f}" for name, value in summary["compressors"].items())
-    # an untrained model writes control characters too, and a terminal would obey them
-    sample = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in summary["sample"])
+    if worst := summary.get("worst_document"):
+        bits = f"{worst['bits_per_byte']:.4f} bits per byte, {counted(worst['bytes'], 'byte')}"
+        lines.append(f"worst document: {_visible(worst['name'])} ({bits})")
+    if rivals:
+        lines.append(f"on the same bytes: {rivals}")
     size = f"{summary['parameters']:,} parameters, {summary['step']:,} steps"
-    lines += [f"on the same bytes: {rivals}", "sample:", *(f"  {line}" for line in sample.split("\n"))]
+    lines += ["sample:", *(f"  {line}" for line in _visible(summary["sample"]).split("\n"))]
     lines += [f"run: {summary['run_dir']} ({size})", f"loss curve: {summary['loss_curve']}"]
     return "\n".join(lines)
+
+
+def _visible(text: str) -> str:
+    # an untrained model writes control characters too, and a terminal would obey them
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

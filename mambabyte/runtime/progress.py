@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from mambabyte.runtime.units import counted
 
+_USUAL_WIDTH = 80
 ProgressCallback = Callable[[int, int], None]  # called with (bytes done, bytes to do)
 
 
 class StatusLine(tqdm):
-    """A tqdm bar that prints plain lines, ten seconds apart, where stderr is no terminal.
+    """A tqdm bar that fits its terminal, and prints plain lines, ten seconds apart, where stderr is none.
 
     Args:
         first_after: seconds before anything is shown.
@@ -31,12 +32,17 @@ class StatusLine(tqdm):
             file=file, delay=first_after, mininterval=first_after, miniters=1, dynamic_ncols=True, **settings
         )
 
+    @property
+    def width(self) -> int | None:
+        """The columns that text may fill; None where stderr is no terminal."""
+        return (self.format_dict["ncols"] or _USUAL_WIDTH) - 1 if self._terminal else None
+
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         text = str(self) if msg is None else msg
         if text:
             self.mininterval = 0.1 if self._terminal else 10.0
             if self._terminal:
-                return super().display(text, pos)
+                return super().display(text[: self.width], pos)  # a longer one would leave torn rows
             print(text, file=sys.stderr, flush=True)
         return True
 

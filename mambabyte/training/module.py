@@ -21,7 +21,11 @@ from mambabyte.training.spikes import SpikeDetector, SpikePolicy
 
 
 class ByteLMModule(LightningModule):
-    """Trains a ByteLM by next-byte cross entropy, averaged over the scored bytes of each forward pass.
+    """Trains a ByteLM by next-byte cross entropy: a step minimises its nats over its scored bytes, those of
+    the whole global batch, however micro-batches and ranks split it.
+
+    How many bytes a step scores is known only at its end, so each micro-batch's loss counts every byte of its
+    windows as scored, and the step's gradient is corrected by the ratio before it is clipped.
 
     Lightning calls training_step for each micro-batch, then on_before_optimizer_step,
     configure_gradient_clipping and the optimizer's step. Measurements stay on the device until callbacks log
@@ -45,6 +49,7 @@ class ByteLMModule(LightningModule):
         self.seconds_excluded = 0.0
         self._settings = settings
         self._clip = settings.trainer.gradient_clip or math.inf
+        self._batch_bytes = settings.trainer.global_batch_bytes
         self._config = config
         self._policy = policy
         self._restored: dict[str, Any] | None = None
@@ -80,8 +85,9 @@ class ByteLMModule(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         logits = self.model(batch["bytes"], document_start=batch["document_start"])
         targets = batch["targets"].long()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
+            logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
         )
         nats = nats.view_as(targets).sum(dim=1)
         scored = (targets != -100).sum(dim=1)
@@ -91,20 +97,25 @@ class ByteLMModule(LightningModule):
         if "position" in batch:
             # checkpoints are saved between steps, when every batch drawn has been used
             self.trainer.datamodule.trained(batch["position"])  # type: ignore[attr-defined]
-        return sums[0] / sums[1].clamp(min=1)
+        # accumulation and ranks average these: the step's gradient is that of its nats / global_batch_bytes
+        return sums[0] / targets.numel()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate_at(self.global_step)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        # measures the norm even without clipping
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         sums = torch.cat((self._step_sums, norm[None]))
         nats, scored, norms = self.trainer.strategy.reduce(sums, reduce_op="sum")  # so all ranks decide alike
         self._step_sums.zero_()
-        self.gradient_norm = norms / self.trainer.world_size
+        per_scored_byte = self._batch_bytes / scored.clamp(min=1)
+        self.gradient_norm = per_scored_byte * norms / self.trainer.world_size
+        clipping = (self._clip / (self.gradient_norm + 1e-6)).clamp(max=1)  # as clip_grad_norm_ does
+        own = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
+        torch._foreach_mul_(own, per_scored_byte * clipping)
         skip = self._spikes.judge(self.global_step + 1, nats / scored.clamp(min=1), self.gradient_norm)
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             # for gradient scalers: PyTorch's fused optimizers skip a step for which this is 1
@@ -120,16 +131,19 @@ class ByteLMModule(LightningModule):
         """The learning rate of optimizer step ``step``, counted from 0."""
         return self._settings.optimizer.learning_rate_at(step, self._settings.trainer.max_steps)
 
-    def take_row(self) -> dict[str, float]:
-        """Training bits per byte since the last call, over all ranks (nan if no byte was scored), the share
-        of these steps whose gradient was clipped, and the skipped steps of the whole run."""
+    def row(self) -> dict[str, float]:
+        """Training bits per byte since :meth:`begin_row`, over all ranks (nan if no byte was scored), the
+        share of these steps whose gradient was clipped, and the skipped steps of the whole run."""
         nats, scored, steps, clipped = self._row_sums.tolist()
-        self._row_sums.zero_()
         return {
             "bits_per_byte": nats / scored / math.log(2) if scored else math.nan,
             "clipped_share": clipped / max(steps, 1),
             "skipped_steps": self._spikes.skipped_steps,
         }
+
+    def begin_row(self) -> None:
+        """Count from the next step on for another row of metrics."""
+        self._row_sums.zero_()
 
     def check_spikes(self, wait: bool) -> None:
         """Apply the policy to newly detected spikes; with ``wait``, to all up to this step.

@@ -26,6 +26,7 @@ class TrainerSettings(Settings):
     global_batch_bytes: int = setting(at_least=1, at_most=2**32)
     micro_batch_size: int | Literal["auto"] = setting(at_least=1, at_most=2**20)
     precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int | Literal["auto"] | None = setting(default=None, at_least=1, at_most=1024)
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
     devices: int | Literal["auto"] = setting(default=1, at_least=1, at_most=10**5)
     num_nodes: int | Literal["auto"] = setting(default=1, at_least=1, at_most=10**5)
@@ -81,6 +82,7 @@ class CallbackSettings(Settings):
     log_every: int = setting(default=10, at_least=1, at_most=10**9)
     validate_every: int = setting(default=100, at_least=0, at_most=10**9)
     validate_bytes: int = setting(default=131_072, at_least=1, at_most=2**62)
+    evaluate_bytes: int | None = setting(default=None, at_least=0, at_most=2**62)
     sample_every: int = setting(default=500, at_least=0, at_most=10**9)
     sample_bytes: int = setting(default=256, at_least=0, at_most=10**6)
     sample_prompt: str = ""

@@ -127,8 +127,9 @@ class SpikePolicy:
         since = f", the last of {spike.in_a_row} in a row," if self._skip else ""
         raise UserError(
             f"training diverged: at step {spike.step}{since} the loss or its gradient {what} (its windows: "
-            f"{path}); the last checkpoint, if there is one, predates it: lower optimizer.learning_rate or "
-            "trainer.gradient_clip, or set trainer.on_spike=skip, and repeat the command"
+            f"{path}); the last checkpoint, if there is one, predates it: set trainer.on_spike=skip and "
+            "repeat the command, or begin a run with another name= and a lower optimizer.learning_rate or "
+            "trainer.gradient_clip"
         )
 
     def _save(self, spike: Spike, trainer: Trainer) -> Path:

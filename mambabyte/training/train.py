@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer, seed_everything
 from mambabyte.errors import Interrupted, UserError
 from mambabyte.models import MambaByte
 from mambabyte.ops import backend_for
-from mambabyte.runs.run_directory import explaining_full_disk, lock_run_directory
+from mambabyte.runs.run_directory import explaining_full_disk, lock_run_directory, record_sitting
 from mambabyte.runs.summary import read_summary
 from mambabyte.training.distributed.launching import lost_rank
 from mambabyte.training.final_evaluation import summarize
@@ -21,6 +21,7 @@ from mambabyte.training.planning.memory_estimate import MemoryBudget
 from mambabyte.training.planning.plan import Plan, plan
 from mambabyte.training.settings import TrainSettings
 from mambabyte.training.spikes import SpikePolicy
+from mambabyte.training.threads import using_threads
 from mambabyte.training.trainer import build_callbacks, build_trainer
 
 
@@ -39,14 +40,22 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
             "dry_run=true trains nothing: use mambabyte.training.planning.dry_run.forecast(settings)"
         )
     run = plan(settings)
+    with using_threads(run.settings.trainer.threads):
+        return _train_and_measure(run)
+
+
+def _train_and_measure(run: Plan) -> dict[str, Any] | None:
     step = run.step
     if step < run.settings.trainer.max_steps:
         MemoryBudget.of(run.settings).check_state()
+        if run.main_process:  # data that cannot be read leaves no run directory
+            run.data.prepare_data()
+            run.data.validation_corpus()
         with lock_run_directory(run.settings.run_dir, run.config) if run.main_process else nullcontext():
             step = _fit(run)
     if not run.main_process:
         return None
-    if summary := read_summary(run.settings.run_dir, step):
+    if summary := read_summary(run.settings.run_dir, step, run.settings.callbacks.evaluate_bytes):
         return summary
     with explaining_full_disk(run.settings.run_dir):
         return summarize(run.settings, step, run.data.validation_corpus())
@@ -56,6 +65,8 @@ def _fit(run: Plan) -> int:
     """Train, from the run's checkpoint if it has one; return the optimizer step that was reached."""
     settings = run.settings
     run_dir = settings.run_dir
+    if run.main_process:
+        record_sitting(run_dir, run.step, run.changed)
     callbacks, preemption = build_callbacks(settings, run.data.validation_corpus())
     seed_everything(settings.seed, workers=True, verbose=False)
     module = ByteLMModule(settings, run.config, SpikePolicy(settings))

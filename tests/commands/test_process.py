@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from mambabyte import checkpoints
@@ -80,3 +81,27 @@ def test_processes_killed_and_stopped_from_outside_end_with_the_bits_of_one_left
     assert code == 0, said
     ours, theirs = (checkpoints.read(folder).state_dict for folder in (run_dir, finished))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainer.global_batch_bytes=3000", "trainer.global_batch_bytes=3000 must be a multiple of"),
+        ("trainer.micro_batch_size=3", "trainer.global_batch_bytes=8192 must be a multiple of 3072"),
+        ("trainer.max_steps=abc", "trainer.max_steps must be an integer"),
+        ("data.path=nowhere", "no file matches data.path"),
+    ],
+)
+def test_what_can_be_known_without_torch_is_told_before_it_is_imported(
+    override: str, sentence: str, tmp_path: Path
+) -> None:
+    program = (
+        "import sys; from mambabyte.cli.main import main; code = main(sys.argv[1:]); "
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", "data=files", override],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout == "1 False\n" and sentence in done.stderr
+    assert not list(tmp_path.iterdir())

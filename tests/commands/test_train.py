@@ -4,19 +4,26 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
 import yaml
 
+import mambabyte
 from mambabyte import checkpoints
+from mambabyte.commands import train
 from mambabyte.errors import Interrupted, UserError
+from mambabyte.runs.run import read_run
 from mambabyte.runs.run_directory import lock_run_directory
 from mambabyte.training.module import ByteLMModule
+from mambabyte.training.planning.peak_flops import PeakFlops
+from tests.conftest import TINY
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -110,6 +117,47 @@ def test_summary_holds_the_figures_and_how_they_were_made(finished: Path) -> Non
     assert Path(summary["loss_curve"]).is_file()
 
 
+def test_the_measuring_at_the_end_can_be_skipped_and_made_up_for(start, finished: Path, capsys) -> None:
+    run_dir = start("skipped", "callbacks.evaluate_bytes=0")
+    out = capsys.readouterr().out
+    assert out.startswith("validation: not measured, as callbacks.evaluate_bytes=0 asks\nsample:")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["validation"] is summary["validation_stateful"] is summary["worst_document"] is None
+    assert summary["compressors"] == {} and summary["sample"]
+    assert read_run(run_dir).state == "trained, not measured"
+    start("skipped", "callbacks.evaluate_bytes=0")
+    assert "measuring" not in capsys.readouterr().err
+
+    start("skipped")
+    made_up, theirs = (json.loads((path / "summary.json").read_text()) for path in (run_dir, finished))
+    assert made_up["validation"]["nats"] == theirs["validation"]["nats"]
+    assert read_run(run_dir).state == "complete"
+    start("skipped", "callbacks.evaluate_bytes=0")
+    assert capsys.readouterr().out.count("bits per byte (protocol disjoint") == 2, "what is known is shown"
+
+
+def test_the_measuring_at_the_end_can_be_shortened(start, capsys) -> None:
+    run_dir = start("short", "callbacks.evaluate_bytes=100")
+    for name in ("validation", "validation_stateful"):
+        figure = json.loads((run_dir / "summary.json").read_text())[name]
+        assert (figure["bytes"], figure["protocol"]["max_bytes"]) == (100, 100)
+    out, err = capsys.readouterr()
+    assert "100 bytes in 1 document" in out and "measuring 100 validation bytes" in err
+
+
+def test_the_worst_document_is_named(start, corpus: Path, tmp_path: Path, capsys) -> None:
+    texts = tmp_path / "texts"
+    shutil.copytree(corpus, texts)
+    draw = np.random.default_rng(0)
+    for number in range(40):  # a few of them are held out
+        (texts / f"noise{number}.bin").write_bytes(draw.integers(0, 256, 300, np.uint8).tobytes())
+    summary = json.loads((start("worst", "data=files", f"data.path={texts}") / "summary.json").read_text())
+    worst = summary["worst_document"]
+    assert worst["name"].startswith("noise") and worst["bytes"] == 300
+    assert worst["bits_per_byte"] > summary["validation"]["bits_per_byte"]
+    assert f"worst document: {worst['name']} ({worst['bits_per_byte']:.4f} bits" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_a_whole_step_and_the_same_command_ends_with_the_same_bits(
     number: int, start, finished: Path, at_step, tmp_path: Path
@@ -197,6 +245,12 @@ def test_a_complete_run_says_so_and_reports_again(start, capsys) -> None:
     assert checkpoints.read(run_dir).step == 14
 
 
+def test_a_utilization_above_one_is_not_written(start, monkeypatch) -> None:
+    tiny = PeakFlops(1.0, "measured matrix product")
+    monkeypatch.setattr("mambabyte.training.callbacks.metrics.peak_flops", lambda *_: tiny)
+    assert {row["model_flops_utilization"] for row in rows(start("impossible"))} == {""}
+
+
 def test_a_run_on_the_cpu_is_measured_there_beside_a_gpu(start, monkeypatch) -> None:
     run_dir = start("cpu")
     (run_dir / "summary.json").unlink()
@@ -224,6 +278,17 @@ def test_the_report_is_on_stdout_and_progress_on_stderr(start, capsys) -> None:
     assert "eta 0 s" in err
 
 
+def test_the_first_step_is_shown_without_a_row_of_its_own(start, capsys) -> None:
+    run_dir = start("first", "callbacks.log_every=6", "callbacks.validate_every=0")
+    shown = [line.split(" | ") for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [parts[0] for parts in shown] == ["step 0/12", "step 1/12", "step 12/12"]
+    assert 7 < float(shown[1][1].removesuffix(" bpb")) < 9
+    assert [int(row["step"]) for row in rows(run_dir)] == [6, 12]
+    again = start("each", "callbacks.log_every=1", "callbacks.validate_every=0")
+    bits = [float(row["bits_per_byte"]) for row in rows(again)]
+    assert float(rows(run_dir)[0]["bits_per_byte"]) == pytest.approx(sum(bits[:6]) / 6, abs=0.02), "all six"
+
+
 @pytest.mark.parametrize(
     ("override", "key"),
     [
@@ -231,18 +296,24 @@ def test_the_report_is_on_stdout_and_progress_on_stderr(start, capsys) -> None:
         ("context_length=64", "context_length"),
         ("data.windows=contiguous", "data.windows"),
         ("trainer.global_batch_bytes=512", "trainer.global_batch_bytes"),
+        ("seed=7", r"seed \(0 there, 7 now\)"),
+        ("optimizer.learning_rate=1e-3", r"optimizer\.learning_rate \(0\.01 there, 0\.001 now\)"),
+        ("optimizer.warmup_steps=3", r"optimizer\.warmup_steps \(2 there, 3 now\)"),
+        ("optimizer.final_learning_rate_ratio=0.5", "optimizer.final_learning_rate_ratio"),
+        ("optimizer.betas=[0.8,0.95]", r"optimizer\.betas \(\[0\.9, 0\.95\] there, \[0\.8, 0\.95\] now\)"),
+        ("trainer.precision=bf16", r"trainer\.precision \(fp32 there, bf16 now\)"),
+        ("trainer.gradient_clip=null", r"trainer\.gradient_clip \(1\.0 there, None now\)"),
+        ("data.validation_fraction=0.4", "data.source.validation_fraction"),
     ],
 )
 def test_another_configuration_in_the_same_run_directory_is_refused(
-    override: str, key: str, start, at_step, tmp_path: Path
+    override: str, key: str, start, finished: Path
 ) -> None:
-    at_step(1, send(signal.SIGTERM))
-    with pytest.raises(Interrupted):
-        start("taken")
-    config = (tmp_path / "runs" / "taken" / "config.yaml").read_bytes()
-    with pytest.raises(UserError, match=rf"{key} .*name="):
-        start("taken", override)
-    assert (tmp_path / "runs" / "taken" / "config.yaml").read_bytes() == config
+    config = (finished / "config.yaml").read_bytes()
+    assert (finished / "summary.json").exists()
+    with pytest.raises(UserError, match=rf"{key}.*name="):
+        start("taken", f"run_dir={finished}", override)
+    assert (finished / "config.yaml").read_bytes() == config
 
 
 def test_a_diverging_run_stops_at_the_step_and_keeps_its_checkpoint(
@@ -262,11 +333,36 @@ def test_a_diverging_run_stops_at_the_step_and_keeps_its_checkpoint(
     assert checkpoints.read(run_dir).step == 5
     assert all(tensor.isfinite().all() for tensor in weights(run_dir).values())
 
-    monkeypatch.undo()
-    start("diverged", "optimizer.learning_rate=1e-3")
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate \(0\.01 there, 0\.001 now\)"):
+        start("diverged", "optimizer.learning_rate=1e-3")
+    start("diverged", "trainer.on_spike=skip")
+    assert checkpoints.read(run_dir).step == 12
+
+
+def test_what_changed_on_purpose_is_said_and_recorded(start, at_step, capsys, tmp_path: Path) -> None:
+    at_step(5, send(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        start("longer")
+    capsys.readouterr()
+    start("longer", "trainer.max_steps=30", "trainer.micro_batch_size=4", "callbacks.log_every=3")
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "changed since" in line)
+    assert said == (
+        "mambabyte: changed since then: callbacks.log_every (2 then, 3 now), trainer.max_steps (12 then, 30 "
+        "now), trainer.micro_batch_size (2 then, 4 now); so the learning rate goes from 0.0081 at step 6 to "
+        "0.0096 at step 7"
+    )
+    run_dir = tmp_path / "runs" / "longer"
     learning_rates = {int(row["step"]): float(row["learning_rate"]) for row in rows(run_dir)}
-    assert learning_rates[4] > 5e-3
-    assert learning_rates[6] < 1e-3
+    assert learning_rates[4] > learning_rates[6] < learning_rates[9]
+    start("longer", "trainer.max_steps=30", "trainer.micro_batch_size=4", "callbacks.log_every=3")
+    assert "changed since" not in capsys.readouterr().err, "nothing is trained"
+
+    first, second = json.loads((run_dir / "sittings.json").read_text())
+    assert (first["step"], first["changed"], second["step"]) == (0, {}, 6)
+    assert second["changed"]["trainer.max_steps"] == [12, 30]
+    for sitting in (first, second):
+        assert (sitting["mambabyte"], sitting["torch"]) == (mambabyte.__version__, torch.__version__)
+        assert sitting["command"] and sitting["started"].endswith("+00:00")
 
 
 def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(start, monkeypatch, tmp_path: Path) -> None:
@@ -313,6 +409,18 @@ def test_two_processes_do_not_train_in_one_directory(start, tmp_path: Path) -> N
     with lock_run_directory(run_dir, {}), pytest.raises(UserError, match="another process"):
         start("busy")
     start("busy", "trainer.max_steps=2")
+
+
+def test_data_that_is_not_there_leaves_no_run_directory(configure, tmp_path: Path) -> None:
+    settings = configure(
+        "train", *TINY, "data=stdlib", f"run_dir={tmp_path}/run", f"data.folder={tmp_path}/p"
+    )
+    settings.data.source = {"_target_": "mambabyte.data.FilesSource", "path": f"{tmp_path}/nowhere"}
+    with pytest.raises(UserError, match="nowhere"):
+        train.run(settings)
+    with pytest.raises(UserError, match="nowhere"):
+        mambabyte.train(settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_directory_that_cannot_be_made_is_a_sentence(start, tmp_path: Path) -> None:

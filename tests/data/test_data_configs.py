@@ -204,3 +204,16 @@ class TheirSource:
 def test_ill_typed_overrides(override, message):
     with pytest.raises(UserError, match=message):
         source("data=stdlib", override)
+
+
+@pytest.mark.parametrize("path", ["nowhere", "nowhere/*.txt", ["texts", "nowhere"]])
+def test_a_path_that_leads_nowhere_is_told_at_once(path, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("text")
+    settings = DataSettings(source={"_target_": "mambabyte.data.FilesSource", "path": path})
+    with pytest.raises(UserError, match="nowhere"):
+        settings.check_path()
+    for good in ("texts", "texts/*.txt", ["texts"], "https://example.org/texts"):
+        settings.source = {**settings.source, "path": good}
+        settings.check_path()

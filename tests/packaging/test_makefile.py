@@ -75,6 +75,15 @@ def test_train_installs_torch_first_and_once(make):
     assert make.calls == ["mambabyte train experiment=quickstart seed=1 name=second"]
 
 
+def test_train_says_what_it_installs_while_it_does(make):
+    assert make("train", "TORCH_INDEX=file:///wheels").stdout.splitlines() == [
+        "make: installing torch into .venv (up to several GB, minutes) from file:///wheels",
+        "make: installing mambabyte and its other dependencies",
+        ".venv/bin/mambabyte train experiment=quickstart ",
+    ]
+    assert make("train").stdout.splitlines() == [".venv/bin/mambabyte train experiment=quickstart "]
+
+
 def test_torch_comes_from_the_index_that_is_given(make):
     assert make("train", "TORCH_INDEX=file:///wheels").returncode == 0
     assert (

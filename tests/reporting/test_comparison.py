@@ -55,7 +55,7 @@ def test_a_run_of_other_data_that_is_not_measured_stands_apart(write_run) -> Non
 def test_curves_over_different_shares_are_said(write_run) -> None:
     _, notes = comparisons_of(write_run("a"), write_run("b", validation_bytes=1000))
     assert len(notes) == 1
-    assert "the first 200 or 1,000 bytes" in notes[0]
+    assert "about 200 or 1,000 bytes" in notes[0]
 
 
 def test_models_of_one_class_and_size_are_distinguished_by_their_settings(write_run) -> None:

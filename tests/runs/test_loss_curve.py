@@ -25,3 +25,6 @@ def test_the_curve_is_drawn_from_any_number_of_rows(rows: list, tmp_path: Path) 
     path = tmp_path / "curve.png"
     plot_loss_curve(rows, {"gzip -9": 2.1, "xz -9e": 1.9, "zstd -19": 2.0}, 1.5, "a run", path)
     assert path.read_bytes().startswith(b"\x89PNG")
+    path.unlink()
+    plot_loss_curve(rows, {}, None, "a run that was not measured", path)
+    assert path.read_bytes().startswith(b"\x89PNG")

@@ -1,6 +1,8 @@
 """The report at the end of a run."""
 
-from mambabyte.runs.summary import report
+from pathlib import Path
+
+from mambabyte.runs.summary import read_summary, report, write_summary
 
 
 def test_a_model_without_a_stateful_figure_is_reported_without_it() -> None:
@@ -38,3 +40,19 @@ def test_the_report_shows_no_control_characters() -> None:
     text = report({**summary, "parameters": 5, "step": 2, "loss_curve": "runs/x/loss_curve.png"})
     assert "\x1b" not in text
     assert "  a\ufffd[2J\n  b\n" in text
+
+
+def test_a_summary_counts_if_it_measured_at_least_what_is_asked_for(tmp_path: Path) -> None:
+    def write(validation: dict | None) -> None:
+        write_summary(tmp_path, {"step": 3, "validation": validation})
+
+    assert read_summary(tmp_path, 3) is None
+    write({"protocol": {"max_bytes": None}})
+    assert read_summary(tmp_path, 3) and read_summary(tmp_path, 3, 0) and read_summary(tmp_path, 3, 50)
+    assert read_summary(tmp_path, 4) is None
+    write({"protocol": {"max_bytes": 50}})
+    assert read_summary(tmp_path, 3, 50) and read_summary(tmp_path, 3, 0)
+    assert read_summary(tmp_path, 3) is read_summary(tmp_path, 3, 60) is None
+    write(None)
+    assert read_summary(tmp_path, 3, 0)
+    assert read_summary(tmp_path, 3) is read_summary(tmp_path, 3, 50) is None

@@ -12,8 +12,11 @@ from mambabyte.runtime.progress import StatusLine
 from mambabyte.runtime.units import byte_count, duration
 from mambabyte.training.callbacks.step_callback import StepCallback, is_due
 from mambabyte.training.module import ByteLMModule
-from mambabyte.training.planning.peak_flops import peak_flops
+from mambabyte.training.planning.peak_flops import peak_flops, utilization
 from mambabyte.training.settings import TrainSettings
+
+# of the progress line, where it is longer than the terminal is wide
+_LEFT_OUT_FIRST = ("utilization", "bytes", "gradient", "learning rate", "speed", "validation")
 
 
 class Metrics(StepCallback):
@@ -23,8 +26,8 @@ class Metrics(StepCallback):
     did not take) are totals of the run, resumptions included. ``bits_per_byte``, ``bytes_per_second`` and
     ``clipped_share`` (of steps, those with a clipped gradient) are over the steps since the last row.
     ``peak_memory_bytes`` is this rank's since this process started training. ``model_flops_utilization``
-    is the model's analytic FLOPs over the devices' peak (planning/peak_flops.py). The other callbacks add
-    their :meth:`~StepCallback.columns`; they must come before this one.
+    is the model's analytic FLOPs over the devices' peak (planning/peak_flops.py), empty if that is not known.
+    The other callbacks add their :meth:`~StepCallback.columns`; they must come before this one.
     """
 
     _module: ByteLMModule
@@ -46,14 +49,15 @@ class Metrics(StepCallback):
         super().on_train_start(trainer, module)
         assert isinstance(module, ByteLMModule)
         self._module = module
-        self._line = ProgressLine(self._max_steps, self._bytes_per_step, trainer.global_step)
         if trainer.is_global_zero:
+            self._line = ProgressLine(self._max_steps, self._bytes_per_step, trainer.global_step)
+            self._line.begin()
             # steps after the checkpoint are repeated: drop their rows
             keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
             write_metrics(self._path, keep)
-            flops_per_byte = module.model.flops_per_byte(self._settings.context_length).training
-            peak = peak_flops(trainer.strategy.root_device, self._settings.trainer.precision)
-            self._seconds_per_byte = flops_per_byte / (peak.flops * trainer.world_size)
+            self._flops_per_byte = module.model.flops_per_byte(self._settings.context_length).training
+            self._peak = peak_flops(trainer.strategy.root_device, self._settings.trainer.precision)
+        self._first_step = trainer.global_step + 1
         self._memory = PeakMemory(trainer.strategy.root_device)
         self._begin_row(trainer.global_step)
 
@@ -63,33 +67,44 @@ class Metrics(StepCallback):
         return is_due(step, every.log_every) or is_due(step, every.validate_every) or step == self._max_steps
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
+        first = step == self._first_step
         if not self.is_logged(step):
+            if first and trainer.is_global_zero:
+                self._line.show(self._row(trainer, step), urgent=True)
             return
         module.check_spikes(wait=True)
-        seconds = self._since_row()
-        self._seconds += seconds
-        speed = (step - self._row_step) * self._bytes_per_step / max(seconds, 1e-9)
-        row: dict[str, Any] = {
-            "step": step,
-            "bytes": step * self._bytes_per_step,
-            "seconds": self._seconds,
-            **module.take_row(),
-            "learning_rate": module.learning_rate_at(step - 1),
-            "gradient_norm": float(module.gradient_norm),
-            "bytes_per_second": speed,
-            "peak_memory_bytes": self._memory.bytes(),
-        }
+        row = self._row(trainer, step) if trainer.is_global_zero else {}
+        self._seconds += self._since_row()
+        module.begin_row()
+        self._begin_row(step)
+        if not row:
+            return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StepCallback):
                 row.update(callback.columns())
-        self._begin_row(step)
-        if trainer.is_global_zero:
-            row["model_flops_utilization"] = speed * self._seconds_per_byte
-            append_metrics(self._path, row)
-            self._line.show(row, final=step == self._max_steps)
-            values = {name: value for name, value in row.items() if name != "step" and value is not None}
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=step)
+        append_metrics(self._path, row)
+        self._line.show(row, final=step == self._max_steps, urgent=first)
+        values = {name: value for name, value in row.items() if name != "step" and value is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+
+    def _row(self, trainer: Trainer, step: int) -> dict[str, Any]:
+        """The row of the steps since the last one, without what the other callbacks add."""
+        seconds = self._since_row()
+        speed = (step - self._row_step) * self._bytes_per_step / max(seconds, 1e-9)
+        return {
+            "step": step,
+            "bytes": step * self._bytes_per_step,
+            "seconds": self._seconds + seconds,
+            **self._module.row(),
+            "learning_rate": self._module.learning_rate_at(step - 1),
+            "gradient_norm": float(self._module.gradient_norm),
+            "bytes_per_second": speed,
+            "model_flops_utilization": utilization(
+                speed * self._flops_per_byte, self._peak, trainer.world_size
+            ),
+            "peak_memory_bytes": self._memory.bytes(),
+        }
 
     def _begin_row(self, step: int) -> None:
         self._row_step = step
@@ -107,10 +122,17 @@ class ProgressLine:
         self._validation: float | None = None
         self._bar = StatusLine(total=max_steps, initial=first_step, bar_format="{desc}")
 
-    def show(self, row: Mapping[str, Any], final: bool) -> None:
-        """Show a row of metrics if it is ``final`` or the last one was shown long enough ago."""
-        self._validation = row["validation_bits_per_byte"] or self._validation
+    def begin(self) -> None:
+        """Show that training has begun, since the first step can take minutes."""
+        step, max_steps = self._bar.initial, self._bar.total
+        self._bar.set_description_str(f"step {step}/{max_steps} | waiting for the first step", refresh=True)
+
+    def show(self, row: Mapping[str, Any], final: bool = False, urgent: bool = False) -> None:
+        """Show a row of metrics if it is ``final`` or ``urgent``, or if the last was shown long ago."""
+        self._validation = row.get("validation_bits_per_byte") or self._validation
         self._bar.set_description_str(self._text(row), refresh=False)
+        if urgent:
+            self._bar.mininterval = 0
         if final:
             self._bar.close()
         else:
@@ -120,15 +142,20 @@ class ProgressLine:
         step, max_steps = row["step"], self._bar.total
         # wall time of this process, validation and samples included
         seconds_per_step = self._bar.format_dict["elapsed"] / max(1, step - self._bar.initial)
-        parts = [
-            f"step {step}/{max_steps}",
-            f"{row['bits_per_byte']:.3f} bpb",
-            *([f"{self._validation:.3f} validation bpb"] if self._validation else []),
-            f"lr {row['learning_rate']:.1e}",
-            f"gradient {row['gradient_norm']:.2f}",
-            f"{byte_count(row['bytes_per_second'])}/s",
-            f"mfu {100 * row['model_flops_utilization']:.1f} %",
-            byte_count(row["bytes"], of=max_steps * self._bytes_per_step),
-            f"eta {duration((max_steps - step) * seconds_per_step)}",
-        ]
-        return " | ".join(parts)
+        used, validation = row["model_flops_utilization"], self._validation
+        parts = {
+            "step": f"step {step}/{max_steps}",
+            "loss": f"{row['bits_per_byte']:.3f} bpb",
+            "validation": f"{validation:.3f} validation bpb" if validation else None,
+            "learning rate": f"lr {row['learning_rate']:.1e}",
+            "gradient": f"gradient {row['gradient_norm']:.2f}",
+            "speed": f"{byte_count(row['bytes_per_second'])}/s",
+            "utilization": f"mfu {100 * used:.1f} %" if used is not None else None,
+            "bytes": byte_count(row["bytes"], of=max_steps * self._bytes_per_step),
+            "time left": f"eta {duration((max_steps - step) * seconds_per_step)}",
+        }
+        shown = {name: text for name, text in parts.items() if text}
+        for name in _LEFT_OUT_FIRST:
+            if self._bar.width is not None and len(" | ".join(shown.values())) > self._bar.width:
+                shown.pop(name, None)
+        return " | ".join(shown.values())

@@ -1,5 +1,5 @@
-"""Settings that depend on this machine's speed and memory: ``trainer.micro_batch_size=auto``, and the steps
-that ``budget.training_seconds`` has time for.
+"""Settings that depend on this machine's speed and memory: ``trainer.threads`` and
+``trainer.micro_batch_size`` where they are ``auto``, and the steps within ``budget.training_seconds``.
 
 Rank 0 decides them once for a run and writes them to ``run_dir/measured.json``, with what they depend on. The
 other ranks wait for that file, and a resumed run reads it.
@@ -21,11 +21,13 @@ import torch
 from mambabyte.config.settings import to_plain
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.runtime.units import counted
 from mambabyte.training.distributed.launching import is_main_process, resolve_devices
 from mambabyte.training.planning.budget import whole_steps
 from mambabyte.training.planning.memory_estimate import MemoryBudget
 from mambabyte.training.planning.step_timing import time_steps
 from mambabyte.training.settings import TrainSettings
+from mambabyte.training.threads import threads_of_each
 
 LONGEST_WAIT = 1800.0  # seconds that rank 0 may take
 _SLOWER = 0.9  # of the best speed so far: larger sizes are not worth trying
@@ -46,6 +48,13 @@ def with_measurements(settings: TrainSettings, keep: bool = True) -> TrainSettin
     """
     record = _Record(settings.run_dir, keep)
     about_speed = {"model": to_plain(settings.model), "context_length": settings.context_length}
+    if settings.trainer.threads == "auto":
+        size = settings.trainer.micro_batch_size
+        tried = _counted(settings, threads=None, micro_batch_size=1 if size == "auto" else size)
+        trainer = {name: getattr(tried.trainer, name) for name in ("micro_batch_size", *_SPEED_DEPENDS_ON)}
+        question = {**about_speed, "trainer": trainer}
+        threads = record.answer("threads", question, lambda: best_threads(tried))
+        settings = replace(settings, trainer=replace(settings.trainer, threads=threads))
     if settings.trainer.micro_batch_size == "auto":
         one = _counted(settings, micro_batch_size=1)
         trainer = {name: getattr(one.trainer, name) for name in _SPEED_DEPENDS_ON}
@@ -70,6 +79,23 @@ def steps_for(settings: TrainSettings, training_seconds: float) -> int:
     """
     MemoryBudget.of(settings).check(int(settings.trainer.micro_batch_size))
     return whole_steps("training_seconds", training_seconds, time_steps(settings).seconds_per_step)
+
+
+def best_threads(settings: TrainSettings) -> int:
+    """One thread or all of this process's, whichever is faster in a few steps: on a machine that does other
+    work too, one can be. On a GPU, all.
+
+    Raises:
+        UserError: a step cannot fit.
+    """
+    memory, every = MemoryBudget.of(settings), threads_of_each(int(settings.trainer.devices))
+    if memory.device.type == "cuda" or every == 1:
+        return every
+    memory.check(int(settings.trainer.micro_batch_size))
+    took = {n: time_steps(_counted(settings, threads=n), steps=5).seconds_per_step for n in (1, every)}
+    for count, seconds in took.items():
+        print(f"mambabyte: {counted(count, 'thread')}: {seconds:.3g} s a step", file=sys.stderr)
+    return min(took, key=lambda count: took[count])
 
 
 def best_micro_batch_size(settings: TrainSettings) -> int:

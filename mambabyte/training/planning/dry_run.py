@@ -6,7 +6,7 @@ from typing import Any
 
 from mambabyte.runtime.units import byte_count, duration, short_count
 from mambabyte.training.planning.memory_estimate import MemoryBudget, on_meta
-from mambabyte.training.planning.peak_flops import peak_flops
+from mambabyte.training.planning.peak_flops import peak_flops, utilization
 from mambabyte.training.planning.plan import plan
 from mambabyte.training.planning.step_timing import fits_one_device, time_steps
 from mambabyte.training.settings import TrainSettings
@@ -67,7 +67,7 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
         "measured_peak_memory": measured and measured.peak_memory_bytes,
         "peak_flops": peak.flops,
         "peak_flops_source": peak.source,
-        "model_flops_utilization": speed and speed * flops.training / (peak.flops * trainer.world_size),
+        "model_flops_utilization": speed and utilization(speed * flops.training, peak, trainer.world_size),
     }
 
 
@@ -97,7 +97,10 @@ def describe(run: dict[str, Any]) -> str:
         lines["time"] = "not measured: one device does not hold the whole model"
     else:
         speed = f"{byte_count(run['bytes_per_second'])}/s, {run['seconds_per_step']:.3g} s a step"
-        share = f"{100 * run['model_flops_utilization']:.1f} % of {short_count(run['peak_flops'], 'FLOP')}/s"
+        used, most = run["model_flops_utilization"], f"{short_count(run['peak_flops'], 'FLOP')}/s"
+        share = (
+            f"{100 * used:.1f} % of {most}" if used is not None else f"a share of {most} that is not known"
+        )
         scope = f"{world} x {device}, without validation, samples and checkpoints{alone}"
         lines["time"] = f"{duration(run['seconds'])}{left} on {scope}"
         lines["speed"] = f"{speed}; {share} in {run['precision']} ({run['peak_flops_source']})"

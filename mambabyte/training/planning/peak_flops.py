@@ -44,11 +44,21 @@ class PeakFlops:
 @functools.cache
 def peak_flops(device: torch.device, precision: Literal["fp32", "bf16"]) -> PeakFlops:
     """From the data sheet of a known GPU; otherwise measured once per process. Global random generators keep
-    their state."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    their state.
+
+    Of bf16, which is mixed with fp32, it is the faster one's: a CPU without bf16 arithmetic emulates it.
+    """
     if device.type == "cuda" and (listed := _DATA_SHEETS.get(torch.cuda.get_device_name(device))):
         return PeakFlops(listed[precision == "fp32"], "data sheet")
-    return PeakFlops(measured_flops(device, dtype), "measured matrix product")
+    dtypes = [torch.float32, torch.bfloat16] if precision == "bf16" else [torch.float32]
+    return PeakFlops(max(measured_flops(device, each) for each in dtypes), "measured matrix product")
+
+
+def utilization(flops_per_second: float, peak: PeakFlops, devices: int) -> float | None:
+    """The share of the devices' peak. None if it is above 1: the peak was measured too low, as on a machine
+    that was busy meanwhile."""
+    share = flops_per_second / (peak.flops * devices)
+    return share if share <= 1 else None
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from mambabyte import checkpoints
 from mambabyte.config.settings import fill, to_plain
 from mambabyte.data import ByteDataModule
 from mambabyte.data.settings import DataSettings
-from mambabyte.runs.run_directory import check_same_run
+from mambabyte.runs.changes import Changes, changes, in_words, refuse_other_run
 from mambabyte.training.distributed.launching import is_main_process, resolve_devices
 from mambabyte.training.planning.autotune import with_measurements
 from mambabyte.training.planning.budget import within_budget
@@ -26,6 +27,7 @@ class Plan:
         settings: with numbers for all that was ``auto`` or a budget.
         config: the settings to save, in plain values; devices are as the user gave them.
         resume_from: the run's newest undamaged checkpoint, saved after ``step`` optimizer steps.
+        changed: the settings that differ from those of that checkpoint.
         main_process: whether this process has rank 0, which prints and writes.
     """
 
@@ -34,6 +36,7 @@ class Plan:
     data: ByteDataModule
     resume_from: Path | None
     step: int
+    changed: Changes
     main_process: bool
 
 
@@ -49,11 +52,13 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     main_process = is_main_process()
     saved, damaged = checkpoints.read_newest(settings.run_dir) or (None, [])
     step = saved.step if saved else 0
+    recorded: dict[str, Any] = {}
     if saved:
-        saved_data = DataSettings.from_settings(saved.config["data"], "data").with_absolute_paths()
-        saved_config = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
-        check_same_run(settings.run_dir, saved_config, to_plain(settings))
+        saved_data = DataSettings.from_settings(saved.config.get("data"), "data").with_absolute_paths()
+        recorded = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
+        refuse_other_run(settings.run_dir, changes(recorded, settings))
     settings = with_measurements(settings, keep_measurements)
+    changed = changes(recorded, settings) if saved else {}
     config = to_plain(settings)
     settings = replace(settings, trainer=resolve_devices(settings.trainer))
     if saved and main_process:
@@ -61,6 +66,9 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
             print(f"mambabyte: '{each}' is damaged; the checkpoint before it is used", file=sys.stderr)
         verb = "is complete at" if step >= settings.trainer.max_steps else "resumes from"
         print(f"mambabyte: run '{settings.name}' {verb} step {step}", file=sys.stderr)
+        if changed and step < settings.trainer.max_steps:
+            said = f"{in_words(changed, 'then')}{_jump(settings, step, changed)}"
+            print(f"mambabyte: changed since then: {said}", file=sys.stderr)
     data = ByteDataModule(
         settings.data,
         settings.context_length,
@@ -68,4 +76,17 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         settings.trainer.global_batch_size(settings.context_length),
         settings.seed,
     )
-    return Plan(settings, config, data, saved.path if saved else None, step, main_process)
+    resume_from = saved.path if saved else None
+    return Plan(settings, config, data, resume_from, step, changed, main_process)
+
+
+def _jump(settings: TrainSettings, step: int, changed: Changes) -> str:
+    """What another number of steps does to the learning rate, if anything."""
+    steps_then, steps_now = changed.get("trainer.max_steps", (None, 0))
+    rate = settings.optimizer.learning_rate_at
+    if not isinstance(steps_then, int) or math.isclose(
+        rate(step, steps_then), now := rate(step, steps_now), rel_tol=1e-3
+    ):
+        return ""
+    last = rate(step - 1, steps_then)
+    return f"; so the learning rate goes from {last:.2g} at step {step} to {now:.2g} at step {step + 1}"

@@ -19,6 +19,7 @@ from mambabyte.training.module import ByteLMModule
 from mambabyte.training.planning.memory_estimate import MemoryBudget
 from mambabyte.training.planning.peak_flops import synchronized_clock
 from mambabyte.training.settings import TrainSettings
+from mambabyte.training.threads import using_threads
 from mambabyte.training.trainer import build_trainer
 
 _WARM_UP = 2
@@ -82,7 +83,7 @@ def _take_steps(settings: TrainSettings, steps: int) -> StepTiming:
     data = ByteDataModule(settings.data, context_length, micro_batch_size, windows, settings.seed)
     stopwatch = Stopwatch()
     trainer = build_trainer(settings, [stopwatch], [])
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), using_threads(settings.trainer.threads):
         torch.manual_seed(settings.seed)
         trainer.fit(ByteLMModule(settings, to_plain(settings)), datamodule=data)
     return StepTiming(stopwatch.seconds_per_step(accumulation - passes), stopwatch.peak_memory_bytes)

@@ -1,7 +1,11 @@
 """The line that shows how training is going."""
 
+import fcntl
 import io
+import os
+import struct
 import sys
+import termios
 
 import pytest
 
@@ -38,10 +42,16 @@ def test_a_run_of_one_row_shows_it(first_step: int, capsys) -> None:
     assert capsys.readouterr().err.startswith("step 10/10 | ")
 
 
-def test_on_a_terminal_the_line_is_rewritten(monkeypatch) -> None:
+def a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What stderr is from now on."""
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
+
+
+def test_on_a_terminal_the_line_is_rewritten(monkeypatch) -> None:
+    terminal = a_terminal(monkeypatch)
     now = 100.0
     monkeypatch.setattr("tqdm.std.time", lambda: now)
     line = ProgressLine(10, 100, 0)
@@ -56,3 +66,53 @@ def test_on_a_terminal_the_line_is_rewritten(monkeypatch) -> None:
         "step 10/10",
     ]
     assert written.count("\n") == 1 and written.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (
+            150,
+            "step 4/10 | 2.000 bpb | 3.500 validation bpb | lr 1.0e-03 | gradient 1.00 | 200 B/s | "
+            "mfu 38.0 % | 0.4/1.0 kB | eta 0 s",
+        ),
+        (80, "step 4/10 | 2.000 bpb | 3.500 validation bpb | lr 1.0e-03 | 200 B/s | eta 0 s"),
+        (60, "step 4/10 | 2.000 bpb | 3.500 validation bpb | eta 0 s"),
+        (40, "step 4/10 | 2.000 bpb | eta 0 s"),
+        (20, "step 4/10 | 2.000"),
+    ],
+)
+def test_the_line_fits_the_terminal(columns: int, shown: str, monkeypatch) -> None:
+    main, end = os.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(end, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr("tqdm.std.time", lambda: 100.0)
+        line = ProgressLine(10, 100, 0)
+        line.begin()
+        line.show(row(4, 3.5), final=True)
+        written = os.read(main, 4096).decode().split("\r")
+        monkeypatch.undo()
+    os.close(main)
+    assert all(len(text.strip("\n")) < columns for text in written)
+    first, last = (text.rstrip() for text in written if text.strip())
+    assert "step 0/10 | waiting for the first step".startswith(first)
+    assert last == shown.rstrip()
+
+
+def test_it_says_something_at_once_and_at_the_first_step(monkeypatch, capsys) -> None:
+    now = 100.0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    line = ProgressLine(10, 100, 0)
+    line.begin()
+    assert capsys.readouterr().err == "step 0/10 | waiting for the first step\n"
+    now = 101.0
+    line.show(row(1), urgent=True)
+    line.show(row(2))
+    assert [text.split(" | ")[0] for text in capsys.readouterr().err.splitlines()] == ["step 1/10"]
+    line.show(row(10), final=True)
+
+
+def test_an_unknown_utilization_is_left_out(capsys) -> None:
+    ProgressLine(10, 100, 0).show({**row(1), "model_flops_utilization": None}, final=True)
+    assert "mfu" not in capsys.readouterr().err

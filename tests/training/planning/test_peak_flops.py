@@ -46,3 +46,21 @@ def test_a_mig_slice_and_an_unknown_gpu_are_measured(monkeypatch) -> None:
         peak_flops.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert peak_flops(torch.device("cuda"), "bf16").source == "measured matrix product"
+
+
+def test_the_peak_of_bf16_is_at_least_that_of_the_fp32_it_is_mixed_with(monkeypatch) -> None:
+    speeds = {torch.float32: 4e9, torch.bfloat16: 1e9}  # a CPU that emulates bf16
+    monkeypatch.setattr(module, "measured_flops", lambda device, dtype: speeds[dtype])
+    assert peak_flops(torch.device("cpu"), "bf16").flops == 4e9
+    speeds[torch.bfloat16] = 9e9
+    assert peak_flops(torch.device("cpu"), "fp32").flops == 4e9
+    peak_flops.cache_clear()
+    assert peak_flops(torch.device("cpu"), "bf16").flops == 9e9
+
+
+def test_a_share_above_the_peak_is_not_shown() -> None:
+    peak = module.PeakFlops(1e9, "measured matrix product")
+    assert module.utilization(5e8, peak, devices=1) == 0.5
+    assert module.utilization(5e8, peak, devices=2) == 0.25
+    assert module.utilization(2e9, peak, devices=2) == 1.0
+    assert module.utilization(2.1e9, peak, devices=2) is None

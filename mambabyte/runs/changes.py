@@ -1,0 +1,91 @@
+"""How a run's settings differ from those that it was trained with, and which of them may."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from mambabyte.config.settings import find_class, to_plain
+from mambabyte.errors import UserError
+
+Changes = dict[str, tuple[Any, Any]]  # by key: the recorded value and the new one
+
+# Everything else decides the weights, so a run keeps it to its end. A name stands for all below it, too.
+_MAY_CHANGE = (
+    *("name", "budget", "logger", "callbacks"),  # what a budget decides is compared itself
+    *("data.workers", "data.folder", "data.source.retries"),
+    "data.source.revision",  # the data module compares the data itself
+    *("trainer.max_steps", "trainer.micro_batch_size", "trainer.on_spike", "trainer.spike_threshold"),
+    *("trainer.threads", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.sharded_checkpoints", "trainer.activation_checkpointing"),
+)
+_OF_ONE_COMMAND = ("run_dir", "dry_run", "json")
+
+
+def changes(recorded: Mapping[str, Any], settings: Any) -> Changes:
+    """The settings that differ from a run's ``recorded`` configuration, perhaps of an earlier version: what
+    did not exist then had its default."""
+    then, now = _flat(_as_now(recorded, settings)), _flat(to_plain(settings))
+    differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+    return {key: (then.get(key), now.get(key)) for key in differing if key not in _OF_ONE_COMMAND}
+
+
+def refuse_other_run(run_dir: Path, changed: Changes) -> None:
+    """Raise UserError if settings have changed that a run must keep."""
+    fixed = {key: values for key, values in changed.items() if not _may_change(key)}
+    if fixed:
+        raise UserError(
+            f"'{run_dir}' holds a run with another configuration: {in_words(fixed, 'there')}; give the new "
+            "run its own name=, or go back to that configuration to resume"
+        )
+
+
+def in_words(changed: Changes, then: str) -> str:
+    """ "seed (0 there, 1 now), ..."."""
+    return ", ".join(f"{key} ({old} {then}, {new} now)" for key, (old, new) in changed.items())
+
+
+def _may_change(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
+
+
+def _as_now(recorded: Any, now: Any) -> Any:
+    """The record of the settings ``now`` with the keys that this version writes."""
+    if not isinstance(recorded, Mapping):
+        return recorded
+    if is_dataclass(now):
+        known = {field.name: getattr(now, field.name) for field in fields(now)}
+        defaults = _defaults(type(now))
+        written = {key: value for key, value in recorded.items() if key in known}
+        if hasattr(now, "to_dict"):
+            written["_target_"] = recorded.get("_target_", now.to_dict()["_target_"])
+    elif isinstance(now, Mapping) and str(now.get("_target_")).startswith("mambabyte."):
+        known, written = dict(now), dict(recorded)
+        defaults = _defaults(find_class(now["_target_"], "_target_"))
+    else:
+        return recorded
+    absent = {key: defaults.get(key, to_plain(value)) for key, value in known.items() if key not in written}
+    return {key: _as_now(value, known.get(key)) for key, value in {**absent, **written}.items()}
+
+
+def _defaults(schema: type) -> dict[str, Any]:
+    """The plain default values of a dataclass's fields."""
+    defaults: dict[str, Any] = {}
+    for field in fields(schema) if is_dataclass(schema) else ():
+        if field.default is not MISSING:
+            defaults[field.name] = to_plain(field.default)
+        elif field.default_factory is not MISSING:
+            defaults[field.name] = to_plain(field.default_factory())
+    return defaults
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,79 @@
+"""What counts as a change of a run's settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mambabyte.config.settings import to_plain
+from mambabyte.errors import UserError
+from mambabyte.runs.changes import changes, refuse_other_run
+from mambabyte.training.settings import TrainSettings
+
+
+@pytest.fixture
+def settings() -> TrainSettings:
+    return TrainSettings.compose("experiment=tiny", "data=files", "data.path=/texts")
+
+
+def without(plain: dict[str, Any], *path: str) -> dict[str, Any]:
+    *sections, name = path
+    inner = plain
+    for section in sections:
+        inner = inner[section]
+    del inner[name]
+    return plain
+
+
+def test_the_same_settings_have_not_changed(settings: TrainSettings) -> None:
+    assert changes(to_plain(settings), settings) == {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("callbacks", "log_every"),
+        ("trainer", "spike_threshold"),
+        ("trainer", "gradient_clip"),
+        ("optimizer", "weight_decay"),
+        ("optimizer", "_target_"),
+        ("model", "norm_epsilon"),
+        ("data", "source", "text_column"),
+        ("data", "windows"),
+        ("budget",),
+        ("json",),
+    ],
+)
+def test_what_an_earlier_version_did_not_record_had_its_default(path, settings: TrainSettings) -> None:
+    settings.data.windows = "random_per_document"  # the default, and not what this experiment sets
+    assert changes(without(to_plain(settings), *path), settings) == {}
+
+
+def test_a_new_setting_that_is_not_its_default_has_changed(settings: TrainSettings) -> None:
+    recorded = without(to_plain(settings), "trainer", "gradient_clip")
+    settings.trainer.gradient_clip = 0.5
+    assert changes(recorded, settings) == {"trainer.gradient_clip": (1.0, 0.5)}
+
+
+def test_what_this_version_no_longer_has_is_no_change(settings: TrainSettings) -> None:
+    recorded = to_plain(settings)
+    recorded["trainer"]["once"] = recorded["callbacks"]["validation_bytes"] = 1
+    assert changes(recorded, settings) == {}
+
+
+def test_the_arguments_of_ones_own_source_are_compared_as_they_are(settings: TrainSettings) -> None:
+    settings.data.source = {"_target_": "my_package.Source", "argument": 1}
+    recorded = to_plain(settings)
+    settings.data.source = {"_target_": "my_package.Source", "another": 2}
+    assert changes(recorded, settings) == {
+        "data.source.another": (None, 2),
+        "data.source.argument": (1, None),
+    }
+
+
+def test_a_record_of_wrong_types_is_refused_in_a_sentence(settings: TrainSettings, tmp_path) -> None:
+    recorded = {**to_plain(settings), "trainer": None, "optimizer": 3}
+    with pytest.raises(UserError, match=r"optimizer \(3 there") as caught:
+        refuse_other_run(tmp_path, changes(recorded, settings))
+    assert "\n" not in str(caught.value)
