@@ -54,6 +54,7 @@ class Command:
 
 
 CKPT = Flag("--ckpt", "a run, a checkpoint or an export", "ckpt", metavar="PATH")
+OUT = Flag("--out", "where to write", "out", metavar="PATH", short="-o")
 JSON = Flag("--json", "print one JSON object", "json")
 
 

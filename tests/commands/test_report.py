@@ -78,4 +78,4 @@ def test_mistakes(arguments, sentence, capsys) -> None:
 def test_a_folder_that_cannot_be_written(finished: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").touch()
     assert main(["report", str(finished), "-o", str(tmp_path / "file" / "report")]) == 1
-    assert "choose another --output" in capsys.readouterr().err
+    assert "choose another --out" in capsys.readouterr().err
