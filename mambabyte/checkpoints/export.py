@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
+from mambabyte.runtime.valid_json import valid_json
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
@@ -39,7 +40,7 @@ def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: st
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
         description = {"format": FORMAT, "model": model.config.to_dict(), "config": _portable(config)}
-        text = json.dumps({**description, "global_step": step}, indent=2, ensure_ascii=False)
+        text = valid_json({**description, "global_step": step}, indent=2, ensure_ascii=False)
         (temporary / _CONFIG).write_text(text + "\n", encoding="utf-8")
         shutil.copymode(temporary / _CONFIG, temporary / _WEIGHTS)  # safetensors lets its owner alone read it
         os.replace(temporary, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -12,6 +11,7 @@ from mambabyte.config.composition import CommandSettings
 from mambabyte.config.settings import setting
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
+from mambabyte.runtime.valid_json import valid_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ def run(settings: DataInspectSettings) -> None:
     samples = list(_windows(settings, corpus))
     if settings.json:
         where = {"split": split, "folder": str(corpus.folder), "plot": str(plot)}
-        print(json.dumps({**where, **inspection.to_dict(), "meta": corpus.meta, "windows": samples}))
+        print(valid_json({**where, **inspection.to_dict(), "meta": corpus.meta, "windows": samples}))
         return
     for line in _report(inspection):
         print(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from mambabyte.config.composition import CommandSettings
 from mambabyte.config.settings import setting
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
+from mambabyte.runtime.valid_json import valid_json
 
 if TYPE_CHECKING:
     from mambabyte.checkpoints import Checkpoint
@@ -129,7 +129,7 @@ def run(settings: EvalSettings) -> None:
         if settings.json:
             where = {"checkpoint": str(checkpoint.path), "split": split}
             studies = {name: study.values for name, study in found.items()}
-            print(json.dumps({**result.to_dict(), **where, **studies}))
+            print(valid_json({**result.to_dict(), **where, **studies}))
         else:
             lines = [line for study in found.values() for line in study.lines]
             print("\n".join([f"{split}: {result}", *lines]))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from mambabyte.commands import JSON, Command, Flag
+from mambabyte.runtime.valid_json import valid_json
 from mambabyte.training.settings import TrainSettings
 
 
@@ -20,7 +19,7 @@ def run(settings: TrainSettings) -> None:
 
     result, in_words = (forecast(settings), describe) if settings.dry_run else (train(settings), report)
     if result is not None:  # of rank 0
-        print(json.dumps(result) if settings.json else in_words(result))
+        print(valid_json(result) if settings.json else in_words(result))
 
 
 COMMAND = Command(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from mambabyte.reporting import literature
 from mambabyte.reporting.comparison import Comparison
 from mambabyte.runs.run import Run
 from mambabyte.runtime.units import byte_count, duration, short_count
+from mambabyte.runtime.valid_json import valid_json
 
 _UNKNOWN = "-"
 
@@ -169,4 +169,4 @@ def to_csv(records: Sequence[dict[str, Any]]) -> str:
 
 def to_json(records: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
     """One object: ``records`` and ``notes``."""
-    return json.dumps({"records": records, "notes": notes}, indent=2, ensure_ascii=False) + "\n"
+    return valid_json({"records": records, "notes": notes}, indent=2) + "\n"

@@ -161,6 +161,21 @@ def test_a_place_that_cannot_be_written_is_said_before_measuring(
     assert "%" not in capsys.readouterr().err
 
 
+def test_text_without_words_is_valid_json(configure, finished: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "one").write_bytes(b"spaceless" * 120)
+    data = ["data=files", f"data.path={tmp_path}/one", f"data.folder={tmp_path}/p"]
+    data.append("data.validation_fraction=1.0")
+    overrides = [f"ckpt={finished}", *data, "metrics=[word_perplexity,noise]"]
+    evaluate.run(configure("eval", *overrides, "json=true"))
+    result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert result["word_perplexity"]["word_perplexity"] is None
+    assert result["word_perplexity"]["reason"] == "its words are too long for a float64"
+    assert {row["increase"] for row in result["noise"]} == {None}
+    assert all(row["reason"] for row in result["noise"])
+    evaluate.run(configure("eval", *overrides))
+    assert "no word perplexity, its words are too long" in capsys.readouterr().out
+
+
 def test_two_processes_print_one_and_the_same_figure(finished: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -14,6 +14,7 @@ from mambabyte.evaluation.studies.word_perplexity import (
     count_words,
     measure_word_perplexity,
     word_perplexity,
+    word_perplexity_study,
 )
 
 TEXTS = [
@@ -36,8 +37,21 @@ def test_the_published_pair() -> None:
     assert word_perplexity(0.5901387288495581, *PG19["test"]) == pytest.approx(33.05, abs=0.005)
 
 
-def test_it_is_infinite_without_words_or_beyond_a_float() -> None:
-    assert word_perplexity(1.0, 100, 0) == word_perplexity(5.0, 10**6, 1) == math.inf
+def test_there_is_none_without_words_or_beyond_a_float() -> None:
+    assert word_perplexity(1.0, 100, 0) is None
+    assert word_perplexity(5.0, 10**6, 1) is None
+    assert word_perplexity(1.0, 709, 1) == pytest.approx(math.exp(709))
+
+
+def test_the_reason_stands_where_the_figure_is_not() -> None:
+    for text, reason in (
+        (b"a" * 5000, "its words are too long for a float64"),
+        (b"\n\n", "there are no words"),
+    ):
+        data = np.frombuffer(text, np.uint8)
+        study = word_perplexity_study(1.0, ByteCorpus(data, np.array([0, len(data)]), ["a"]))
+        assert (study.values["word_perplexity"], study.values["reason"]) == (None, reason)
+        assert study.lines[0].startswith(f"word perplexity: none, {reason} (")
 
 
 def test_words_are_what_separates_them(monkeypatch: pytest.MonkeyPatch) -> None:
