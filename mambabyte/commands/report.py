@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def run(settings: ReportSettings) -> None:
     if settings.literature:
         shown, records = shown + tables.literature_tables(), records + tables.published_records()
     forms = {
-        "text": tables.to_text(shown, notes),
+        "text": tables.to_text(shown, notes, max(64, shutil.get_terminal_size().columns)),
         "markdown": tables.to_markdown(shown, notes),
         "csv": tables.to_csv(records),
         "json": tables.to_json(records, notes),
@@ -75,8 +76,10 @@ def _write(
             (folder / f"report.{ending}").write_text(forms[form].rstrip("\n") + "\n", encoding="utf-8")
         images = {}
         for figure in FIGURES:
-            draw(figure, comparisons).savefig(folder / figure.file, dpi=120)
-            images[figure.title] = (folder / figure.file).read_bytes()
+            canvas = draw(figure, comparisons)
+            if canvas is not None:
+                canvas.savefig(folder / figure.file, dpi=150)
+                images[figure.title] = (folder / figure.file).read_bytes()
         (folder / "report.html").write_text(to_html(shown, notes, images), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write to '{folder}': {error.strerror}; choose another --out") from error
