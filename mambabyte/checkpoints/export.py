@@ -18,8 +18,8 @@ from mambabyte.runtime.valid_json import valid_json
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
-def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: str | Path) -> None:
-    """Write ``folder`` completely or not at all, with the run's configuration and optimizer steps.
+def write_export(model: ByteLM, config: Mapping[str, Any] | None, step: int, folder: str | Path) -> None:
+    """Write ``folder`` completely or not at all, with the run's configuration, if known, and optimizer steps.
 
     Absolute paths in the configuration are left out: they are of this machine alone.
 

@@ -84,7 +84,7 @@ def run(settings: EvalSettings) -> None:
     metrics, split = settings.metrics, settings.split
     with process_group(choose_device(settings.device)) as (device, rank):
         checkpoint = checkpoints.read(settings.ckpt)
-        model, training_length = checkpoint.build_model(), checkpoint.config["context_length"]
+        model, training_length = checkpoint.build_model(), _training_length(checkpoint, settings)
         # A checkpoint may come from a stranger, so the data that it names must be of our own classes.
         data = settings.data or _data_of(checkpoint)
         corpus = data.prepare(split, only_ours=settings.data is None)
@@ -136,6 +136,16 @@ def run(settings: EvalSettings) -> None:
         if settings.out is None:
             with suppress(OSError):  # it holds figures, or the progress of another evaluation
                 folder.rmdir()
+
+
+def _training_length(checkpoint: Checkpoint, settings: EvalSettings) -> int:
+    """The context of training; for a model that was saved without its configuration, the one asked for."""
+    try:
+        return checkpoint.config["context_length"]
+    except UserError as fault:
+        if settings.context_length is None:
+            raise UserError(f"{fault}; set context_length= and data=") from fault
+        return settings.context_length
 
 
 def _data_of(checkpoint: Checkpoint) -> DataSettings:

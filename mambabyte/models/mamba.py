@@ -158,12 +158,12 @@ class MambaByte(ByteLM):
         nn.init.normal_(self.backbone.embedding.weight, std=0.02)
 
     def forward(
-        self, bytes: Tensor, state: State | None = None, document_start: Tensor | None = None
+        self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
     ) -> Tensor:
-        return self._run(bytes, state, document_start)[0]
+        return self._run(self.as_batch(bytes), state, document_start)[0]
 
-    def prefill(self, bytes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        return self._run(bytes, state, None)
+    def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
+        return self._run(self.as_batch(bytes), state, None)
 
     def step(self, byte: Tensor, state: State) -> tuple[Tensor, State]:
         if not serves_mamba_step(self.lm_head.weight):
