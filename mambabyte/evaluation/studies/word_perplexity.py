@@ -72,7 +72,10 @@ def measure_word_perplexity(nats_per_byte: float, corpus: ByteCorpus) -> WordPer
 
 
 def count_words(documents: Iterable[np.ndarray]) -> int:
-    """Count words as ``LC_ALL=C wc -w`` does: runs of bytes that are not ASCII white space."""
+    """Count the runs of bytes that are not ASCII white space.
+
+    GNU's ``wc -w`` counts fewer: docs/evaluation.md shows where.
+    """
     words = 0
     for document in documents:
         after_space = True

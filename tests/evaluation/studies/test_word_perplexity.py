@@ -1,6 +1,8 @@
 """Word perplexity and the counting of words."""
 
+import ast
 import math
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -59,6 +61,14 @@ def test_words_are_what_separates_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for chunk in (1, 2, 3, 1 << 24):
         monkeypatch.setattr("mambabyte.evaluation.studies.word_perplexity.CHUNK_BYTES", chunk)
         assert count_words(documents(TEXTS)) == expected
+
+
+def test_the_examples_in_the_documentation() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text("utf-8")
+    rows = re.findall(r'^\| `(b".*?")`.*?\| (\d+) \| \d+ \|$', page, re.MULTILINE)
+    assert len(rows) == 5
+    for text, words in rows:
+        assert count_words(documents([ast.literal_eval(text)])) == int(words), text
 
 
 @pytest.mark.skipif(shutil.which("wc") is None, reason="needs wc")
