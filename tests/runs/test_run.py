@@ -54,6 +54,14 @@ def test_a_run_that_is_not_complete_has_no_figure(write_run, steps, bits_per_byt
     assert run.bytes_trained == steps * 256
 
 
+def test_a_complete_run_that_was_not_measured_has_no_figure(write_run) -> None:
+    run_dir = write_run("unmeasured")
+    (run_dir / "summary.json").write_text('{"step": 10, "validation": null, "validation_stateful": null}')
+    run = read_run(run_dir)
+    assert (run.validation, run.stateful, run.device) == (None, None, None)
+    assert run.state == "trained, not measured"
+
+
 def test_folders_sweeps_and_globs(write_run, monkeypatch) -> None:
     jobs = [write_run("sweep/seed=0"), write_run("sweep/seed=1")]
     alone = write_run("alone")
