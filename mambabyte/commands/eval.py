@@ -133,6 +133,9 @@ def run(settings: EvalSettings) -> None:
         else:
             lines = [line for study in found.values() for line in study.lines]
             print("\n".join([f"{split}: {result}", *lines]))
+        for study in found.values():
+            if study.fault is not None:
+                raise UserError(study.fault)
         if settings.out is None:
             with suppress(OSError):  # it holds figures, or the progress of another evaluation
                 folder.rmdir()

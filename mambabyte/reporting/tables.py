@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -181,7 +182,9 @@ def measured_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
             figure, stateful = run.validation, run.stateful
             protocol = figure and ", ".join(f"{key} {value}" for key, value in figure.protocol.items())
             record = {"source": "measured", "comparison": number, "model": model, "run": name}
-            record |= {"directory": str(run.directory)} | {name: getattr(run, name) for name in _RECORDED}
+            record |= {"directory": os.path.relpath(run.directory)} | {
+                name: getattr(run, name) for name in _RECORDED
+            }
             record |= {"data": figure and figure.data_fingerprint, "protocol": protocol}
             record["bits_per_byte"] = figure and figure.bits_per_byte
             record["stateful_bits_per_byte"] = stateful and stateful.bits_per_byte

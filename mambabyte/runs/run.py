@@ -49,8 +49,7 @@ class Run:
     inference_flops_per_byte, training_flops_per_byte: in windows of ``context_length`` bytes.
     seconds, bytes_per_second: spent on steps, and the median of metrics.csv; None before its first row.
     peak_memory_bytes: the largest recorded, if any.
-    device, validation, stateful: None unless the run is complete and measured; the last also if the model's state
-        grows.
+    device, validation, stateful: None unless the run is measured; the last also if the model's state grows.
     curve: (bytes trained, seconds, bits per byte) at each validation during training.
     curve_bytes: how many of the first validation bytes the curve is measured on.
     training: (bytes trained, seconds, bits per byte) of the training windows, a row of metrics.csv each.

@@ -161,6 +161,18 @@ def test_a_place_that_cannot_be_written_is_said_before_measuring(
     assert "%" not in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(("metric", "picture"), [("lengths", "lengths.png"), ("heatmap", "bits.html")])
+def test_a_full_disk_loses_the_picture_and_no_figure(
+    metric: str, picture: str, configure, finished: Path, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / picture).symlink_to("/dev/full")
+    how = [f"metrics=[{metric}]", f"out={tmp_path}", "max_bytes=300", "heatmap_bytes=20"]
+    with pytest.raises(UserError, match=rf"cannot write '.*{picture}' \(No space left on device\)"):
+        evaluate.run(configure("eval", f"ckpt={finished}", *how))
+    assert "bits per byte (disjoint" in capsys.readouterr().out
+
+
 def test_text_without_words_is_valid_json(configure, finished: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "one").write_bytes(b"spaceless" * 120)
     data = ["data=files", f"data.path={tmp_path}/one", f"data.folder={tmp_path}/p"]
