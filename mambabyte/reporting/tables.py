@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -124,14 +125,23 @@ def to_text(tables: Sequence[Table], notes: Sequence[str], width: int = 80) -> s
     return "\n\n".join([*blocks, *("\n".join(_wrapped(note, width)) for note in notes)])
 
 
-def _wrapped(text: str, width: int, break_words: bool = False) -> list[str]:
-    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=break_words) or [""]
+class _CellWrapper(textwrap.TextWrapper):
+    """Breaks lines after a comma or a slash too, as they stand in the names of a sweep's runs."""
+
+    wordsep_simple_re = re.compile(r"(\s+|(?<=[,/]))")
+
+
+_CELL = _CellWrapper(_WORDS_WIDTH, break_on_hyphens=False)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False) or [""]
 
 
 def _cells(table: Table, title: str) -> list[list[str]]:
     """The lines of each cell of a column, its title first; words are wrapped."""
     place = table.header.index(title)
-    return [_wrapped(row[place], _WORDS_WIDTH, break_words=True) for row in (table.header, *table.rows)]
+    return [_CELL.wrap(row[place]) or [""] for row in (table.header, *table.rows)]
 
 
 def _width(table: Table, title: str) -> int:
