@@ -5,13 +5,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mambabyte import models, ops
+    from mambabyte.api import bits_per_byte, generate, save
     from mambabyte.checkpoints import load_model as load
     from mambabyte.training.settings import TrainSettings
     from mambabyte.training.train import train
 
 __version__ = "0.1.0"
-__all__ = ["TrainSettings", "__version__", "load", "models", "ops", "train"]
+__all__ = [
+    "TrainSettings",
+    "__version__",
+    "bits_per_byte",
+    "generate",
+    "load",
+    "models",
+    "ops",
+    "save",
+    "train",
+]
 _HOMES = {
+    "bits_per_byte": ("mambabyte.api", "bits_per_byte"),
+    "generate": ("mambabyte.api", "generate"),
+    "save": ("mambabyte.api", "save"),
     "load": ("mambabyte.checkpoints", "load_model"),
     "train": ("mambabyte.training.train", "train"),
     "TrainSettings": ("mambabyte.training.settings", "TrainSettings"),

@@ -7,9 +7,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "mambabyte"
 # The modules and folders of mambabyte/, top first: each may import itself and those after it.
 ROOMS = [
-    "__main__", "__init__", "cli", "commands", "doctor", "integrations", "training", "reporting", "serving",
-    "evaluation", "coding", "generation", "runs", "checkpoints", "data", "models", "config", "runtime",
-    "errors", "ops",
+    "__main__", "__init__", "cli", "commands", "doctor", "integrations", "api", "training", "reporting",
+    "serving", "evaluation", "coding", "generation", "runs", "checkpoints", "data", "models", "config",
+    "runtime", "errors", "ops",
 ]  # fmt: skip
 
 

@@ -13,12 +13,15 @@ from safetensors.torch import load_file, save_file
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
+from mambabyte.runtime.valid_json import valid_json
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
-def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: str | Path) -> None:
-    """Write ``folder`` completely or not at all, with the run's configuration and optimizer steps.
+def write_export(model: ByteLM, config: Mapping[str, Any] | None, step: int, folder: str | Path) -> None:
+    """Write ``folder`` completely or not at all, with the run's configuration, if known, and optimizer steps.
+
+    Absolute paths in the configuration are left out: they are of this machine alone.
 
     Raises:
         UserError: the folder exists already, or cannot be written.
@@ -36,9 +39,10 @@ def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: st
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
-        description = {"format": FORMAT, "model": model.config.to_dict(), "config": config}
-        text = json.dumps({**description, "global_step": step}, indent=2, ensure_ascii=False)
+        description = {"format": FORMAT, "model": model.config.to_dict(), "config": _portable(config)}
+        text = valid_json({**description, "global_step": step}, indent=2, ensure_ascii=False)
         (temporary / _CONFIG).write_text(text + "\n", encoding="utf-8")
+        shutil.copymode(temporary / _CONFIG, temporary / _WEIGHTS)  # safetensors lets its owner alone read it
         os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -46,6 +50,19 @@ def write_export(model: ByteLM, config: Mapping[str, Any], step: int, folder: st
         raise UserError(
             f"cannot write '{folder}' ({reason}): free some space, or choose another out="
         ) from error
+
+
+def _portable(value: Any) -> Any:
+    """``value`` without the absolute paths in it, also those in lists and mappings."""
+    if isinstance(value, Mapping):
+        return {key: _portable(item) for key, item in value.items() if not _is_absolute(item)}
+    if isinstance(value, (list, tuple)):
+        return [_portable(item) for item in value if not _is_absolute(item)]
+    return value
+
+
+def _is_absolute(value: Any) -> bool:
+    return isinstance(value, (str, Path)) and os.path.isabs(os.path.expanduser(value))
 
 
 def is_export(path: Path) -> bool:

@@ -16,6 +16,7 @@ from mambabyte.checkpoints.sharded import join_shards, shard_files
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
+from mambabyte.runtime.devices import choose_device
 
 _MODEL_PREFIX = "model."  # the training module's attribute that holds the ByteLM
 
@@ -77,17 +78,21 @@ class Checkpoint:
         return model.eval()
 
 
-def load_model(path: str | Path, config: ByteLMConfig | None = None) -> ByteLM:
-    """The trained model, in eval mode, on the CPU, in the precision it was saved in.
+def load_model(
+    path: str | Path, config: ByteLMConfig | None = None, device: str | torch.device = "cpu"
+) -> ByteLM:
+    """The trained model, in eval mode, in the precision it was saved in.
 
     Args:
         path: a run directory, a checkpoint or an export.
         config: the model's, needed only if its class is yours: a checkpoint builds none but ours.
+        device: as PyTorch names it, or "auto": CUDA if there is one, else the CPU.
 
     Raises:
-        UserError: see :func:`read`; or the weights do not fit the model that the file describes.
+        UserError: see :func:`read`; there is no such device; or the weights do not fit the described model.
     """
-    return read(path).build_model(config)
+    where = choose_device(str(device))
+    return read(path).build_model(config).to(where)
 
 
 def read(path: str | Path) -> Checkpoint:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from mambabyte.commands import Command, Flag
 from mambabyte.config.overrides import as_meant, quoted
-from mambabyte.config.settings import fill
+from mambabyte.config.settings import fill, suggestion
 from mambabyte.errors import UserError
 
 HYDRA_FLAGS = ("help", "cfg", "resolve", "package", "multirun", "config_dir", "info", "shell_completion")
@@ -23,7 +23,11 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        meant = suggestion(unknown[1], known) if unknown else ""
+        nearest = meant if "did you mean" in meant else ""
+        raise UserError(f"{message}{nearest}; see {self.prog} --help")
 
 
 def command_parser(name: str, command: Command) -> Parser:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 _LINE = re.compile(r"( *)([\w.]+):(?: |$)")
+_GROUP = re.compile(r" *- (?:override /)?(\w+): ")
 _COMMENT = re.compile(r"\s#\s*(.*)$")
 
 
@@ -28,11 +29,12 @@ def describe_settings(settings: Any, overrides: list[str], config_dir: str | Non
 
     folders = [composition.config_dir(), *([Path(config_dir)] if config_dir else [])]
     composed, choices = settings.compose_yaml(overrides, folders[1:])
+    comments = _comments(folders, settings.yaml, choices)
     listed = []
     for group in sorted(choices):
         files = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
-        listed.append(f"  {group}: {', '.join(files)}")
-    comments = _comments(folders, settings.yaml, choices)
+        about = f"  # {comments[group]}" if group in comments else ""
+        listed.append(f"  {group}: {', '.join(files)}{about}")
     lines = []
     for path, line in _walk(OmegaConf.to_yaml(composed)):
         comment = comments.get(path)
@@ -48,7 +50,9 @@ def _comments(folders: list[Path], primary: str, choices: dict[str, str]) -> dic
         for text in _inherited(folders, group, choice):
             for path, line in _walk(text):
                 comment = _COMMENT.search(line)
-                if path and comment:
+                if comment and not group and (listed := _GROUP.match(line)):
+                    found[listed[1]] = comment[1]  # of a group, in the list of defaults
+                elif path and comment:
                     found.setdefault(f"{group}.{path}" if group else path, comment[1])
     return found
 

@@ -88,7 +88,7 @@ def _size(source: Path) -> int:
 @contextmanager
 def _new_file(target: Path) -> Iterator[BinaryIO]:
     if target.exists():
-        raise UserError(f"'{target}' already exists; remove it or choose another output=")
+        raise UserError(f"'{target}' already exists; remove it or choose another out=")
     try:
         with atomic_write(target) as file:
             yield file

@@ -62,6 +62,7 @@ DATA = Flag(
     metavar="PATH",
     argument="data.path",
 )
+OUT = Flag("--out", "where to write", "out", metavar="PATH", short="-o")
 JSON = Flag("--json", "print one JSON object", "json")
 
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from mambabyte.commands import CKPT, Command, Flag, Words
+from mambabyte.commands import CKPT, OUT, Command, Words
 from mambabyte.config.composition import CommandSettings
 from mambabyte.config.settings import setting
 
 SUFFIX = ".mbc"
-OUTPUT = Flag("--output", "the file to write", "output", metavar="PATH", short="-o")
 
 
 @dataclass(kw_only=True)
@@ -21,7 +20,7 @@ class CompressSettings(CommandSettings):
     yaml: ClassVar[str] = "compress"
     ckpt: Path
     file: Path
-    output: Path | None
+    out: Path | None
     lanes: int | None = setting(at_least=1, below=2**16)
     threads: int = setting(at_least=1, at_most=1024)
     device: str
@@ -40,7 +39,7 @@ def run(settings: CompressSettings) -> None:
 
     source = Path(settings.file).expanduser()
     beside = source.with_name(source.name + SUFFIX)
-    target = beside if settings.output is None else Path(settings.output).expanduser()
+    target = beside if settings.out is None else Path(settings.out).expanduser()
     checkpoint = checkpoints.read(settings.ckpt)
     model = checkpoint.build_model().to(choose_device(settings.device))
     window = None if model.recurrent else checkpoint.config["context_length"]
@@ -54,6 +53,6 @@ COMMAND = Command(
     "compress a file losslessly by a model: mambabyte compress FILE --ckpt runs/quickstart",
     CompressSettings,
     run,
-    flags=(CKPT, OUTPUT),
+    flags=(CKPT, OUT),
     words=Words("file", "FILE", "the file to compress"),
 )

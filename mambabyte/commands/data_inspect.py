@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from mambabyte.commands import DATA, JSON, Command
+from mambabyte.commands import DATA, JSON, OUT, Command
 from mambabyte.config.composition import CommandSettings
 from mambabyte.config.settings import setting
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
+from mambabyte.runtime.valid_json import valid_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ class DataInspectSettings(CommandSettings):
     context_length: int = setting(at_least=1, at_most=2**30)
     samples: int = setting(at_least=0, at_most=10**6)
     seed: int = setting(at_least=0, below=2**32)
-    plot: Path | None
+    out: Path | None
     json: bool
     data: DataSettings
 
@@ -53,15 +53,15 @@ def run(settings: DataInspectSettings) -> None:
         inspection = inspect_corpus(corpus, progress.show)
     finally:
         progress.close()
-    plot = settings.plot or corpus.folder / "inspect.png"
+    plot = settings.out or corpus.folder / "inspect.png"
     try:
         plot_inspection(inspection, np.diff(corpus.offsets), f"{split} data", plot)
     except (OSError, ValueError) as error:  # ValueError: a kind of picture that matplotlib does not write
-        raise UserError(f"cannot write the plot {plot}: {error}; set plot=<another file.png>") from error
+        raise UserError(f"cannot write the plot {plot}: {error}; set out=<another file.png>") from error
     samples = list(_windows(settings, corpus))
     if settings.json:
         where = {"split": split, "folder": str(corpus.folder), "plot": str(plot)}
-        print(json.dumps({**where, **inspection.to_dict(), "meta": corpus.meta, "windows": samples}))
+        print(valid_json({**where, **inspection.to_dict(), "meta": corpus.meta, "windows": samples}))
         return
     for line in _report(inspection):
         print(line)
@@ -116,5 +116,5 @@ COMMAND = Command(
     "describe a corpus: lengths, byte values, UTF-8: mambabyte data inspect data=stdlib",
     DataInspectSettings,
     run,
-    flags=(DATA, JSON),
+    flags=(DATA, OUT, JSON),
 )

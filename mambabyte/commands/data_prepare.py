@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mambabyte.commands import DATA, JSON, Command
 from mambabyte.config.composition import CommandSettings
 from mambabyte.data.settings import DataSettings
+from mambabyte.runtime.valid_json import valid_json
 
 
 @dataclass
@@ -40,7 +40,7 @@ def run(settings: DataPrepareSettings) -> None:
             documents = counted(corpus.num_documents, "document")
             print(f"{split}: {documents}, {counted(corpus.num_bytes, 'byte')}, in {corpus.folder}")
     if settings.json:
-        print(json.dumps({split: {"folder": str(c.folder), **c.meta} for split, c in found.items()}))
+        print(valid_json({split: {"folder": str(c.folder), **c.meta} for split, c in found.items()}))
 
 
 COMMAND = Command(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from mambabyte.commands import CKPT, Command, Words
-from mambabyte.commands.compress import OUTPUT, SUFFIX
+from mambabyte.commands import CKPT, OUT, Command, Words
+from mambabyte.commands.compress import SUFFIX
 from mambabyte.config.composition import CommandSettings
 from mambabyte.errors import UserError
 
@@ -19,7 +19,7 @@ class DecompressSettings(CommandSettings):
     yaml: ClassVar[str] = "decompress"
     ckpt: Path
     file: Path
-    output: Path | None
+    out: Path | None
     device: str
 
 
@@ -35,12 +35,12 @@ def run(settings: DecompressSettings) -> None:
     from mambabyte.runtime.progress import progress_bar
 
     source = Path(settings.file).expanduser()
-    if settings.output is not None:
-        target = Path(settings.output).expanduser()
+    if settings.out is not None:
+        target = Path(settings.out).expanduser()
     elif source.suffix == SUFFIX and source.name != SUFFIX:
         target = source.with_suffix("")
     else:
-        raise UserError(f"'{source}' does not end in {SUFFIX}: name the file to write with output=")
+        raise UserError(f"'{source}' does not end in {SUFFIX}: name the file to write with out=")
     model = checkpoints.load_model(settings.ckpt).to(choose_device(settings.device))
     size = decompress_file(model, source, target, progress_bar("decompressing"))
     print(f"{target}: {size:,} bytes")
@@ -50,6 +50,6 @@ COMMAND = Command(
     "get the file back: mambabyte decompress FILE.mbc --ckpt runs/quickstart",
     DecompressSettings,
     run,
-    flags=(CKPT, OUTPUT),
+    flags=(CKPT, OUT),
     words=Words("file", "FILE", "the file to decompress"),
 )

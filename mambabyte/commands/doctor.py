@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 
 from mambabyte.commands import JSON, Command, Flag
 from mambabyte.config.settings import Settings
+from mambabyte.runtime.valid_json import valid_json
 
 SCHEMA = 1  # of the JSON: rises when a field is removed or changes its meaning
 
@@ -26,7 +26,7 @@ def run(settings: DoctorSettings) -> int:
     ready = not any(finding.blocking for finding in findings)
     if settings.json:
         entries = [dataclasses.asdict(finding) for finding in findings]
-        print(json.dumps({"schema": SCHEMA, "ready": ready, "findings": entries}))
+        print(valid_json({"schema": SCHEMA, "ready": ready, "findings": entries}))
         return int(not ready)
     width = max(len(finding.name) for finding in findings)
     for finding in findings:

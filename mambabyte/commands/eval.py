@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
@@ -12,8 +13,10 @@ from mambabyte.config.composition import CommandSettings
 from mambabyte.config.settings import setting
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
+from mambabyte.runtime.valid_json import valid_json
 
 if TYPE_CHECKING:
+    from mambabyte.checkpoints import Checkpoint
     from mambabyte.data import ByteCorpus
 
 Metric = Literal["bpb", "word_perplexity", "compressors", "noise", "lengths", "utf8", "proof", "heatmap"]
@@ -38,7 +41,7 @@ class EvalSettings(CommandSettings):
     heatmap_bytes: int = setting(at_least=0, at_most=2**62)
     samples: int = setting(at_least=1, at_most=10**6)
     sample_bytes: int = setting(at_least=1, at_most=10**6)
-    output_dir: Path
+    out: Path | None
     save_every: float = setting(at_least=0)
     data: DataSettings | None = None
 
@@ -78,18 +81,21 @@ def run(settings: EvalSettings) -> None:
     from mambabyte.runtime.process_group import process_group
     from mambabyte.runtime.progress import progress_bar
 
-    metrics, split, folder = settings.metrics, settings.split, settings.output_dir
+    metrics, split = settings.metrics, settings.split
     with process_group(choose_device(settings.device)) as (device, rank):
         checkpoint = checkpoints.read(settings.ckpt)
-        model, training_length = checkpoint.build_model(), checkpoint.config["context_length"]
+        model, training_length = checkpoint.build_model(), _training_length(checkpoint, settings)
         # A checkpoint may come from a stranger, so the data that it names must be of our own classes.
-        data = settings.data or DataSettings.from_settings(checkpoint.config["data"], "data")
+        data = settings.data or _data_of(checkpoint)
         corpus = data.prepare(split, only_ours=settings.data is None)
         context_length = settings.context_length or training_length
         protocol = Protocol(
             settings.protocol, context_length, settings.stride, settings.batch_size, settings.precision
         )
-        saved = SavedProgress(folder, settings.save_every)
+        folder = settings.out or _folder_beside(checkpoint.path)
+        if rank == 0 and {"lengths", "heatmap"} & set(metrics):
+            _make(folder)
+        saved = SavedProgress(folder, settings.save_every) if settings.out or _writable(folder) else None
 
         def measure(corpus: ByteCorpus, label: str, max_bytes: int | None = None) -> BitsPerByte:
             progress = progress_bar(label) if rank == 0 else None
@@ -123,10 +129,58 @@ def run(settings: EvalSettings) -> None:
         if settings.json:
             where = {"checkpoint": str(checkpoint.path), "split": split}
             studies = {name: study.values for name, study in found.items()}
-            print(json.dumps({**result.to_dict(), **where, **studies}))
+            print(valid_json({**result.to_dict(), **where, **studies}))
         else:
             lines = [line for study in found.values() for line in study.lines]
             print("\n".join([f"{split}: {result}", *lines]))
+        for study in found.values():
+            if study.fault is not None:
+                raise UserError(study.fault)
+        if settings.out is None:
+            with suppress(OSError):  # it holds figures, or the progress of another evaluation
+                folder.rmdir()
+
+
+def _training_length(checkpoint: Checkpoint, settings: EvalSettings) -> int:
+    """The context of training; for a model that was saved without its configuration, the one asked for."""
+    try:
+        return checkpoint.config["context_length"]
+    except UserError as fault:
+        if settings.context_length is None:
+            raise UserError(f"{fault}; set context_length= and data=") from fault
+        return settings.context_length
+
+
+def _data_of(checkpoint: Checkpoint) -> DataSettings:
+    """The data it was trained on. An export does not say where on its machine that lay."""
+    data = DataSettings.from_settings(checkpoint.config["data"], "data")
+    try:
+        data.build_source(only_ours=True)
+    except UserError as fault:
+        raise UserError(
+            f"the data that '{checkpoint.path}' was trained on cannot be opened here ({fault}); "
+            "name some, as in data=files data.path=FOLDER"
+        ) from fault
+    return data
+
+
+def _folder_beside(checkpoint: Path) -> Path:
+    """``evaluation`` in the checkpoint's run, or a folder beside a checkpoint that lies in no run."""
+    if checkpoint.parent.name == "checkpoints":
+        return checkpoint.parent.parent / "evaluation"
+    return checkpoint.with_name(f"{checkpoint.name}.evaluation")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to '{folder}': {error.strerror}; choose another out=") from error
+
+
+def _writable(folder: Path) -> bool:
+    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return os.access(above, os.W_OK)
 
 
 def _metric(flag: str, metric: Metric, help: str) -> Flag:

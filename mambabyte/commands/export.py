@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from mambabyte.commands import CKPT, Command
+from mambabyte.commands import CKPT, OUT, Command
 from mambabyte.config.composition import CommandSettings
 
 
@@ -39,8 +39,8 @@ def run(settings: ExportSettings) -> None:
 
 
 COMMAND = Command(
-    "write a model as safetensors: mambabyte export --ckpt runs/quickstart out=quickstart",
+    "write a model as safetensors: mambabyte export --ckpt runs/quickstart --out quickstart",
     ExportSettings,
     run,
-    flags=(CKPT,),
+    flags=(CKPT, OUT),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +22,14 @@ class ReportSettings(Settings):
     runs: list[str]
     form: Literal["text", "markdown", "csv", "json"] = "text"
     literature: bool = False
-    output: str | None = None
+    out: str | None = None
 
 
 def run(settings: ReportSettings) -> None:
-    """Print the report in the chosen form; with ``output``, write all forms and the figures there.
+    """Print the report in the chosen form; with ``out``, write all forms and the figures there.
 
     Raises:
-        UserError: a path has no run, or none of the runs can be read, or ``output`` cannot be written.
+        UserError: a path has no run, or none of the runs can be read, or ``out`` cannot be written.
     """
     from mambabyte.reporting import compare, tables
     from mambabyte.runs.run import find_runs, read_run
@@ -47,7 +48,7 @@ def run(settings: ReportSettings) -> None:
     if settings.literature:
         shown, records = shown + tables.literature_tables(), records + tables.published_records()
     forms = {
-        "text": tables.to_text(shown, notes),
+        "text": tables.to_text(shown, notes, max(64, shutil.get_terminal_size().columns)),
         "markdown": tables.to_markdown(shown, notes),
         "csv": tables.to_csv(records),
         "json": tables.to_json(records, notes),
@@ -55,8 +56,8 @@ def run(settings: ReportSettings) -> None:
     print(forms[settings.form].rstrip("\n"))
     if settings.form == "csv":
         print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
-    if settings.output is not None:
-        _write(Path(settings.output).expanduser(), comparisons, forms, shown, notes)
+    if settings.out is not None:
+        _write(Path(settings.out).expanduser(), comparisons, forms, shown, notes)
 
 
 def _write(
@@ -75,23 +76,25 @@ def _write(
             (folder / f"report.{ending}").write_text(forms[form].rstrip("\n") + "\n", encoding="utf-8")
         images = {}
         for figure in FIGURES:
-            draw(figure, comparisons).savefig(folder / figure.file, dpi=120)
-            images[figure.title] = (folder / figure.file).read_bytes()
+            canvas = draw(figure, comparisons)
+            if canvas is not None:
+                canvas.savefig(folder / figure.file, dpi=150)
+                images[figure.title] = (folder / figure.file).read_bytes()
         (folder / "report.html").write_text(to_html(shown, notes, images), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write to '{folder}': {error.strerror}; choose another --output") from error
+        raise UserError(f"cannot write to '{folder}': {error.strerror}; choose another --out") from error
     print(f"mambabyte: report.html, report.md, .csv, .json and the figures are in {folder}", file=sys.stderr)
 
 
 COMMAND = Command(
-    "compare runs in tables and figures: mambabyte report runs/compute_matched --output report",
+    "compare runs in tables and figures: mambabyte report runs/compute_matched --out report",
     ReportSettings,
     run,
     flags=(
         *(Flag(f"--{form}", f"print {form}", "form", form) for form in ("markdown", "csv", "json")),
         Flag("--literature", "add what the MambaByte paper publishes", "literature"),
         Flag(
-            *("--output", "write an HTML page, Markdown, CSV, JSON and PNGs there", "output"),
+            *("--out", "write an HTML page, Markdown, CSV, JSON and PNGs there", "out"),
             metavar="FOLDER",
             short="-o",
         ),

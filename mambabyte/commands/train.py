@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from mambabyte.commands import DATA, JSON, Command, Flag
 from mambabyte.config.settings import fill
 from mambabyte.data.settings import DataSettings
+from mambabyte.runtime.valid_json import valid_json
 from mambabyte.training.settings import TrainerSettings, TrainSettings
 
 
@@ -24,7 +24,7 @@ def run(settings: TrainSettings) -> None:
 
     result, in_words = (forecast(settings), describe) if settings.dry_run else (train(settings), report)
     if result is not None:  # of rank 0
-        print(json.dumps(result) if settings.json else in_words(result))
+        print(valid_json(result) if settings.json else in_words(result))
 
 
 def check(values: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 from mambabyte.errors import UserError
 
 T = TypeVar("T")
+_RENAMED = {"output": "out", "output_dir": "out", "plot": "out"}  # what settings were called before
 
 
 def setting(
@@ -172,9 +173,10 @@ def to_plain(value: Any) -> Any:
 
 
 def suggestion(word: str, known: Iterable[Any]) -> str:
-    """The end of a sentence about an unknown word: the nearest known one, else all of them."""
+    """The end of a sentence about an unknown word: its new name, the nearest known one, else all of them."""
     choices = sorted(map(str, known))
-    near = difflib.get_close_matches(str(word), choices, n=1)
+    near = [name for name in choices if name.lstrip("-") == _RENAMED.get(str(word).lstrip("-"))]
+    near = near or difflib.get_close_matches(str(word), choices, n=1)
     if near:
         return f"; did you mean {near[0]}?"
     return f"; choose from {', '.join(choices)}" if choices else ""

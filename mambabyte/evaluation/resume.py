@@ -75,7 +75,7 @@ class Unfinished:
                 torch.save(saved, file)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"cannot save the progress in '{self.path.parent}' ({error}); choose another output_dir="
+                f"cannot save the progress in '{self.path.parent}' ({error}); choose another out="
             ) from error
         self.saved_at = time.monotonic()
 

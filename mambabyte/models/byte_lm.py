@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from mambabyte.errors import UserError
 from mambabyte.models.hyperparameters import ByteLMConfig
 
 VOCABULARY = 256
@@ -39,11 +40,12 @@ class ByteLM(nn.Module):
         self.config = config
 
     def forward(
-        self, bytes: Tensor, state: State | None = None, document_start: Tensor | None = None
+        self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
     ) -> Tensor:
         """Logits (B, L, 256) for integer bytes (B, L); logits[:, t] predicts byte t + 1 from bytes <= t.
 
         Args:
+            bytes: a tensor, or Python's `bytes` as a batch of one.
             state: the state after the bytes before these, from `prefill` or `step`; None at a beginning.
             document_start: (B, L) boolean; a marked byte and those after it see nothing before it.
         """
@@ -53,7 +55,7 @@ class ByteLM(nn.Module):
         """The state before any byte: tensors with the batch as their first dimension."""
         raise NotImplementedError
 
-    def prefill(self, bytes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
         """Logits (B, L, 256), equal to `forward`'s however a window is split, and the state after the last
         byte."""
         raise NotImplementedError
@@ -75,6 +77,14 @@ class ByteLM(nn.Module):
     def num_parameters(self) -> int:
         """The number of parameters, with tied ones counted once."""
         return sum(p.numel() for p in self.parameters())
+
+    def as_batch(self, bytes: Tensor | bytes) -> Tensor:
+        """A tensor as it is; Python's `bytes` as one row (1, L) on the model's device."""
+        if isinstance(bytes, Tensor):
+            return bytes
+        if isinstance(bytes, str):
+            raise UserError("a model reads bytes and no text: give it text.encode()")
+        return torch.frombuffer(bytearray(bytes), dtype=torch.uint8)[None].to(self.device)
 
     @property
     def device(self) -> torch.device:

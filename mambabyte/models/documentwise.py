@@ -31,8 +31,9 @@ class DocumentwiseByteLM(ByteLM):
     """
 
     def forward(
-        self, bytes: Tensor, state: State | None = None, document_start: Tensor | None = None
+        self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
     ) -> Tensor:
+        bytes = self.as_batch(bytes)
         if document_start is None:
             return self._run(bytes, state)[0]
         groups = list(_groups(document_start.cpu().numpy(), state is not None))
@@ -52,7 +53,8 @@ class DocumentwiseByteLM(ByteLM):
             done += group.index.size
         return torch.cat(logits)[torch.from_numpy(place).to(bytes.device)].unflatten(0, bytes.shape)
 
-    def prefill(self, bytes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
+        bytes = self.as_batch(bytes)
         return self._run(bytes, self.initial_state(len(bytes)) if state is None else state)
 
     def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:

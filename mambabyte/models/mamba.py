@@ -5,8 +5,8 @@
 
 A block adds mixer(norm(x)) to the residual stream x, which is fp32 even under autocast. The mixer projects to
 x and z (B, L, D), convolves x causally, derives from it the step size and the projections B, C of the scan,
-scans, gates by z and projects back. Parameter names are those of mamba_ssm's MambaLMHeadModel, so published
-weights load unchanged.
+scans, gates by z and projects back. Parameter names are those of mamba_ssm's MambaLMHeadModel, so
+`load_state_dict` takes published weights; their files and configs are not read.
 """
 
 from __future__ import annotations
@@ -158,12 +158,12 @@ class MambaByte(ByteLM):
         nn.init.normal_(self.backbone.embedding.weight, std=0.02)
 
     def forward(
-        self, bytes: Tensor, state: State | None = None, document_start: Tensor | None = None
+        self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
     ) -> Tensor:
-        return self._run(bytes, state, document_start)[0]
+        return self._run(self.as_batch(bytes), state, document_start)[0]
 
-    def prefill(self, bytes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        return self._run(bytes, state, None)
+    def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
+        return self._run(self.as_batch(bytes), state, None)
 
     def step(self, byte: Tensor, state: State) -> tuple[Tensor, State]:
         if not serves_mamba_step(self.lm_head.weight):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ from mambabyte.runs.run import Measurement, Run
 from mambabyte.runtime.units import counted, protocol_in_words, short_count
 
 _IRRELEVANT_DATA_SETTINGS = ("workers", "folder", "retries")
+# Those that decide the weights.
+_TRAINER_SETTINGS = ("max_steps", "global_batch_bytes", "precision", "gradient_clip")
+_IN_COLUMNS = ("context_length", "learning_rate", "precision")  # of the table: its column "model" omits them
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,15 @@ class Comparison:
     """Runs measured alike, best first; those without a figure come last.
 
     measured_on: the data and the protocol in words; None if no run has been measured.
-    names: each run's directory, shortened. labels: each run's model and its size.
+    names: each run's directory, shortened.
+    models: each run's model and its size, and the settings in which models alike in both differ.
+    labels: what tells the runs apart in a figure: their models and whatever else differs, except the seed.
     """
 
     measured_on: str | None
     runs: list[Run]
     names: list[str]
+    models: list[str]
     labels: list[str]
 
 
@@ -39,15 +45,21 @@ def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
         setting = _setting_key(run)
         key = _measurement_key(run.validation) if run.validation else keys.get(setting, setting)
         groups.setdefault(key, []).append(run)
-    labels = _labels(runs)
     above = os.path.commonpath([run.directory.parent for run in runs])
+    paths = [os.path.relpath(run.directory, above) for run in runs]
+    labels = _labels(runs)
+    if len(set(labels)) == 1:
+        labels = paths if len(runs) > 1 else labels
+    told = {
+        run.directory: (name, model, label)
+        for run, name, model, label in zip(runs, paths, _labels(runs, _IN_COLUMNS), labels, strict=True)
+    }
     comparisons = []
     for members in groups.values():
         members.sort(key=lambda run: run.validation.bits_per_byte if run.validation else float("inf"))
         measured_on = next((_in_words(run.validation) for run in members if run.validation), None)
-        names = [os.path.relpath(run.directory, above) for run in members]
-        member_labels = [labels[json.dumps(run.model)] for run in members]
-        comparisons.append(Comparison(measured_on, members, names, member_labels))
+        words = zip(*(told[run.directory] for run in members), strict=True)
+        comparisons.append(Comparison(measured_on, members, *map(list, words)))
     return comparisons, list(_notes(comparisons))
 
 
@@ -74,6 +86,14 @@ def _notes(comparisons: Sequence[Comparison]) -> Iterable[str]:
             f"These are {len(comparisons)} comparisons, since the runs were not all measured on the same "
             "bytes by the same protocol: figures compare within a table, not between two."
         )
+    silent = [
+        name
+        for comparison in comparisons
+        for name, run in zip(comparison.names, comparison.runs, strict=True)
+        if not (run.curve or run.training or run.validation)
+    ]
+    if silent:
+        yield f"Nothing is recorded yet of {', '.join(silent)}."
     for comparison in comparisons:
         scored = sorted({run.curve_bytes for run in comparison.runs if run.curve})
         if len(scored) > 1:
@@ -83,15 +103,35 @@ def _notes(comparisons: Sequence[Comparison]) -> Iterable[str]:
             )
 
 
-def _labels(runs: Sequence[Run]) -> dict[str, str]:
-    """A label for each model: its class and size, and the settings that tell apart models alike in both."""
-    models: dict[str, tuple[str, dict[str, Any]]] = {
-        json.dumps(run.model): (f"{run.kind} {short_count(run.parameters)}", run.model) for run in runs
-    }
-    labels = {}
-    for key, (label, model) in models.items():
-        alike = [other for name, other in models.values() if name == label]
-        different = [name for name in model if any(other.get(name) != model[name] for other in alike)]
-        settings = ", ".join(f"{name}={model[name]}" for name in different)
-        labels[key] = f"{label} ({settings})" if settings else label
-    return labels
+def _labels(runs: Sequence[Run], without: Sequence[str] = ()) -> list[str]:
+    """Each run's model's class and size, and the settings that tell apart runs alike in both."""
+    labels = [f"{run.kind} {short_count(run.parameters)}" for run in runs]
+    settings = [_settings(run) for run in runs]
+    told = []
+    for label, mine in zip(labels, settings, strict=True):
+        alike = [other for name, other in zip(labels, settings, strict=True) if name == label]
+        different = [key for key in mine if any(other.get(key) != mine[key] for other in alike)]
+        names = {key: key.rpartition(".")[2] for key in different}
+        shown = [f"{name}={_shown(mine[key])}" for key, name in names.items() if name not in without]
+        told.append(f"{label} ({', '.join(shown)})" if shown else label)
+    return told
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What decides the weights of a run, its seed excepted, under dotted names."""
+    trainer = {key: run.trainer[key] for key in _TRAINER_SETTINGS if key in run.trainer}
+    data = {key: value for key, value in run.data.items() if key not in _IRRELEVANT_DATA_SETTINGS}
+    sections = {"model": run.model, "optimizer": run.optimizer, "trainer": trainer, "data": data}
+    return {"context_length": run.context_length, **dict(_flat(sections))}
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

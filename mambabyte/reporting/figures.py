@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from mambabyte.reporting.comparison import Comparison
+from mambabyte.runs.loss_curve import smooth
 from mambabyte.runs.run import Run
 
 if TYPE_CHECKING:
@@ -16,6 +20,9 @@ if TYPE_CHECKING:
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 _FLOPS = tuple((10.0**power, f"$10^{{{power}}}$") for power in range(24, -1, -3))
 _TIME = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+
+
+_LEGEND_INCH = 0.2  # height of an entry
 
 
 @dataclass(frozen=True)
@@ -43,54 +50,85 @@ FIGURES = (
 )
 
 
-def draw(figure: Figure, comparisons: Sequence[Comparison]) -> Canvas:
-    """One panel for each comparison, one colour for each model.
+def draw(figure: Figure, comparisons: Sequence[Comparison]) -> Canvas | None:
+    """A panel for each comparison of which something is recorded, a colour for each label; None without any.
 
-    Lines show validation during training, on a sample; stars the figure over all of them at the end.
+    Lines show validation during training, on a sample, or where there is none the training windows; stars the
+    figure over all of the validation data at the end.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure as Canvas
 
-    labels = list(dict.fromkeys(label for comparison in comparisons for label in comparison.labels))
+    drawn = [(comparison, _lines(figure, comparison)) for comparison in comparisons]
+    drawn = [(comparison, lines) for comparison, lines in drawn if any(line.points for line in lines)]
+    if not drawn:
+        return None
+    labels = list(dict.fromkeys(line.label for _, lines in drawn for line in lines))
     palette = colormaps["tab10" if len(labels) <= 10 else "tab20"]
     colors = {label: palette(i % palette.N) for i, label in enumerate(labels)}
-    canvas = Canvas(figsize=(8, 0.4 + 4.6 * len(comparisons)), layout="constrained")
-    panels = canvas.subplots(len(comparisons), squeeze=False)[:, 0]
-    for axes, comparison in zip(panels, comparisons, strict=True):
-        _panel(axes, figure, comparison, colors)
+    rows = sum(_LEGEND_INCH * len({line.label for line in lines}) for _, lines in drawn)
+    canvas = Canvas(figsize=(6.4, 0.4 + 4.4 * len(drawn) + rows), layout="constrained")
+    panels = canvas.subplots(len(drawn), squeeze=False)[:, 0]
+    for axes, (comparison, lines) in zip(panels, drawn, strict=True):
+        _panel(axes, figure, comparison.measured_on, lines, colors)
     canvas.suptitle(figure.title)
     return canvas
 
 
-def _panel(axes: Axes, figure: Figure, comparison: Comparison, colors: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class _Line:
+    """What is drawn of one run: (cost, bits per byte) of its curve, and of its figure at the end.
+
+    validated: whether the curve is validation, and not training.
+    """
+
+    label: str
+    curve: list[tuple[float, float]]
+    validated: bool
+    star: list[tuple[float, float]]
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        return self.curve + self.star
+
+
+def _lines(figure: Figure, comparison: Comparison) -> list[_Line]:
+    lines = []
+    for label, run in zip(comparison.labels, comparison.runs, strict=True):
+        points = run.curve or _smoothed(run.training)
+        curve = [(figure.x(run, trained, seconds), bits) for trained, seconds, bits in points]
+        star = []
+        if run.validation and run.seconds is not None:
+            star = [(figure.x(run, run.bytes_trained, run.seconds), run.validation.bits_per_byte)]
+        lines.append(_Line(label, curve, bool(run.curve), star))
+    return lines
+
+
+def _smoothed(training: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
+    bits = smooth(np.array([bits for _, _, bits in training])).tolist()
+    return [(trained, seconds, mean) for (trained, seconds, _), mean in zip(training, bits, strict=True)]
+
+
+def _panel(
+    axes: Axes, figure: Figure, measured_on: str | None, lines: Sequence[_Line], colors: dict[str, Any]
+) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    lines = [
-        [(figure.x(run, trained, seconds), bits) for trained, seconds, bits in run.curve]
-        for run in comparison.runs
-    ]
-    stars = [
-        [(figure.x(run, run.bytes_trained, run.seconds), run.validation.bits_per_byte)]
-        if run.validation and run.seconds is not None
-        else []
-        for run in comparison.runs
-    ]
-    points = [point for line in lines + stars for point in line]
-    axes.set_title(comparison.measured_on or "not measured yet", fontsize=8, color="0.35")
-    if not points:
-        axes.text(0.5, 0.5, "nothing recorded yet", ha="center", transform=axes.transAxes)
-        axes.set_axis_off()
-        return
+    points = [point for line in lines for point in line.points]
+    title = "\n".join(textwrap.wrap(measured_on or "not measured yet", 80))
+    axes.set_title(title, fontsize=8, color="0.35")
     furthest = max(x for x, _ in points)
     scale, unit = next((row for row in figure.units if row[0] <= furthest), figure.units[-1])
-    for label, line, star in zip(comparison.labels, lines, stars, strict=True):
-        x, y = [x / scale for x, _ in line], [bits for _, bits in line]
-        axes.plot(x, y, ".-", color=colors[label], linewidth=1.3, markersize=4, alpha=0.85)
-        for end, bits in star:
-            axes.plot(end / scale, bits, "*", color=colors[label], markersize=10)
+    for line in lines:
+        color = colors[line.label]
+        style = ".-" if line.validated else ":"
+        x, y = [x / scale for x, _ in line.curve], [bits for _, bits in line.curve]
+        axes.plot(x, y, style, color=color, linewidth=1.5, markersize=5, alpha=0.85)
+        for end, bits in line.star:
+            axes.plot(end / scale, bits, "*", color=color, markersize=11)
     lowest, highest = min(bits for _, bits in points), max(bits for _, bits in points)
-    axes.set(xlabel=figure.axis.format(unit), ylabel="validation bits per byte")
+    axes.set(xlabel=figure.axis.format(unit), ylabel="bits per byte")
     axes.set_yscale("log")
     axes.set_ylim(lowest * 0.96, min(highest, 8.2) * 1.04)
     axes.set_xlim(left=0)
@@ -98,7 +136,20 @@ def _panel(axes: Axes, figure: Figure, comparison: Comparison, colors: dict[str,
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.grid(alpha=0.2)
-    handles = {label: Line2D([], [], color=colors[label], marker=".") for label in comparison.labels}
-    if any(stars):
-        handles["at the end, on all bytes"] = Line2D([], [], color="0.4", marker="*", linestyle="none")
-    axes.legend(list(handles.values()), list(handles), fontsize=9)
+    handles = {line.label: Line2D([], [], color=colors[line.label]) for line in lines if line.points}
+    if any(line.curve and line.validated for line in lines):
+        handles["validation during training"] = Line2D([], [], color="0.4", marker=".")
+    if any(line.curve and not line.validated for line in lines):
+        handles["training, where nothing was validated"] = Line2D([], [], color="0.4", linestyle=":")
+    if any(line.star for line in lines):
+        handles["validation at the end, on all bytes"] = Line2D([], [], color="0.4", marker="*", ls="none")
+    names = [_literal("\n".join(textwrap.wrap(label, 70))) for label in handles]
+    below = (0.5, -0.14)  # in units of the panel
+    axes.legend(
+        [*handles.values()], names, fontsize=9, loc="upper center", bbox_to_anchor=below, frameon=False
+    )
+
+
+def _literal(text: str) -> str:
+    """``text`` with its dollars as dollars, which would otherwise begin a formula."""
+    return text.replace("$", r"\$")

@@ -9,11 +9,13 @@ from html import escape
 from mambabyte.reporting.tables import Table
 
 _STYLE = (
-    "body{font-family:sans-serif;margin:2em auto;max-width:90em;padding:0 1em;background:#fff;color:#111}"
+    "body{font-family:sans-serif;margin:1em auto;max-width:70em;padding:0 1em;background:#fff;color:#111;"
+    "overflow-wrap:anywhere}"
     "table{border-collapse:collapse;font-size:.9em}div{overflow-x:auto}"
-    "th,td{padding:.3em .8em;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
-    "th{border-bottom:2px solid #888}.words{text-align:left}h2{font-size:1.05em;margin:2em 0 .6em}"
-    "img{max-width:100%;height:auto}.note{color:#555;max-width:50em}"
+    "th,td{padding:.3em .6em;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
+    "th{border-bottom:2px solid #888}h2{font-size:1.05em;margin:2em 0 .6em}"
+    ".words{text-align:left;white-space:normal;min-width:8em}"
+    "img{width:45em;max-width:100%;height:auto}.note{color:#555;max-width:50em}"
 )
 
 
@@ -28,7 +30,8 @@ def to_html(tables: Sequence[Table], notes: Sequence[str], figures: Mapping[str,
         source = f"data:image/png;base64,{b64encode(image).decode('ascii')}"
         body += [f"<h2>{escape(title)}</h2>", f"<img alt='{escape(title)}' src='{source}'>"]
     return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>mambabyte report</title>"
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width,initial-scale=1'><title>mambabyte report</title>"
         f"<style>{_STYLE}</style><h1>mambabyte report</h1>\n" + "\n".join(body) + "\n</html>\n"
     )
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import os
+import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 from mambabyte.reporting import literature
 from mambabyte.reporting.comparison import Comparison
 from mambabyte.runs.run import Run
 from mambabyte.runtime.units import byte_count, duration, short_count
+from mambabyte.runtime.valid_json import valid_json
 
 _UNKNOWN = "-"
+_GAP = "  "  # between columns of text
+_WORDS_WIDTH = 30  # of the longest line of a cell in text
 
 
 @dataclass(frozen=True)
@@ -24,40 +30,41 @@ class Table:
     title: str
     header: list[str]
     rows: list[list[str]]
-    words: tuple[str, ...] = ("model", "state", "run")
+    words: tuple[str, ...] = ("run", "model", "precision", "device", "state")
     remarks: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column of the runs' table, shown always, if any value is known, or if the values differ."""
+class _Column(NamedTuple):
+    """A property of runs, by which a table's runs may differ."""
 
     title: str
     value: Callable[[Run], Any]
     text: Callable[[Any], str]
-    shown: Literal["always", "known", "different"] = "always"
 
-    def is_shown(self, runs: Sequence[Run]) -> bool:
-        values = {self.value(run) for run in runs} - {None}
-        return {"always": True, "known": bool(values), "different": len(values) > 1}[self.shown]
+    def cell(self, run: Run) -> str:
+        value = self.value(run)
+        return _UNKNOWN if value is None else self.text(value)
 
 
+_BITS_PER_BYTE = _Column(
+    "bits/byte", lambda run: run.validation and run.validation.bits_per_byte, "{:.4f}".format
+)
+# Columns beside run, bits per byte and model.
 _COLUMNS = (
+    _Column("stateful", lambda run: run.stateful and run.stateful.bits_per_byte, "{:.4f}".format),
+    _Column("learning rate", lambda run: run.learning_rate, "{:g}".format),
+    _Column("seed", lambda run: run.seed, str),
+    _Column("context", lambda run: run.context_length, "{:,}".format),
+    _Column("precision", lambda run: run.precision, str),
     _Column("parameters", lambda run: run.parameters, "{:,}".format),
     _Column("FLOPs/byte", lambda run: run.inference_flops_per_byte, short_count),
     _Column("in training", lambda run: run.training_flops_per_byte, short_count),
-    _Column("context", lambda run: run.context_length, "{:,}".format, "different"),
-    _Column("learning rate", lambda run: run.learning_rate, "{:g}".format, "different"),
-    _Column("seed", lambda run: run.seed, str, "different"),
-    _Column("precision", lambda run: run.precision, str, "different"),
     _Column("bytes trained", lambda run: run.bytes_trained, byte_count),
     _Column("training FLOPs", lambda run: run.training_flops, short_count),
     _Column("time", lambda run: run.seconds, duration),
     _Column("bytes/s", lambda run: run.bytes_per_second, "{:,.0f}".format),
-    _Column("peak memory", lambda run: run.peak_memory_bytes, byte_count, "known"),
-    _Column("device", lambda run: run.device, str, "different"),
-    _Column("stateful", lambda run: run.stateful and run.stateful.bits_per_byte, "{:.4f}".format, "known"),
-    _Column("bits/byte", lambda run: run.validation and run.validation.bits_per_byte, "{:.4f}".format),
+    _Column("peak memory", lambda run: run.peak_memory_bytes, byte_count),
+    _Column("device", lambda run: run.device, str),
     _Column("state", lambda run: run.state, str),
 )
 # Attributes of a run that CSV and JSON have under the same names.
@@ -69,19 +76,23 @@ _RECORDED = (
 
 
 def run_tables(comparisons: Sequence[Comparison]) -> list[Table]:
-    """One table for each comparison, all with the same columns."""
-    runs = [run for comparison in comparisons for run in comparison.runs]
-    columns = [column for column in _COLUMNS if column.is_shown(runs)]
-    tables = []
-    for comparison in comparisons:
-        rows = []
-        for label, name, run in zip(comparison.labels, comparison.names, comparison.runs, strict=True):
-            values = [column.value(run) for column in columns]
-            cells = [_UNKNOWN if v is None else c.text(v) for c, v in zip(columns, values, strict=True)]
-            rows.append([label, *cells, name])
-        title = f"Measured on {comparison.measured_on}" if comparison.measured_on else "Not measured yet"
-        tables.append(Table(title, ["model", *(column.title for column in columns), "run"], rows))
-    return tables
+    """A table for each comparison: the columns in which its runs differ, and as a remark what they share."""
+    return [_run_table(comparison) for comparison in comparisons]
+
+
+def _run_table(comparison: Comparison) -> Table:
+    columns = {"model": comparison.models}
+    columns |= {column.title: [column.cell(run) for run in comparison.runs] for column in _COLUMNS}
+    different = {title: cells for title, cells in columns.items() if len(set(cells)) > 1}
+    shared = {title: cells[0] for title, cells in columns.items() if title not in different}
+    alike = [f"{title} {cell}" for title, cell in shared.items() if cell != _UNKNOWN]
+    bits_per_byte = [_BITS_PER_BYTE.cell(run) for run in comparison.runs]
+    rows = zip(comparison.names, bits_per_byte, *different.values(), strict=True)
+    header = ["run", _BITS_PER_BYTE.title, *different]
+    title = f"Measured on {comparison.measured_on}" if comparison.measured_on else "Not measured yet"
+    whose = "The same in all runs" if len(comparison.runs) > 1 else "This run"
+    remarks = [f"{whose}: {', '.join(alike)}."] if alike else []
+    return Table(title, header, [list(row) for row in rows], remarks=remarks)
 
 
 def literature_tables() -> list[Table]:
@@ -101,18 +112,65 @@ def literature_tables() -> list[Table]:
     return tables
 
 
-def to_text(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """For a terminal."""
+def to_text(tables: Sequence[Table], notes: Sequence[str], width: int = 80) -> str:
+    """For a terminal of ``width`` columns: what does not fit stands below, beside the first column again."""
     blocks = []
     for table in tables:
-        widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
-        aligns = [str.ljust if title in table.words else str.rjust for title in table.header]
-        lines = []
-        for row in (table.header, *table.rows):
-            cells = [align(cell, width) for align, cell, width in zip(aligns, row, widths, strict=True)]
-            lines.append("  ".join(cells).rstrip())
-        blocks.append("\n".join([table.title, *lines, *table.remarks]))
-    return "\n\n".join([*blocks, *notes])
+        lines = _wrapped(table.title, width)
+        for number, titles in enumerate(_fitting(table, width)):
+            lines += [""] * (number > 0) + _aligned(table, titles)
+        for remark in table.remarks:
+            lines += _wrapped(remark, width)
+        blocks.append("\n".join(lines))
+    return "\n\n".join([*blocks, *("\n".join(_wrapped(note, width)) for note in notes)])
+
+
+class _CellWrapper(textwrap.TextWrapper):
+    """Breaks lines after a comma or a slash too, as they stand in the names of a sweep's runs."""
+
+    wordsep_simple_re = re.compile(r"(\s+|(?<=[,/]))")
+
+
+_CELL = _CellWrapper(_WORDS_WIDTH, break_on_hyphens=False)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False) or [""]
+
+
+def _cells(table: Table, title: str) -> list[list[str]]:
+    """The lines of each cell of a column, its title first; words are wrapped."""
+    place = table.header.index(title)
+    return [_CELL.wrap(row[place]) or [""] for row in (table.header, *table.rows)]
+
+
+def _width(table: Table, title: str) -> int:
+    return max(len(line) for cell in _cells(table, title) for line in cell)
+
+
+def _fitting(table: Table, width: int) -> list[list[str]]:
+    """The columns' titles in groups that are at most ``width`` wide, each with the first column."""
+    first, *others = table.header
+    groups, free = [[first]], width - _width(table, first)
+    for title in others:
+        needed = len(_GAP) + _width(table, title)
+        if needed > free and len(groups[-1]) > 1:
+            groups.append([first])
+            free = width - _width(table, first)
+        groups[-1].append(title)
+        free -= needed
+    return groups
+
+
+def _aligned(table: Table, titles: Sequence[str]) -> list[str]:
+    aligns = [str.ljust if title in table.words else str.rjust for title in titles]
+    widths = [_width(table, title) for title in titles]
+    lines = []
+    for row in zip(*(_cells(table, title) for title in titles), strict=True):
+        for parts in zip_longest(*row, fillvalue=""):
+            cells = [align(part, size) for align, part, size in zip(aligns, parts, widths, strict=True)]
+            lines.append(_GAP.join(cells).rstrip())
+    return lines
 
 
 def to_markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
@@ -130,11 +188,13 @@ def measured_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """One record for each run, in plain units; ``comparison`` numbers the tables from 1."""
     records = []
     for number, comparison in enumerate(comparisons, 1):
-        for label, name, run in zip(comparison.labels, comparison.names, comparison.runs, strict=True):
+        for model, name, run in zip(comparison.models, comparison.names, comparison.runs, strict=True):
             figure, stateful = run.validation, run.stateful
             protocol = figure and ", ".join(f"{key} {value}" for key, value in figure.protocol.items())
-            record = {"source": "measured", "comparison": number, "model": label, "run": name}
-            record |= {"directory": str(run.directory)} | {name: getattr(run, name) for name in _RECORDED}
+            record = {"source": "measured", "comparison": number, "model": model, "run": name}
+            record |= {"directory": os.path.relpath(run.directory)} | {
+                name: getattr(run, name) for name in _RECORDED
+            }
             record |= {"data": figure and figure.data_fingerprint, "protocol": protocol}
             record["bits_per_byte"] = figure and figure.bits_per_byte
             record["stateful_bits_per_byte"] = stateful and stateful.bits_per_byte
@@ -169,4 +229,4 @@ def to_csv(records: Sequence[dict[str, Any]]) -> str:
 
 def to_json(records: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
     """One object: ``records`` and ``notes``."""
-    return json.dumps({"records": records, "notes": notes}, indent=2, ensure_ascii=False) + "\n"
+    return valid_json({"records": records, "notes": notes}, indent=2) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -52,7 +53,9 @@ class Run:
         state grows.
     curve: (bytes trained, seconds, bits per byte) at each validation during training.
     curve_bytes: how many of the validation bytes the curve is measured on.
+    training: (bytes trained, seconds, bits per byte) of the training windows, a row of metrics.csv each.
     data: the ``data`` section of the configuration.
+    optimizer, trainer: those sections of it.
     """
 
     directory: Path
@@ -76,7 +79,10 @@ class Run:
     stateful: Measurement | None
     curve: list[tuple[int, float, float]]
     curve_bytes: int
+    training: list[tuple[int, float, float]]
     data: dict[str, Any]
+    optimizer: dict[str, Any]
+    trainer: dict[str, Any]
 
     @property
     def training_flops(self) -> float:
@@ -125,13 +131,15 @@ def read_run(directory: Path) -> Run:
     """
     with _reading(directory / "config.yaml") as path:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _refuse_models_of_others(directory, config["model"])
         model = config_from_dict(config["model"])
         with torch.device("meta"):
             built = model.build()
         flops = built.flops_per_byte(config["context_length"])
         trainer, seed, data = config["trainer"], config["seed"], config["data"]
         max_steps, bytes_per_step = trainer["max_steps"], trainer["global_batch_bytes"]
-        learning_rate, precision = float(config["optimizer"]["learning_rate"]), trainer["precision"]
+        optimizer, precision = config["optimizer"], trainer["precision"]
+        learning_rate = float(optimizer["learning_rate"])
         callbacks = config["callbacks"]
         curve_bytes = callbacks.get("validate_bytes", callbacks.get("validation_bytes"))  # its old name
         data = to_plain(DataSettings.from_settings(data, "data")) if "source" in data else data
@@ -139,6 +147,7 @@ def read_run(directory: Path) -> Run:
         rows = read_metrics(path)
         points = [(row["bytes"], row["seconds"], row["validation_bits_per_byte"]) for row in rows]
         curve = [point for point in points if point[2] is not None]
+        training = [(row["bytes"], row["seconds"], row["bits_per_byte"]) for row in rows]
         rates = [row["bytes_per_second"] for row in rows]
         peaks = [row["peak_memory_bytes"] for row in rows if row.get("peak_memory_bytes")]
     with _reading(directory / "summary.json") as path:
@@ -170,14 +179,32 @@ def read_run(directory: Path) -> Run:
         stateful=stateful,
         curve=curve,
         curve_bytes=curve_bytes,
+        training=[point for point in training if math.isfinite(point[2])],  # nan: all steps were skipped
         data=data,
+        optimizer=optimizer,
+        trainer=trainer,
     )
+
+
+class _OfOthers(UserError):
+    """A run that is whole, but that this program does not read."""
+
+
+def _refuse_models_of_others(directory: Path, model: dict[str, Any]) -> None:
+    target = str(model["_target_"])
+    if not target.startswith("mambabyte."):
+        raise _OfOthers(
+            f"'{directory}' trained {target}, a model that is not mambabyte's own, and a report builds no "
+            "other, since a run may come from a stranger"
+        )
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Path]:
     try:
         yield path
+    except _OfOthers:
+        raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise UserError(f"'{path}' is damaged or of another version: {reason}") from error

@@ -20,6 +20,7 @@ from mambabyte.errors import UserError
 from mambabyte.runs.changes import Changes
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.secrets import redact
+from mambabyte.runtime.valid_json import valid_json
 
 
 @contextmanager
@@ -78,4 +79,4 @@ def record_sitting(run_dir: Path, step: int, changed: Changes) -> None:
         earlier = None
     sittings = [*earlier, sitting] if isinstance(earlier, list) else [sitting]
     with atomic_write(path) as file:
-        file.write(json.dumps(sittings, indent=2).encode() + b"\n")
+        file.write(valid_json(sittings, indent=2).encode() + b"\n")

@@ -7,12 +7,13 @@ from typing import Any
 
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.units import counted, protocol_in_words
+from mambabyte.runtime.valid_json import valid_json
 
 
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
     """Write summary.json, whole or not at all."""
     with atomic_write(run_dir / "summary.json") as file:
-        file.write(json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(valid_json(summary, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def read_summary(run_dir: Path, step: int, evaluate_bytes: int | None = None) -> dict[str, Any] | None:

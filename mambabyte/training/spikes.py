@@ -1,6 +1,5 @@
 """Spikes: steps whose loss or gradient would harm the model. They are skipped and their windows saved."""
 
-import json
 import math
 import sys
 from collections import defaultdict
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.runtime.valid_json import valid_json
 from mambabyte.training.readback import DeferredReadback
 from mambabyte.training.settings import TrainSettings
 
@@ -151,7 +151,7 @@ class SpikePolicy:
         with atomic_write(path.with_suffix(".npz")) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         with atomic_write(path) as file:
-            file.write(json.dumps(description, indent=2).encode())
+            file.write(valid_json(description, indent=2).encode())
         return path
 
 

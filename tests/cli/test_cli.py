@@ -121,7 +121,7 @@ def test_the_flags_of_eval_add_up(cli):
 def test_the_file_to_compress_needs_no_key(cli, file):
     for command in ("compress", "decompress"):
         assert cli(command, "--ckpt", "a", file, "-o", "out=put", "device=cpu") == 0
-        assert (cli.jobs[0]["file"], cli.jobs[0]["output"]) == (file, "out=put")
+        assert (cli.jobs[0]["file"], cli.jobs[0]["out"]) == (file, "out=put")
     assert cli.complaint("compress", "ckpt=a") == "file is not set; add file=VALUE"
 
 
@@ -179,8 +179,8 @@ def test_hydras_quotation_interpolation_and_sweeps_keep_their_meaning(cli):
     assert [job["ckpt"] for job in cli.jobs] == ["1.10", "a b"]
     assert cli("eval", "-m", "ckpt=choice(a,b)") == 0
     assert [job["ckpt"] for job in cli.jobs] == ["a", "b"]
-    assert cli("data", "inspect", "plot=null") == 0
-    assert cli.jobs[0]["plot"] is None
+    assert cli("data", "inspect", "out=null") == 0
+    assert cli.jobs[0]["out"] is None
 
 
 def test_a_flag_names_data_of_any_name(cli):
@@ -273,6 +273,11 @@ def test_cfg_prints_one_group_and_runs_nothing(cli):
         (["data", "inspect", "split=all"], "split must be one of train, validation, test, not 'all'"),
         (["data", "prepare", "split=dev"], "split must be one of train, validation, test, all, not 'dev'"),
         (["data", "prepare", "--bpb"], "unrecognized arguments: --bpb; see mambabyte data prepare --help"),
+        (["compress", "a", "ckpt=a", "output=b"], "there is no setting output; did you mean out?"),
+        (["eval", "ckpt=a", "output_dir=b"], "there is no setting output_dir; did you mean out?"),
+        (["data", "inspect", "plot=b"], "there is no setting plot; did you mean out?"),
+        (["decompress", "a", "ckpt=a", "--output", "b"], "--output b; did you mean --out?"),
+        (["report", "a", "--output=b"], "--output=b; did you mean --out?; see mambabyte report --help"),
     ],
 )
 def test_a_mistake_is_answered_with_one_sentence(cli, argv, sentence):
@@ -280,10 +285,10 @@ def test_a_mistake_is_answered_with_one_sentence(cli, argv, sentence):
 
 
 def test_commands_of_two_words(cli):
-    assert cli("data", "inspect", "--json", "split=validation", "plot=a.png") == 0
+    assert cli("data", "inspect", "--json", "split=validation", "out=a.png") == 0
     assert cli.jobs[0] == {
         "split": "validation", "max_bytes": None, "context_length": 256, "samples": 3, "seed": 0,
-        "plot": "a.png", "json": True, "data": {"path": None},
+        "out": "a.png", "json": True, "data": {"path": None},
     }  # fmt: skip
     assert cli.argv[0][:3] == ["mambabyte", "data", "inspect"]
     assert cli("data", "prepare", "data=files", "data.path=~/x") == 0

@@ -29,11 +29,11 @@ def test_there_and_back_from_the_command_line(finished: Path, tmp_path: Path) ->
 
 def test_the_places_can_be_chosen(configure, finished: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "text").write_bytes(TEXT)
-    files = [f"file={tmp_path}/text", f"output={tmp_path}/small"]
+    files = [f"file={tmp_path}/text", f"out={tmp_path}/small"]
     compress.run(configure("compress", f"ckpt={finished}", *files, "lanes=2", "threads=2"))
-    with pytest.raises(UserError, match="output="):
+    with pytest.raises(UserError, match="out="):
         decompress.run(configure("decompress", f"ckpt={finished}", f"file={tmp_path}/small"))
-    files = [f"file={tmp_path}/small", f"output={tmp_path}/back"]
+    files = [f"file={tmp_path}/small", f"out={tmp_path}/back"]
     decompress.run(configure("decompress", f"ckpt={finished}", *files))
     assert (tmp_path / "back").read_bytes() == TEXT
     assert capsys.readouterr().out.endswith(f"{tmp_path}/back: {len(TEXT):,} bytes\n")

@@ -65,7 +65,7 @@ def test_inspect_reports_and_plots(configure, places, capsys, tmp_path: Path) ->
 
 def test_inspect_as_json(configure, places, capsys, tmp_path: Path) -> None:
     plot = tmp_path / "here.png"
-    overrides = ["json=true", "max_bytes=500", f"plot={plot}", "split=validation", "context_length=40"]
+    overrides = ["json=true", "max_bytes=500", f"out={plot}", "split=validation", "context_length=40"]
     data_inspect.run(configure("data inspect", *places, *overrides))
     found = json.loads(capsys.readouterr().out)
     assert (found["bytes"], sum(found["histogram"]), found["ascii_share"]) == (500, 500, 1.0)
@@ -77,8 +77,8 @@ def test_inspect_as_json(configure, places, capsys, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("plot=/nowhere/at/all.png", "set plot="),
-        ("plot=a.strange", "set plot="),
+        ("out=/nowhere/at/all.png", "set out="),
+        ("out=a.strange", "set out="),
         ("context_length=0", "context_length must be at least 1"),
         ("samples=-1", "samples must be at least 0"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -106,7 +107,7 @@ EVERYTHING = [
 
 
 def test_every_figure_is_found(configure, finished: Path, capsys, tmp_path: Path) -> None:
-    result = measured(configure, capsys, f"ckpt={finished}", *EVERYTHING, f"output_dir={tmp_path}/out")
+    result = measured(configure, capsys, f"ckpt={finished}", *EVERYTHING, f"out={tmp_path}/out")
     assert result["bytes"] == 400
     assert result["word_perplexity"]["counts"] == "counted"
     assert result["compressors"].keys() >= {"gzip -9", "bzip2 -9", "xz -9e", "zstd -19", "brotli -q 11"}
@@ -122,13 +123,69 @@ def test_every_figure_is_found(configure, finished: Path, capsys, tmp_path: Path
 
 
 def test_every_figure_is_reported(configure, finished: Path, capsys, tmp_path: Path) -> None:
-    evaluate.run(configure("eval", f"ckpt={finished}", *EVERYTHING, f"output_dir={tmp_path}/out"))
+    evaluate.run(configure("eval", f"ckpt={finished}", *EVERYTHING, f"out={tmp_path}/out"))
     out = capsys.readouterr().out
     for part in (
         "bits per byte (stateful", "word perplexity: ", "  brotli -q 11 ", "  this model ", "  antspeak ",
         "proof: 400 bytes compressed to ", "lengths.png", "valid UTF-8", "bits.html",
     ):  # fmt: skip
         assert part in out, part
+
+
+def test_nothing_is_written_where_one_stands(
+    configure, finished: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    small = ["max_bytes=200", "save_every=0"]
+    evaluate.run(configure("eval", f"ckpt={run}", *small))
+    assert not (run / "evaluation").exists(), "the progress of a finished evaluation is removed"
+    figures = ["metrics=[heatmap]", "heatmap_bytes=20", *small]
+    evaluate.run(configure("eval", f"ckpt={run}", *figures))
+    assert [path.name for path in (run / "evaluation").iterdir()] == ["bits.html"]
+    (run / "checkpoints" / "last.ckpt").resolve().rename(tmp_path / "alone.ckpt")
+    evaluate.run(configure("eval", f"ckpt={tmp_path}/alone.ckpt", *figures))
+    assert (tmp_path / "alone.ckpt.evaluation" / "bits.html").is_file()
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize("metric", ["lengths", "heatmap"])
+def test_a_place_that_cannot_be_written_is_said_before_measuring(
+    metric: str, configure, finished: Path, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="choose another out="):
+        evaluate.run(configure("eval", f"ckpt={finished}", f"metrics=[{metric}]", f"out={tmp_path}/file/out"))
+    assert "%" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(("metric", "picture"), [("lengths", "lengths.png"), ("heatmap", "bits.html")])
+def test_a_full_disk_loses_the_picture_and_no_figure(
+    metric: str, picture: str, configure, finished: Path, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / picture).symlink_to("/dev/full")
+    how = [f"metrics=[{metric}]", f"out={tmp_path}", "max_bytes=300", "heatmap_bytes=20"]
+    with pytest.raises(UserError, match=rf"cannot write '.*{picture}' \(No space left on device\)"):
+        evaluate.run(configure("eval", f"ckpt={finished}", *how))
+    assert "bits per byte (disjoint" in capsys.readouterr().out
+
+
+def test_text_without_words_is_valid_json(configure, finished: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "one").write_bytes(b"spaceless" * 120)
+    data = ["data=files", f"data.path={tmp_path}/one", f"data.folder={tmp_path}/p"]
+    data.append("data.validation_fraction=1.0")
+    overrides = [f"ckpt={finished}", *data, "metrics=[word_perplexity,noise]"]
+    evaluate.run(configure("eval", *overrides, "json=true"))
+    result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert result["word_perplexity"]["word_perplexity"] is None
+    assert result["word_perplexity"]["reason"] == "its words are too long for a float64"
+    assert {row["increase"] for row in result["noise"]} == {None}
+    assert all(row["reason"] for row in result["noise"])
+    evaluate.run(configure("eval", *overrides))
+    assert "no word perplexity, its words are too long" in capsys.readouterr().out
 
 
 def test_two_processes_print_one_and_the_same_figure(finished: Path, tmp_path: Path) -> None:

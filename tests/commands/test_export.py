@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from mambabyte.commands import eval as evaluate
 from mambabyte.commands import export
 from mambabyte.errors import UserError
 from mambabyte.models import MambaByteConfig
+from tests.conftest import FILES
 
 
 @pytest.fixture
@@ -24,11 +27,12 @@ def exported(finished: Path, configure: Callable, tmp_path: Path) -> Path:
 
 
 def test_the_export_measures_as_the_run_does(
-    finished: Path, exported: Path, configure: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+    finished: Path, exported: Path, corpus: Path, configure: Callable, tmp_path: Path, capsys
 ) -> None:
+    data = [*FILES, f"data.path={corpus}", f"data.folder={tmp_path}/prepared"]
     figures = []
-    for ckpt in (finished, exported):
-        evaluate.run(configure("eval", f"ckpt={ckpt}", "json=true", f"output_dir={tmp_path}/evaluation"))
+    for ckpt, overrides in ((finished, []), (exported, data)):
+        evaluate.run(configure("eval", f"ckpt={ckpt}", "json=true", *overrides))
         figures.append(json.loads(capsys.readouterr().out))
     for name in ("nats", "bytes", "weights_fingerprint", "data_fingerprint"):
         assert figures[0][name] == figures[1][name], name
@@ -41,8 +45,35 @@ def test_it_holds_the_weights_and_the_configuration_and_nothing_else(finished: P
     with safe_open(exported / "model.safetensors", "pt") as file:
         assert sorted(file.keys()) == sorted(weights)
         assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in weights.items())
-    assert checkpoints.read(exported).config == checkpoints.read(finished).config
+    kept, whole = checkpoints.read(exported).config, checkpoints.read(finished).config
+    assert kept["model"] == whole["model"] and kept["optimizer"] == whole["optimizer"]
     assert checkpoints.read(exported).step == 12
+
+
+def test_others_can_read_it_and_it_says_nothing_of_this_machine(
+    finished: Path, exported: Path, configure: Callable
+) -> None:
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in exported.iterdir()}
+    (exported / "another").touch()  # as the umask has it
+    assert modes == {stat.S_IMODE((exported / "another").stat().st_mode)}
+    text = (exported / "config.json").read_text()
+    assert str(finished.parents[1]) not in text
+    assert not re.search(r'": "[/~]', text)
+    with pytest.raises(UserError, match=r"cannot be opened here .* name some, as in data=files"):
+        evaluate.run(configure("eval", f"ckpt={exported}"))
+
+
+def test_only_absolute_paths_are_left_out(tmp_path: Path) -> None:
+    source = {"_target_": "x.Y", "path": ["/a/b", "c/d"], "texts": "~/books", "url": "https://h/x"}
+    config = {"run_dir": Path("/runs/a"), "data": {"source": source, "folder": "data/prepared"}, "seed": 1}
+    checkpoints.write_export(MambaByteConfig(d_model=16, n_layer=1).build(), config, 3, tmp_path / "a")
+    assert checkpoints.read(tmp_path / "a").config == {
+        "data": {
+            "source": {"_target_": "x.Y", "path": ["c/d"], "url": "https://h/x"},
+            "folder": "data/prepared",
+        },
+        "seed": 1,
+    }
 
 
 def test_a_tied_weight_stands_there_under_both_names(tmp_path: Path) -> None:

@@ -45,13 +45,29 @@ def test_a_damaged_run_is_left_out_and_said(finished: Path, tmp_path: Path, caps
     assert main(["report", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert printed.out.count("complete") == 1
-    assert f"A run is left out: '{tmp_path}/damaged/summary.json' is damaged" in printed.out
+    said = " ".join(printed.out.split())
+    assert f"A run is left out: '{tmp_path}/damaged/summary.json' is damaged" in said
     assert main(["report", str(tmp_path), "--csv"]) == 0
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 2, "a CSV holds nothing but its lines"
     assert "A run is left out" in printed.err
     assert main(["report", str(tmp_path / "damaged")]) == 1
     assert "none of these runs can be read" in capsys.readouterr().err
+
+
+def test_a_run_of_which_nothing_is_recorded_has_no_figures(finished: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "begun").mkdir()
+    shutil.copy(finished / "config.yaml", tmp_path / "begun")
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    assert "Nothing is recorded yet of begun." in capsys.readouterr().out
+    assert not list((tmp_path / "report").glob("*.png"))
+    assert "<img" not in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_the_table_fits_80_columns(finished: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["report", str(finished), "--literature"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_literature_and_markdown(finished: Path, capsys) -> None:
@@ -78,4 +94,4 @@ def test_mistakes(arguments, sentence, capsys) -> None:
 def test_a_folder_that_cannot_be_written(finished: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").touch()
     assert main(["report", str(finished), "-o", str(tmp_path / "file" / "report")]) == 1
-    assert "choose another --output" in capsys.readouterr().err
+    assert "choose another --out" in capsys.readouterr().err

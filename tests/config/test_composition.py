@@ -60,6 +60,16 @@ def test_help_describes_every_setting(command, choice, monkeypatch):
     assert [line for line in keys if "  # " not in line] == []
 
 
+def test_help_lists_the_groups_that_a_command_uses_and_no_others():
+    expected = {"generate": [], "eval": ["data"], "data prepare": ["data"], "data inspect": ["data"]}
+    for command, groups in expected.items():
+        text = describe_settings(commands.find(command).settings, [], None)
+        listed = text.partition("Settings (key=value):\n")[0].splitlines()[1:]
+        assert [line.split(":")[0].strip() for line in listed if line] == groups
+    text = describe_settings(commands.find("eval").settings, [], None)
+    assert "wikipedia  # null: the data the checkpoint was trained on" in text
+
+
 def test_composing_leaves_no_global_state():
     settings = TrainSettings.compose("experiment=tiny", "model.d_model=32")
     assert (settings.name, settings.model.d_model) == ("tiny", 32)

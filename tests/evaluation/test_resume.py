@@ -135,7 +135,7 @@ def test_a_place_that_cannot_be_written_is_reported(
     exact: ByteLM, corpus: ByteCorpus, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="output_dir"):
+    with pytest.raises(UserError, match="out="):
         evaluate(exact, corpus, Protocol(), saved_progress=SavedProgress(tmp_path / "file", every=0))
 
 

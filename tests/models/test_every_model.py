@@ -1,6 +1,7 @@
 """What every ByteLM promises, asked of every model. A new model is one line in MODELS and one YAML."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -332,6 +333,19 @@ def test_flops_agree_with_pytorchs_counter(name, tolerance):
     flops = model.flops_per_byte(length)
     assert flops.inference == pytest.approx(counter.get_total_flops() / length, rel=tolerance)
     assert flops.training == 3 * flops.inference
+
+
+def test_the_counter_agrees_on_whole_blocks_and_plain_attention_only():
+    model = MODELS["perceiver_ar"].build()
+    counts = []
+    for length, backend in ((560, SDPBackend.MATH), (563, SDPBackend.MATH), (560, None)):
+        plain = sdpa_kernel(backend) if backend else nullcontext()
+        with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
+            model(random_bytes(1, length))
+        counts.append(counter.get_total_flops() / length / model.flops_per_byte(length).inference)
+    assert counts[0] == pytest.approx(1, rel=1e-9)
+    assert counts[1] > 1, "the last block is padded"
+    assert counts[2] < 1, "fused attention on a CPU is not counted"
 
 
 @pytest.mark.parametrize("choice", SMALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from mambabyte.models import LSTMConfig, TransformerConfig
 from mambabyte.reporting import compare
@@ -14,10 +15,11 @@ def comparisons_of(*directories):
 
 
 def test_the_best_comes_first_and_seeds_have_one_label(write_run) -> None:
-    runs = [write_run("b", 2.6, seed=1), write_run("a", 2.4), write_run("none", None, steps=4)]
+    other = TransformerConfig(d_model=16, n_layer=1, n_head=2)
+    runs = [write_run("b", 2.6, seed=1), write_run("a", 2.4), write_run("none", None, steps=4, model=other)]
     (comparison,), notes = comparisons_of(*runs)
     assert comparison.names == ["a", "b", "none"]
-    assert len(set(comparison.labels)) == 1
+    assert comparison.labels[0] == comparison.labels[1] != comparison.labels[2]
     assert comparison.labels[0].startswith("LSTM ")
     assert (
         "1,404 validation bytes in 3 documents (data 5d7bb8e3), protocol disjoint" in comparison.measured_on
@@ -56,6 +58,36 @@ def test_curves_over_different_shares_are_said(write_run) -> None:
     _, notes = comparisons_of(write_run("a"), write_run("b", validation_bytes=1000))
     assert len(notes) == 1
     assert "about 200 or 1,000 bytes" in notes[0]
+
+
+def test_learning_rates_of_one_model_have_labels_of_their_own(write_run) -> None:
+    rates = {"low": 1e-4, "high": 3e-3}
+    runs = [write_run(name, learning_rate=rate) for name, rate in rates.items()]
+    (comparison,), _ = comparisons_of(*runs)
+    assert [label.partition(" (")[2] for label in comparison.labels] == [
+        "learning_rate=0.0001)",
+        "learning_rate=0.003)",
+    ]
+    assert len(set(comparison.models)) == 1, "the table has a column for it"
+
+
+@pytest.mark.parametrize("section", ["trainer: {gradient_clip: 3.5, ", "data: {windows: packed, "])
+def test_any_setting_that_decides_the_weights_tells_runs_apart(write_run, section: str) -> None:
+    runs = [write_run("a"), write_run("b")]
+    config = yaml.safe_load((runs[1] / "config.yaml").read_text())
+    name, changed = next(iter(yaml.safe_load(section.rstrip(", ") + "}").items()))
+    config[name].update(changed)
+    (runs[1] / "config.yaml").write_text(yaml.safe_dump(config))
+    comparisons, _ = comparisons_of(*runs)
+    labels = [label for comparison in comparisons for label in comparison.labels]
+    assert len(set(labels)) == 2
+
+
+def test_runs_that_differ_in_nothing_are_told_apart_by_their_names(write_run) -> None:
+    (comparison,), _ = comparisons_of(write_run("seed=0"), write_run("seed=1", seed=1))
+    assert comparison.labels == ["seed=0", "seed=1"]
+    (alone,), _ = comparisons_of(write_run("alone"))
+    assert alone.labels == alone.models
 
 
 def test_models_of_one_class_and_size_are_distinguished_by_their_settings(write_run) -> None:

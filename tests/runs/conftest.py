@@ -41,6 +41,8 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         steps: int = 10,
         seed: int = 0,
         validation_bytes: int = 200,
+        learning_rate: float = 1e-3,
+        validate_every: int = 4,
         **changes: Any,
     ) -> Path:
         run_dir = tmp_path / "runs" / name
@@ -51,7 +53,7 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
             "context_length": 32,
             "model": (model or LSTMConfig(d_model=16, n_layer=1)).to_dict(),
             "data": {"path": "corpus", "workers": seed},
-            "optimizer": {"learning_rate": 1e-3},
+            "optimizer": {"learning_rate": learning_rate},
             "trainer": {"max_steps": 10, "global_batch_bytes": BATCH, "precision": "fp32"},
             "callbacks": {"validation_bytes": validation_bytes},
         }
@@ -62,7 +64,7 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
                 "bytes": step * BATCH,
                 "seconds": step / 2,
                 "bits_per_byte": 8 - step / 2,
-                "validation_bits_per_byte": 8 - step / 2 if step % 4 == 0 else None,
+                "validation_bits_per_byte": 8 - step / 2 if step % validate_every == 0 else None,
                 "learning_rate": 1e-3,
                 "gradient_norm": 1.0,
                 "bytes_per_second": 500.0 if step > 2 else 1.0,

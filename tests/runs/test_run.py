@@ -24,6 +24,7 @@ def test_a_run_is_read_from_what_it_records(write_run) -> None:
     assert run.validation.bits_per_byte == 2.5
     assert run.stateful.bits_per_byte == 2.25
     assert run.curve == [(4 * 256, 2.0, 6.0), (8 * 256, 4.0, 4.0)]
+    assert run.training == [(step * 256, step / 2, 8 - step / 2) for step in range(2, 11, 2)]
     assert run.state == "complete"
 
 
@@ -53,6 +54,14 @@ def test_a_run_that_is_not_complete_has_no_figure(write_run, steps, bits_per_byt
     assert run.bytes_trained == steps * 256
 
 
+def test_a_complete_run_that_was_not_measured_has_no_figure(write_run) -> None:
+    run_dir = write_run("unmeasured")
+    (run_dir / "summary.json").write_text('{"step": 10, "validation": null, "validation_stateful": null}')
+    run = read_run(run_dir)
+    assert (run.validation, run.stateful, run.device) == (None, None, None)
+    assert run.state == "trained, not measured"
+
+
 def test_folders_sweeps_and_globs(write_run, monkeypatch) -> None:
     jobs = [write_run("sweep/seed=0"), write_run("sweep/seed=1")]
     alone = write_run("alone")
@@ -78,12 +87,24 @@ def test_where_no_run_is(tmp_path: Path, monkeypatch, path) -> None:
         find_runs([path])
 
 
+def test_a_model_of_ones_own_is_called_that(write_run) -> None:
+    run_dir = write_run("mine")
+    text = (run_dir / "config.yaml").read_text()
+    (run_dir / "config.yaml").write_text(text.replace("mambabyte.models.LSTMConfig", "my_package.MyConfig"))
+    with pytest.raises(
+        UserError, match=r"mine' trained my_package.MyConfig, a model that is not mamba"
+    ) as fault:
+        read_run(run_dir)
+    assert "damaged" not in str(fault.value)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [
         ("config.yaml", "seed: [", "config.yaml' is damaged"),
         ("config.yaml", "seed: 0", "it has no 'model'"),
-        ("config.yaml", "model: {_target_: os.system}", "does not have"),
+        ("config.yaml", "model: {_target_: mambabyte.models.Other}", "does not have"),
+        ("config.yaml", "model: [1]", "config.yaml' is damaged"),
         ("metrics.csv", "step,bytes\n1,one\n", "metrics.csv' is damaged"),
         ("summary.json", '{"step": 10', "summary.json' is damaged"),
         ("summary.json", '{"step": 10}', "it has no 'validation'"),

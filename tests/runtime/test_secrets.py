@@ -85,7 +85,7 @@ def test_a_run_writes_none_to_configuration_checkpoint_metrics_or_logs(trained):
 def test_commands_that_read_the_run_print_none(trained):
     for command in (
         ["eval", "--bpb", "--json", "ckpt=runs/kept", "device=cpu"],
-        ["report", "runs/kept", "--output", "report"],
+        ["report", "runs/kept", "--out", "report"],
         ["report", "runs/kept", "--json"],
     ):
         code, output = trained.run(*command)

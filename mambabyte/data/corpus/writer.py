@@ -15,6 +15,7 @@ from typing import Any
 from mambabyte.data.sources.documents import Document
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.runtime.valid_json import valid_json
 
 FILES = ("bytes.bin", "offsets.bin", "names.bin", "name_offsets.bin")
 _BUFFER = 1 << 20
@@ -82,7 +83,7 @@ class CorpusWriter:
         }
         journal = self.folder / "journal.json"
         with explaining_write_errors(self.folder.parent), atomic_write(journal) as stream:
-            stream.write(json.dumps(record).encode())
+            stream.write(valid_json(record).encode())
         self._journaled = True
         self._journal_due = time.monotonic() + JOURNAL_SECONDS
 
@@ -99,7 +100,7 @@ class CorpusWriter:
         }
         with explaining_write_errors(self.folder.parent):
             with atomic_write(self.folder / "meta.json") as stream:
-                stream.write((json.dumps(meta, indent=1) + "\n").encode())
+                stream.write((valid_json(meta, indent=1) + "\n").encode())
             (self.folder / "journal.json").unlink(missing_ok=True)
 
     def interrupt(self) -> None:

@@ -1,12 +1,27 @@
 """What `mambabyte eval` measures besides bits per byte."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Study:
-    """The result of one study: plain JSON values, and the lines that show them."""
+    """The result of one study: plain JSON values, and the lines that show them.
+
+    fault: why its picture could not be written, which is said when the figures have been printed.
+    """
 
     values: Any
     lines: list[str]
+    fault: str | None = None
+
+
+def write_picture(path: Path, write: Callable[[], None]) -> str | None:
+    """Call ``write``; return a sentence if it cannot write ``path``."""
+    try:
+        write()
+    except OSError as error:
+        return f"cannot write '{path}' ({error.strerror or error}): free some space, or choose another out="
+    return None

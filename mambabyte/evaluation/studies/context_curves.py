@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Protocol, Span, scored_spans
-from mambabyte.evaluation.studies import Study
+from mambabyte.evaluation.studies import Study, write_picture
 from mambabyte.models import ByteLM
 from mambabyte.runtime.progress import ProgressCallback
 
@@ -40,12 +40,15 @@ def context_curve_study(
 ) -> Study:
     """Measure the curves and draw them to ``plot``."""
     curves = measure_context_curves(model, documents, training_length, protocol, progress)
-    plot_context_curves(curves, f"{title}, {sum(map(len, documents)):,} bytes", plot)
+    heading = f"{title}, {sum(map(len, documents)):,} bytes"
+    fault = write_picture(plot, lambda: plot_context_curves(curves, heading, plot))
     lines = ["n, bits per byte at positions from n to 2n, and in windows of n bytes:"]
     both = dict(curves.by_position), dict(curves.by_context)
     for n in sorted({n for curve in both for n in curve}):
         cells = [f"{curve[n]:10.4f}" if n in curve else " " * 10 for curve in both]
         lines.append(f"  {n:12,}{''.join(cells)}".rstrip())
+    if fault:
+        return Study(asdict(curves) | {"plot": None, "reason": fault}, lines, fault)
     return Study(asdict(curves) | {"plot": str(plot)}, [*lines, f"plot: {plot}"])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Protocol, scored_spans
-from mambabyte.evaluation.studies import Study
+from mambabyte.evaluation.studies import Study, write_picture
 from mambabyte.models import ByteLM
 
 _MOST = 8.0  # bits per byte of a uniform guess, the strongest colour
@@ -29,9 +29,10 @@ def heatmap_study(
     """The documents in colour; the HTML goes to ``page``."""
     bits = byte_bits(model, documents, protocol)
     texts = [characters(bytes(data), each) for data, each in zip(documents, bits, strict=True)]
-    write_html(texts, f"{title}: where the bits go ({protocol.name})", page)
-    legend = f"from white (0 bits per byte) to red (8 and more): {page}"
-    return Study(str(page), [*map(to_terminal, texts), legend])
+    heading = f"{title}: where the bits go ({protocol.name})"
+    fault = write_picture(page, lambda: write_html(texts, heading, page))
+    legend = f"from white (0 bits per byte) to red (8 and more){'' if fault else f': {page}'}"
+    return Study(None if fault else str(page), [*map(to_terminal, texts), legend], fault)
 
 
 def byte_bits(model: ByteLM, documents: Sequence[np.ndarray], protocol: Protocol) -> list[np.ndarray]:
@@ -71,9 +72,10 @@ def write_html(documents: Sequence[Sequence[Character]], title: str, path: Path)
     """Write a self-contained page without scripts; hovering over a character shows its bits per byte."""
     pieces = [
         "<!doctype html><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>",
         f"<title>{html.escape(title)}</title><h1>{html.escape(title)}</h1>",
         "<p>From white (0 bits per byte) to red (8 and more).</p>",
-        "<style>body{font-family:sans-serif;margin:2em;background:#fff;color:#000}"
+        "<style>body{font-family:sans-serif;margin:1em;background:#fff;color:#000}"
         "pre{white-space:pre-wrap;font-size:1.1em;line-height:1.6}</style>",
     ]
     for document in documents:

@@ -6,13 +6,14 @@ Noise falls on characters. Each byte that is not valid UTF-8 counts as a charact
 import random
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from mambabyte.data import ByteCorpus
 from mambabyte.evaluation.bits_per_byte import BitsPerByte, first_documents
 from mambabyte.evaluation.studies import Study
-from mambabyte.evaluation.studies.word_perplexity import count_words, perplexity
+from mambabyte.evaluation.studies.word_perplexity import count_words, no_perplexity, perplexity
 
 Noise = Callable[[str, random.Random], str]
 
@@ -85,10 +86,17 @@ def noise_study(
     for name in NOISES:
         result = measure(noised(corpus, name, max_bytes), name)
         after = perplexity(result.nats, words)
-        row = {"noise": name, "bits_per_byte": result.bits_per_byte, "bytes": result.bytes}
-        rows.append(row | {"word_perplexity": after, "increase": after - before})
-    lines = [f"noise: bits per byte, and word perplexity above {before:.6g}:"]
-    lines += [f"  {row['noise']:16}{row['bits_per_byte']:8.4f}{row['increase']:+14.6g}" for row in rows]
+        row: dict[str, Any] = {"noise": name, "bits_per_byte": result.bits_per_byte, "bytes": result.bytes}
+        row["word_perplexity"] = after
+        row["increase"] = None if before is None or after is None else after - before
+        rows.append(row if row["increase"] is not None else row | {"reason": no_perplexity(words)})
+    if before is None:
+        lines = [f"noise: bits per byte; no word perplexity, {no_perplexity(words)}:"]
+    else:
+        lines = [f"noise: bits per byte, and word perplexity above {before:.6g}:"]
+    for row in rows:
+        increase = "" if row["increase"] is None else f"{row['increase']:+14.6g}"
+        lines.append(f"  {row['noise']:16}{row['bits_per_byte']:8.4f}{increase}")
     return Study(rows, lines)
 
 

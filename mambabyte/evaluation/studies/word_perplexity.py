@@ -1,6 +1,7 @@
 """Word perplexity from bits per byte, by the rule of MambaByte's release."""
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -22,9 +23,9 @@ PG19_NAMES = ("deepmind/pg19", "emozilla/pg19", "fla-hub/pg19")
 
 @dataclass(frozen=True)
 class WordPerplexity:
-    """Word perplexity and the counts behind it, which are ``counted`` or ``published``."""
+    """Word perplexity, as :func:`perplexity` has it, and its counts, ``counted`` or ``published``."""
 
-    word_perplexity: float
+    word_perplexity: float | None
     bytes: int
     words: int
     counts: str
@@ -34,17 +35,25 @@ def word_perplexity_study(nats_per_byte: float, corpus: ByteCorpus) -> Study:
     found = measure_word_perplexity(nats_per_byte, corpus)
     source = "as published for PG19" if found.counts == "published" else "of the split"
     counts = f"{found.bytes:,} bytes, {found.words:,} words {source}"
+    if found.word_perplexity is None:
+        reason = no_perplexity(found.words)
+        return Study(asdict(found) | {"reason": reason}, [f"word perplexity: none, {reason} ({counts})"])
     return Study(asdict(found), [f"word perplexity: {found.word_perplexity:,.2f} ({counts})"])
 
 
-def word_perplexity(nats_per_byte: float, split_bytes: int, split_words: int) -> float:
-    """exp(nats per byte x bytes per word), over the whole split; infinite without words."""
+def word_perplexity(nats_per_byte: float, split_bytes: int, split_words: int) -> float | None:
+    """exp(nats per byte x bytes per word), over the whole split."""
     return perplexity(nats_per_byte * split_bytes, split_words)
 
 
-def perplexity(nats: float, words: int) -> float:
-    """exp(nats per word); infinite without words or beyond a float64."""
-    return math.exp(nats / words) if words and nats / words < 700 else math.inf
+def perplexity(nats: float, words: int) -> float | None:
+    """exp(nats per word); None without words, or where it is beyond a float64."""
+    return math.exp(nats / words) if words and nats / words < math.log(sys.float_info.max) else None
+
+
+def no_perplexity(words: int) -> str:
+    """Why :func:`perplexity` is None."""
+    return "its words are too long for a float64" if words else "there are no words"
 
 
 def measure_word_perplexity(nats_per_byte: float, corpus: ByteCorpus) -> WordPerplexity:
@@ -63,7 +72,10 @@ def measure_word_perplexity(nats_per_byte: float, corpus: ByteCorpus) -> WordPer
 
 
 def count_words(documents: Iterable[np.ndarray]) -> int:
-    """Count words as ``LC_ALL=C wc -w`` does: runs of bytes that are not ASCII white space."""
+    """Count the runs of bytes that are not ASCII white space.
+
+    GNU's ``wc -w`` counts fewer: docs/evaluation.md shows where.
+    """
     words = 0
     for document in documents:
         after_space = True

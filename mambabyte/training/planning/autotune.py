@@ -22,6 +22,7 @@ from mambabyte.config.settings import to_plain
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.units import counted
+from mambabyte.runtime.valid_json import valid_json
 from mambabyte.training.distributed.launching import is_main_process, resolve_devices
 from mambabyte.training.planning.budget import whole_steps
 from mambabyte.training.planning.memory_estimate import MemoryBudget
@@ -171,7 +172,7 @@ class _Record:
             raise UserError(f"'{self._path}' cannot be read ({error}); remove it to measure anew") from error
 
     def _write(self, name: str, entry: dict[str, Any]) -> None:
-        text = json.dumps({**self._read(), name: entry}, indent=2)
+        text = valid_json({**self._read(), name: entry}, indent=2)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self._path) as file:

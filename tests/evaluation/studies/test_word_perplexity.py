@@ -1,6 +1,8 @@
 """Word perplexity and the counting of words."""
 
+import ast
 import math
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +16,7 @@ from mambabyte.evaluation.studies.word_perplexity import (
     count_words,
     measure_word_perplexity,
     word_perplexity,
+    word_perplexity_study,
 )
 
 TEXTS = [
@@ -36,8 +39,21 @@ def test_the_published_pair() -> None:
     assert word_perplexity(0.5901387288495581, *PG19["test"]) == pytest.approx(33.05, abs=0.005)
 
 
-def test_it_is_infinite_without_words_or_beyond_a_float() -> None:
-    assert word_perplexity(1.0, 100, 0) == word_perplexity(5.0, 10**6, 1) == math.inf
+def test_there_is_none_without_words_or_beyond_a_float() -> None:
+    assert word_perplexity(1.0, 100, 0) is None
+    assert word_perplexity(5.0, 10**6, 1) is None
+    assert word_perplexity(1.0, 709, 1) == pytest.approx(math.exp(709))
+
+
+def test_the_reason_stands_where_the_figure_is_not() -> None:
+    for text, reason in (
+        (b"a" * 5000, "its words are too long for a float64"),
+        (b"\n\n", "there are no words"),
+    ):
+        data = np.frombuffer(text, np.uint8)
+        study = word_perplexity_study(1.0, ByteCorpus(data, np.array([0, len(data)]), ["a"]))
+        assert (study.values["word_perplexity"], study.values["reason"]) == (None, reason)
+        assert study.lines[0].startswith(f"word perplexity: none, {reason} (")
 
 
 def test_words_are_what_separates_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +61,14 @@ def test_words_are_what_separates_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for chunk in (1, 2, 3, 1 << 24):
         monkeypatch.setattr("mambabyte.evaluation.studies.word_perplexity.CHUNK_BYTES", chunk)
         assert count_words(documents(TEXTS)) == expected
+
+
+def test_the_examples_in_the_documentation() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text("utf-8")
+    rows = re.findall(r'^\| `(b".*?")`.*?\| (\d+) \| \d+ \|$', page, re.MULTILINE)
+    assert len(rows) == 5
+    for text, words in rows:
+        assert count_words(documents([ast.literal_eval(text)])) == int(words), text
 
 
 @pytest.mark.skipif(shutil.which("wc") is None, reason="needs wc")

@@ -1,0 +1,91 @@
+"""`mambabyte.generate` and so on, for scripts and notebooks: the commands' work on a model in memory."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+
+import numpy as np
+
+from mambabyte import checkpoints
+from mambabyte.data import ByteCorpus
+from mambabyte.errors import UserError
+from mambabyte.evaluation import Protocol, evaluate
+from mambabyte.generation import Sampler
+from mambabyte.generation import generate as generate_bytes
+from mambabyte.models import ByteLM
+
+
+def generate(
+    model: ByteLM,
+    prompt: bytes = b"",
+    bytes: int = 512,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> bytes:
+    """Continue a prompt, as ``mambabyte generate`` does with the same settings.
+
+    Args:
+        bytes: how many to generate.
+        temperature: 0 takes the likeliest byte each time.
+        top_k: draw from this many of the likeliest bytes only.
+        top_p: draw from the likeliest bytes that together have this probability.
+
+    Returns:
+        The bytes that follow the prompt, without it.
+
+    Raises:
+        UserError: a setting is out of range, or the prompt is text.
+    """
+    _check_bytes("prompt", prompt)
+    if bytes < 1:
+        raise UserError(f"bytes must be at least 1, not {bytes}")
+    sampler = Sampler(temperature, top_k, top_p, seed)
+    return builtins.bytes(generate_bytes(model, builtins.bytes(prompt), bytes, sampler))
+
+
+def bits_per_byte(
+    model: ByteLM,
+    data: bytes,
+    protocol: str = "disjoint",
+    context_length: int = 1024,
+    stride: int | None = None,
+    batch_size: int = 8,
+    precision: str = "fp32",
+) -> float:
+    """The bits per byte of one document, as ``mambabyte eval`` measures them.
+
+    Args:
+        protocol: ``disjoint``, ``sliding`` or ``stateful``, as docs/evaluation.md describes them.
+        context_length: the bytes of a window; that of training is the usual choice.
+        stride: of ``sliding``; half the context by default.
+        batch_size: windows at a time; the figure does not depend on it.
+        precision: ``fp32`` or ``bf16``.
+
+    Raises:
+        UserError: no bytes, a setting out of range, or a model that cannot do the protocol.
+    """
+    _check_bytes("data", data)
+    if not data:
+        raise UserError("there are no bytes to measure: data is empty")
+    corpus = ByteCorpus(np.frombuffer(data, np.uint8), np.array([0, len(data)]), ["data"])
+    how = Protocol(protocol, context_length, stride, batch_size, precision)
+    return evaluate(model, corpus, how, model.device).bits_per_byte
+
+
+def save(model: ByteLM, path: str | Path) -> None:
+    """Write a model as a folder of safetensors and JSON, which ``mambabyte.load`` and ``ckpt=`` take.
+
+    Unlike ``mambabyte export``, it does not say how the model was trained.
+
+    Raises:
+        UserError: the folder exists already, or cannot be written.
+    """
+    checkpoints.write_export(model, None, 0, path)
+
+
+def _check_bytes(name: str, data: bytes) -> None:
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise UserError(f"{name} must be bytes, as text.encode() gives them, not {type(data).__name__}")

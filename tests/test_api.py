@@ -1,0 +1,115 @@
+"""What `import mambabyte` offers: the commands' work on a model in memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mambabyte
+from mambabyte.commands import eval as evaluate
+from mambabyte.commands import generate
+from mambabyte.errors import UserError
+from mambabyte.models import ByteLM, MambaByteConfig, TransformerConfig
+
+SMALL = (MambaByteConfig(d_model=16, n_layer=1), TransformerConfig(d_model=16, n_layer=1, n_head=2))
+
+
+@pytest.fixture(params=SMALL, ids=lambda config: type(config).__name__)
+def model(request: pytest.FixtureRequest) -> ByteLM:
+    torch.manual_seed(0)
+    return request.param.build().eval()
+
+
+def test_dir_shows_what_there_is_and_all_of_it_is_there() -> None:
+    assert {"bits_per_byte", "generate", "load", "save", "train", "models", "ops"} <= set(dir(mambabyte))
+    for name in dir(mambabyte):
+        assert getattr(mambabyte, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = mambabyte.nonsense
+
+
+def test_importing_imports_no_torch() -> None:
+    code = "import sys, mambabyte; dir(mambabyte); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_it_generates_what_the_command_prints(finished: Path, configure, capsys) -> None:
+    settings = {"bytes": 12, "temperature": 0.7, "top_k": 40, "top_p": 0.9, "seed": 3}
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    generate.run(configure("generate", f"ckpt={finished}", "prompt=the ", "device=cpu", *overrides))
+    written = mambabyte.generate(mambabyte.load(finished), b"the ", **settings)
+    assert isinstance(written, bytes) and len(written) == 12
+    assert capsys.readouterr().out == (b"the " + written).decode("utf-8", "replace") + "\n"
+
+
+@pytest.mark.parametrize("protocol", ["disjoint", "sliding", "stateful"])
+def test_it_measures_what_eval_measures(
+    protocol: str, finished: Path, configure, tmp_path: Path, capsys
+) -> None:
+    data = b"the quick brown fox \xff jumps " * 9
+    (tmp_path / "text").write_bytes(data)
+    places = ["data=files", f"data.path={tmp_path}/text", f"data.folder={tmp_path}/p", "device=cpu"]
+    how = ["data.validation_fraction=1.0", f"protocol={protocol}", "context_length=32"]
+    evaluate.run(configure("eval", f"ckpt={finished}", *places, *how, "json=true"))
+    expected = json.loads(capsys.readouterr().out)
+    assert expected["bytes"] == len(data)
+    found = mambabyte.bits_per_byte(mambabyte.load(finished), data, protocol, context_length=32)
+    assert found == expected["bits_per_byte"]
+
+
+def test_what_is_saved_is_loaded_with_the_same_bits(model: ByteLM, tmp_path: Path) -> None:
+    mambabyte.save(model, tmp_path / "saved")
+    loaded = mambabyte.load(tmp_path / "saved", device="cpu")
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    before, after = model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(UserError, match="already exists"):
+        mambabyte.save(model, tmp_path / "saved")
+
+
+def test_a_saved_model_is_measured_where_the_data_and_the_context_are_named(
+    model: ByteLM, tmp_path: Path, configure, capsys
+) -> None:
+    mambabyte.save(model, tmp_path / "saved")
+    (tmp_path / "text").write_bytes(b"some text " * 8)
+    data = ["data=files", f"data.path={tmp_path}/text", f"data.folder={tmp_path}/p"]
+    with pytest.raises(UserError, match=r"does not say .* set context_length= and data="):
+        evaluate.run(configure("eval", f"ckpt={tmp_path}/saved", *data))
+    evaluate.run(configure("eval", f"ckpt={tmp_path}/saved", *data, "context_length=16"))
+    assert "context 16 bytes" in capsys.readouterr().out
+
+
+def test_a_model_takes_pythons_bytes(model: ByteLM) -> None:
+    data = b"abc\x00\xff"
+    tensor = torch.tensor([list(data)])
+    assert torch.equal(model(data), model(tensor))
+    assert torch.equal(model.prefill(data)[0], model.prefill(tensor)[0])
+    for call in (model, model.prefill):
+        with pytest.raises(UserError, match="a model reads bytes and no text"):
+            call("abc")
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda model: mambabyte.generate(model, "def "), "prompt must be bytes"),
+        (lambda model: mambabyte.generate(model, b"a", bytes=0), "bytes must be at least 1"),
+        (lambda model: mambabyte.generate(model, b"a", top_p=2.0), "top_p must be above 0"),
+        (lambda model: mambabyte.bits_per_byte(model, "text"), "data must be bytes"),
+        (lambda model: mambabyte.bits_per_byte(model, b""), "there are no bytes to measure"),
+        (lambda model: mambabyte.bits_per_byte(model, b"a", "other"), "protocol must be one of"),
+        (lambda _: mambabyte.load("nowhere"), "there is no checkpoint at 'nowhere'"),
+        (lambda _: mambabyte.load("nowhere", device="nothing"), "there is no device 'nothing' here"),
+    ],
+)
+def test_mistakes_are_sentences(call, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        call(SMALL[0].build())
