@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.runtime.terminal import visible
 from mambabyte.runtime.units import counted, protocol_in_words
 
 
@@ -36,9 +37,8 @@ def report(summary: Mapping[str, Any]) -> str:
         bits = f"{stateful['bits_per_byte']:.4f}"
         lines.append(f"with the state carried through each document: {bits} (protocol stateful)")
     rivals = " | ".join(f"{name} {value:.4f}" for name, value in summary["compressors"].items())
-    # an untrained model writes control characters too, and a terminal would obey them
-    sample = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in summary["sample"])
+    sample = visible(summary["sample"]).split("\n")  # an untrained model writes control characters too
     size = f"{summary['parameters']:,} parameters, {summary['step']:,} steps"
-    lines += [f"on the same bytes: {rivals}", "sample:", *(f"  {line}" for line in sample.split("\n"))]
+    lines += [f"on the same bytes: {rivals}", "sample:", *(f"  {line}" for line in sample)]
     lines += [f"run: {summary['run_dir']} ({size})", f"loss curve: {summary['loss_curve']}"]
     return "\n".join(lines)
