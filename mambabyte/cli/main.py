@@ -14,6 +14,7 @@ from mambabyte import __version__, commands
 from mambabyte.cli.faults import out_of_memory, sentence
 from mambabyte.cli.flags import Parser, command_parser, hydra_arguments, settings_from_flags
 from mambabyte.cli.streams import safe_streams
+from mambabyte.cli.user import ensure_home_and_name
 from mambabyte.commands import NAMES, Command
 from mambabyte.config.overrides import quoted
 from mambabyte.config.settings import suggestion
@@ -21,7 +22,6 @@ from mambabyte.errors import UserError
 from mambabyte.runtime.secrets import redact
 from mambabyte.runtime.signals import Stopped, raise_on_stop_signal
 from mambabyte.runtime.terminal import visible
-from mambabyte.runtime.user import ensure_home_and_name
 
 FAMILIES = {name.split(" ")[0] for name in NAMES if " " in name}  # commands of two words
 Find = Callable[[str], Command]

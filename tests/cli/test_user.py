@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mambabyte.cli.user import ensure_home_and_name
 from mambabyte.errors import UserError
-from mambabyte.runtime.user import ensure_home_and_name
 
 
 @pytest.fixture(autouse=True)
