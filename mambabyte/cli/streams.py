@@ -62,11 +62,12 @@ class StandardOutput(_Stream):
 
 
 class StandardError(_Stream):
-    """Standard error. What cannot be written there is lost, for it must not end a run."""
+    """Standard error. What cannot be written there is lost, for it must not end a run. Our own notes, which
+    may quote names, show control characters as symbols; bars, and what libraries write in colour, do not."""
 
     def write(self, text: str) -> int:
         with suppress(OSError):
-            return super().write(text)
+            return super().write(visible(text) if text.startswith("mambabyte: ") else text)
         return len(text)
 
     def flush(self) -> None:
@@ -81,7 +82,8 @@ def safe_streams() -> Iterator[None]:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the number, which a file would take otherwise
+            # takes the number, which a file would take otherwise
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _safe(sys.stdout, StandardOutput), _safe(sys.stderr, StandardError)
     try:

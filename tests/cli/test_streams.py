@@ -124,6 +124,11 @@ def test_a_terminal_gets_no_commands() -> None:
     done = run(body, PYTHONIOENCODING="utf-8")
     assert done.stdout.decode() == "data: ␛[31m\n"
     assert done.stderr.decode() == "mambabyte: there is no file '␛]0;x␇'\n"
+    note = run(
+        r"print('mambabyte: reads \x1b]0;x\x07', file=sys.stderr); print('\rbar', end='', file=sys.stderr)",
+        PYTHONIOENCODING="utf-8",
+    )
+    assert note.stderr.decode() == "mambabyte: reads ␛]0;x␇\n\rbar"
     fault = run(r"raise KeyError('\x1b[31m') from RuntimeError('\x9b31m')", PYTHONIOENCODING="utf-8")
     assert b"\x1b" not in fault.stderr and "\x9b" not in fault.stderr.decode()
 
