@@ -20,15 +20,24 @@ _CHUNK = 1 << 22
 
 
 class ChecksummedWriter:
-    """Passes what ``torch.save`` writes on to ``file`` and computes its checksum on the way."""
+    """Passes what ``torch.save`` writes on to ``file`` and computes its checksum on the way.
+
+    Attributes:
+        fault: the system's error, if a write failed.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._digest = hashlib.sha256()
+        self.fault: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self._digest.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as fault:
+            self.fault = fault
+            raise
 
     def flush(self) -> None:
         self._file.flush()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
+from mambabyte.runtime.atomic_write import atomic_folder
 from mambabyte.runtime.valid_json import valid_json
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -27,25 +28,25 @@ def write_export(model: ByteLM, config: Mapping[str, Any] | None, step: int, fol
         UserError: the folder exists already, or cannot be written.
     """
     folder = Path(folder)
+    exists = f"'{folder}' already exists: remove it, or choose another out="
     if folder.exists():
-        raise UserError(f"'{folder}' already exists: remove it, or choose another out=")
-    temporary = folder.with_name(f"{folder.name}.temporary")
+        raise UserError(exists)
     tensors, seen = {}, set()
     for name, tensor in model.state_dict().items():
         # safetensors refuses shared memory: a tied weight is written under both its names
         tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
-        description = {"format": FORMAT, "model": model.config.to_dict(), "config": _portable(config)}
-        text = valid_json({**description, "global_step": step}, indent=2, ensure_ascii=False)
-        (temporary / _CONFIG).write_text(text + "\n", encoding="utf-8")
-        shutil.copymode(temporary / _CONFIG, temporary / _WEIGHTS)  # safetensors lets its owner alone read it
-        os.replace(temporary, folder)
+        with atomic_folder(folder) as temporary:
+            save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
+            description = {"format": FORMAT, "model": model.config.to_dict(), "config": _portable(config)}
+            text = valid_json({**description, "global_step": step}, indent=2, ensure_ascii=False)
+            (temporary / _CONFIG).write_text(text + "\n", encoding="utf-8")
+            # safetensors lets its owner alone read the weights
+            shutil.copymode(temporary / _CONFIG, temporary / _WEIGHTS)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if folder.exists():  # another export was quicker
+            raise UserError(exists) from error
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"cannot write '{folder}' ({reason}): free some space, or choose another out="

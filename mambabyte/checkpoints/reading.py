@@ -14,7 +14,7 @@ from mambabyte.checkpoints.export import is_export, read_export
 from mambabyte.checkpoints.paths import checkpoint_folder, resolve, step_files
 from mambabyte.checkpoints.sharded import join_shards, shard_files
 from mambabyte.checkpoints.writing import FORMAT
-from mambabyte.errors import UserError
+from mambabyte.errors import UserError, is_out_of_memory
 from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
 from mambabyte.runtime.devices import choose_device
 
@@ -112,6 +112,8 @@ def read(path: str | Path) -> Checkpoint:
     except PermissionError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror}; change its permissions") from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
+        if is_out_of_memory(error):  # and not damaged: an older checkpoint must not take its place
+            raise
         raise DamagedCheckpoint(
             f"'{path}' cannot be read as a checkpoint: it is damaged, cut short or another format; if it is "
             "the newest of a run, remove it to use the one before it"

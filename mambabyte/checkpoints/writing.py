@@ -24,15 +24,17 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             writer = ChecksummedWriter(file)
-            torch.save(checkpoint, writer)  # type: ignore[arg-type]
+            try:
+                torch.save(checkpoint, writer)  # type: ignore[arg-type]
+            except RuntimeError:  # torch's zip writer hides the system's error behind its own
+                if writer.fault is None:
+                    raise
+                raise writer.fault from None
             writer.append_checksum()
-    except (OSError, RuntimeError) as error:  # torch's zip writer raises a RuntimeError for an OSError
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
-        reason = getattr(error, "strerror", None) or "the write failed"
+    except OSError as error:
         raise UserError(
-            f"cannot write the checkpoint '{path}' ({reason}): free some space or choose another run_dir=, "
-            "then repeat the command; earlier checkpoints are intact"
+            f"cannot write the checkpoint '{path}' ({error.strerror or error}): free some space or choose "
+            "another run_dir=, then repeat the command; earlier checkpoints are intact"
         ) from error
 
 

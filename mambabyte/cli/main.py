@@ -11,13 +11,17 @@ from contextlib import nullcontext
 from tempfile import TemporaryDirectory
 
 from mambabyte import __version__, commands
+from mambabyte.cli.faults import out_of_memory, sentence
 from mambabyte.cli.flags import Parser, command_parser, hydra_arguments, settings_from_flags
+from mambabyte.cli.streams import safe_streams
+from mambabyte.cli.user import ensure_home_and_name
 from mambabyte.commands import NAMES, Command
 from mambabyte.config.overrides import quoted
 from mambabyte.config.settings import suggestion
 from mambabyte.errors import UserError
 from mambabyte.runtime.secrets import redact
 from mambabyte.runtime.signals import Stopped, raise_on_stop_signal
+from mambabyte.runtime.terminal import visible
 
 FAMILIES = {name.split(" ")[0] for name in NAMES if " " in name}  # commands of two words
 Find = Callable[[str], Command]
@@ -29,28 +33,42 @@ def main(argv: Sequence[str] | None = None, find: Find = commands.find) -> int:
     Returns:
         The exit code: 0; 1, a mistake of the user's or a fault; 75, stopped and resumable; 130, interrupted.
     """
-    try:
+    with safe_streams():
         try:
-            return run(list(sys.argv[1:] if argv is None else argv), find)
-        finally:
-            sys.stdout.flush()
-    except UserError as fault:
-        print(redact(f"mambabyte: {fault}"), file=sys.stderr)
-        return fault.exit_code
-    except Stopped as stop:
-        print(f"mambabyte: {stop}", file=sys.stderr)
-        return stop.exit_code
-    except KeyboardInterrupt:
-        print("mambabyte: stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader has gone (`| head`); what is still buffered must not raise again when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception:
+            try:
+                ensure_home_and_name()
+                return run(list(sys.argv[1:] if argv is None else argv), find)
+            finally:
+                sys.stdout.flush()
+        except UserError as fault:
+            _say(out_of_memory(fault) or fault)
+            return fault.exit_code
+        except Stopped as stop:
+            _say(stop)
+            return stop.exit_code
+        except KeyboardInterrupt:
+            _say("stopped")
+            return 130
+        except Exception as fault:
+            _say_what_failed(fault)
+            return 1
+
+
+def _say(message: object) -> None:
+    print(visible(redact(f"mambabyte: {message}")), file=sys.stderr)
+
+
+def _say_what_failed(fault: Exception) -> None:
+    lost = getattr(sys.stdout, "fault", None)
+    if isinstance(lost, BrokenPipeError):
+        return  # the reader has gone (`| head`)
+    if lost is not None:
+        _say(f"standard output cannot be written ({lost.strerror}): free some space, or send it elsewhere")
+    elif (said := sentence(fault)) is not None:
+        _say(said)
+    else:
         # Printed here, since a library's message may quote a secret, such as the address that it was given.
-        print(redact(traceback.format_exc()), end="", file=sys.stderr)
-        return 1
+        print(visible(redact(traceback.format_exc())), end="", file=sys.stderr)
 
 
 def run(argv: list[str], find: Find) -> int:
@@ -74,6 +92,10 @@ def run(argv: list[str], find: Find) -> int:
         parser.print_help(sys.stderr)
         return 1
     words = argv[1:]
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the current folder was removed: change to another one (cd)") from error
     if name in FAMILIES:
         name, words = with_second_word(name, words, find)
     if name not in NAMES:

@@ -60,9 +60,12 @@ def encode(
     Raises:
         UserError: the model gives no probabilities, or a setting is out of range.
     """
-    for name, value in (("lanes", lanes), ("threads", threads)):
-        if not 1 <= value < 2**16:
-            raise UserError(f"{name} must be from 1 to {2**16 - 1}, not {value}")
+    for name, value, most in (
+        ("lanes", lanes, container.MAX_LANES),
+        ("threads", threads, container.MAX_THREADS),
+    ):
+        if not 1 <= value <= most:
+            raise UserError(f"{name} must be from 1 to {most}, not {value}")
     digests = container.digest(weights_fingerprint(model)), content_digest(data)
     header = Header(*digests, window, lanes, threads, arithmetic(model), tuple(map(int, lengths)))
     head = header.to_bytes()

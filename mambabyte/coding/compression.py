@@ -37,15 +37,19 @@ def compress_file(
     Raises:
         UserError: ``source`` cannot be read, ``target`` exists or cannot be written.
     """
-    size = _size(source)
-    if lanes is None:
-        lanes = min(MAX_LANES, max(1, size // _BYTES_PER_LANE))
-    if lanes < 1:
-        raise UserError(f"lanes must be 1 or more, not {lanes}")
-    bounds = np.linspace(0, size, lanes + 1, dtype=np.int64)
-    data = np.memmap(source, dtype=np.uint8, mode="r") if size else np.zeros(0, np.uint8)
-    with _new_file(target) as stream:
-        return encode(model, data, np.diff(bounds).tolist(), stream, lanes, window, threads, progress)
+    with _open(source) as file:
+        before = _version(file)
+        data = np.frombuffer(file.read(), np.uint8)  # no memory map: it would crash if the file shrank
+        if lanes is None:
+            lanes = min(MAX_LANES, max(1, len(data) // _BYTES_PER_LANE))
+        if lanes < 1:
+            raise UserError(f"lanes must be 1 or more, not {lanes}")
+        bounds = np.linspace(0, len(data), lanes + 1, dtype=np.int64)
+        with _new_file(target) as stream:
+            coded = encode(model, data, np.diff(bounds).tolist(), stream, lanes, window, threads, progress)
+            if _version(file) != before:
+                raise UserError(f"'{source}' changed while it was compressed; repeat the command")
+    return coded
 
 
 def decompress_file(
@@ -57,8 +61,7 @@ def decompress_file(
         UserError: see :func:`mambabyte.coding.decode`; ``source`` cannot be read, ``target`` exists or cannot
             be written.
     """
-    _size(source)
-    with _new_file(target) as output, open(source, "rb") as stream:
+    with _open(source) as stream, _new_file(target) as output:
 
         def allocate(size: int) -> np.ndarray:
             if not size:
@@ -75,14 +78,21 @@ def decompress_file(
         return len(data)
 
 
-def _size(source: Path) -> int:
+@contextmanager
+def _open(source: Path) -> Iterator[BinaryIO]:
     try:
         if not source.is_file():
             raise UserError(f"there is no file '{source}'")
         with open(source, "rb") as file:
-            return os.fstat(file.fileno()).st_size
+            yield file
     except OSError as error:
         raise UserError(f"cannot read '{source}': {error.strerror}") from error
+
+
+def _version(file: BinaryIO) -> tuple[int, int]:
+    """What changes when a file is written to."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 @contextmanager
@@ -90,7 +100,11 @@ def _new_file(target: Path) -> Iterator[BinaryIO]:
     if target.exists():
         raise UserError(f"'{target}' already exists; remove it or choose another out=")
     try:
-        with atomic_write(target) as file:
+        with atomic_write(target, replace=False) as file:
             yield file
+    except FileExistsError as error:
+        raise UserError(
+            f"another process wrote '{target}' meanwhile, which was left as it is; choose another output="
+        ) from error
     except OSError as error:
         raise UserError(f"cannot write '{target}': {error.strerror or error}") from error

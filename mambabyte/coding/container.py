@@ -7,6 +7,7 @@ Numbers are little-endian, lengths are base-128 varints. ``model`` and ``content
 SHA-256 of the weights and of the original bytes.
 """
 
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ _DIGEST_BYTES = 16
 _FIXED = struct.Struct(f"<{_DIGEST_BYTES}s{_DIGEST_BYTES}sIHHB")  # window, lanes, threads, length of the name
 _FRAME = struct.Struct("<III")
 FRAME_OVERHEAD = _FRAME.size
+MAX_LANES = 2**16 - 1
+MAX_THREADS = 1024  # far more than are useful, and OpenMP crashes when it cannot start them
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,19 @@ def read_header(stream: BinaryIO) -> Header:
     checksum = reader.checksum
     if struct.unpack("<I", reader.take(4))[0] != checksum:
         raise DamagedFile("the file is damaged: its header does not agree with its checksum")
-    return Header(model, content, window or None, lanes, threads, name.decode(), lengths)
+    if not (lanes and 1 <= threads <= MAX_THREADS):
+        raise DamagedFile(f"the file is damaged: its header gives {lanes} lanes and {threads} threads")
+    if sum(lengths) > _most_bytes(stream, lanes):
+        raise DamagedFile("the file is cut short: its header gives more bytes than it can hold")
+    return Header(model, content, window or None, lanes, threads, name.decode(errors="replace"), lengths)
+
+
+def _most_bytes(stream: BinaryIO, lanes: int) -> int:
+    """The original bytes that the rest of the stream can hold at most, whatever the model."""
+    here = stream.tell()
+    frames = (stream.seek(0, os.SEEK_END) - here) // FRAME_OVERHEAD
+    stream.seek(here)
+    return frames * (FRAME_BYTES + lanes)
 
 
 def digest(sha256: str | bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,11 +26,12 @@ class GenerateSettings(CommandSettings):
     top_k: int | None = setting(at_least=1, at_most=256)
     top_p: float | None = setting(above=0, at_most=1)
     seed: int = setting(at_least=0, below=2**32)
+    raw: bool
     device: str
 
 
 def run(settings: GenerateSettings) -> None:
-    """Print the prompt and its continuation on stdout.
+    """Write the prompt and its continuation to stdout: text with symbols for what is none, or raw bytes.
 
     Raises:
         UserError: a setting is out of range, or the checkpoint cannot be read.
@@ -37,12 +39,19 @@ def run(settings: GenerateSettings) -> None:
     from mambabyte import checkpoints
     from mambabyte.generation import Sampler, decode_stream, generate
     from mambabyte.runtime.devices import choose_device
+    from mambabyte.runtime.terminal import visible
 
     sampler = Sampler(settings.temperature, settings.top_k, settings.top_p, settings.seed)
     model = checkpoints.load_model(settings.ckpt).to(choose_device(settings.device))
     prompt = settings.prompt.encode("utf-8", "surrogateescape")
-    for text in decode_stream(chain(prompt, generate(model, prompt, settings.bytes, sampler))):
-        print(text, end="", flush=True)
+    stream = chain(prompt, generate(model, prompt, settings.bytes, sampler))
+    if settings.raw:
+        for byte in stream:
+            sys.stdout.buffer.write(bytes([byte]))
+            sys.stdout.buffer.flush()
+        return
+    for text in decode_stream(stream):
+        print(visible(text), end="", flush=True)
     print()
 
 
@@ -50,5 +59,9 @@ COMMAND = Command(
     "continue a prompt: mambabyte generate --ckpt runs/quickstart --prompt 'def '",
     GenerateSettings,
     run,
-    flags=(CKPT, Flag("--prompt", "the text to continue", "prompt", metavar="TEXT")),
+    flags=(
+        CKPT,
+        Flag("--prompt", "the text to continue", "prompt", metavar="TEXT"),
+        Flag("--raw", "write the bytes as they are, for a file or another program", "raw"),
+    ),
 )

@@ -36,7 +36,16 @@ class Sampler:
         self._generator = torch.Generator().manual_seed(self.seed)
 
     def __call__(self, logits: torch.Tensor) -> int:
-        """One byte from ``logits`` (256,)."""
+        """One byte from ``logits`` (256,).
+
+        Raises:
+            UserError: they give no probabilities.
+        """
+        if not logits.max().isfinite():  # the largest of any with a NaN is NaN
+            raise UserError(
+                "the model gives no probabilities (NaN or infinite logits): its training failed, or its file "
+                "is damaged; choose another checkpoint"
+            )
         if self.temperature == 0:
             return int(logits.argmax())
         scaled = logits.detach().to("cpu", torch.float64)

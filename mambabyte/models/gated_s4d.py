@@ -74,12 +74,15 @@ class S4D(nn.Module):
     def forward(self, u: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(u.device.type, enabled=False):
             u = as_residual(u)
-            A = torch.complex(-self.log_decay.exp(), self.frequency)
-            exponent = self.log_step.exp().unsqueeze(-1) * A
-            B, C = torch.expm1(exponent) / A, torch.view_as_complex(self.C)
+            log_step, log_decay, frequency, C, D = map(
+                as_residual, (self.log_step, self.log_decay, self.frequency, self.C, self.D)
+            )
+            A = torch.complex(-log_decay.exp(), frequency)
+            exponent = log_step.exp().unsqueeze(-1) * A
+            B, C = torch.expm1(exponent) / A, torch.view_as_complex(C)
             if state is None:
-                return self._convolve(u, exponent, B * C) + u * self.D, None
-            h = torch.view_as_complex(state)
+                return self._convolve(u, exponent, B * C) + u * D, None
+            h = torch.view_as_complex(as_residual(state))
             if u.shape[1] == 1:
                 h = exponent.exp() * h + B * u.transpose(1, 2)
                 y = 2 * (C * h).sum(-1).real.unsqueeze(1)
@@ -87,7 +90,7 @@ class S4D(nn.Module):
                 y = self._convolve(u, exponent, B * C)
                 y = y + decaying_sum(C * exponent.exp() * h, exponent, u.shape[1]).transpose(1, 2)
                 h = (exponent * u.shape[1]).exp() * h + B * final_states(u, exponent)
-            return y + u * self.D, torch.view_as_real(h)
+            return y + u * D, torch.view_as_real(h)
 
     def _convolve(self, u: Tensor, exponent: Tensor, coefficients: Tensor) -> Tensor:
         length = u.shape[1]
@@ -147,7 +150,11 @@ class GatedBlock(nn.Module):
         projected = gelu(self.in_proj(normed))
         u, gate = projected.split([self.width, projected.shape[-1] - self.width], dim=-1)
         y, after = self.s4d(u, None if state is None else state[0])
-        return residual, self.out_proj(gelu(self.mix(y)) * gate), None if after is None else (after,)
+        return (
+            residual,
+            self.out_proj(gelu(self.mix(y.to(self.mix.weight.dtype))) * gate),
+            None if after is None else (after,),
+        )
 
 
 class GatedS4D(LayerStack):

@@ -44,8 +44,12 @@ class ResidualNorm(nn.Module):
 
 
 def as_residual(x: Tensor) -> Tensor:
-    """x as part of the residual stream, which is fp32 (fp64 in tests) even under autocast."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    """x as part of the residual stream, which is fp32 (fp64 in an fp64 model) even under autocast."""
+    return x.to(_wide(x.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def run_layers(
@@ -65,11 +69,13 @@ def run_layers(
     return norm(residual, update)[0], after
 
 
-def rotary_factors(positions: Tensor, channels: int, base: float) -> Tensor:
+def rotary_factors(
+    positions: Tensor, channels: int, base: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """The factors of rotary positions (arXiv 2104.09864): unit complex numbers (..., L, 1, channels / 2) for
-    positions (..., L)."""
-    exponents = torch.arange(0, channels, 2, device=positions.device, dtype=torch.float32) / channels
-    angles = positions.unsqueeze(-1).float() * base**-exponents
+    positions (..., L), in fp32, or in fp64 where `dtype`, the model's, is that."""
+    exponents = torch.arange(0, channels, 2, device=positions.device, dtype=_wide(dtype)) / channels
+    angles = positions.unsqueeze(-1).to(_wide(dtype)) * base**-exponents
     return torch.polar(torch.ones_like(angles), angles).unsqueeze(-2)
 
 

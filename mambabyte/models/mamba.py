@@ -22,7 +22,7 @@ from torch.nn.functional import linear
 from mambabyte.config.settings import setting
 from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
-from mambabyte.models.layers import ResidualNorm, run_layers
+from mambabyte.models.layers import ResidualNorm, as_residual, run_layers
 from mambabyte.ops import causal_conv1d, selective_scan
 from mambabyte.ops.step import MambaBlockWeights, MambaWeights, mamba_step, serves_mamba_step
 
@@ -103,8 +103,9 @@ class Mixer(nn.Module):
         step_size, B, C = self.x_proj(x).split([self.rank, self.d_state, self.d_state], dim=-1)
         delta = linear(step_size, self.dt_proj.weight)  # its bias is added in fp32, inside the scan
         y, scan_state = selective_scan(
-            x, delta, -torch.exp(self.A_log.float()), B, C, self.D, z, self.dt_proj.bias, delta_softplus=True,
-            initial_state=scan_state, return_final_state=True, document_start=document_start,
+            x, delta, -torch.exp(as_residual(self.A_log)), B, C, self.D, z, self.dt_proj.bias,
+            delta_softplus=True, initial_state=scan_state, return_final_state=True,
+            document_start=document_start,
         )  # fmt: skip
         return self.out_proj(y), (conv_state, scan_state)
 

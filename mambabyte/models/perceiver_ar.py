@@ -139,7 +139,8 @@ class PerceiverAR(DocumentwiseByteLM):
 
     def _rotary(self, first: int, length: int) -> Tensor:
         places = torch.arange(first, first + length, device=self.device)
-        return rotary_factors(places, self.config.rotary_channels, self.config.rope_base)
+        dtype = self.embedding.weight.dtype
+        return rotary_factors(places, self.config.rotary_channels, self.config.rope_base, dtype)
 
     def blocks(self) -> list[nn.Module]:
         return [self.cross, *self.stack.layers]

@@ -60,8 +60,9 @@ class Transformer(DocumentwiseByteLM):
         positions = torch.arange(length, device=bytes.device)
         if state is not None:
             positions = positions + state[0][0][:, None]
-        rotary = rotary_factors(positions, config.d_model // config.n_head, config.rope_base)
-        out, caches = self.stack(self.embedding(bytes.long()), None if state is None else state[1:], rotary)
+        x = self.embedding(bytes.long())
+        rotary = rotary_factors(positions, config.d_model // config.n_head, config.rope_base, x.dtype)
+        out, caches = self.stack(x, None if state is None else state[1:], rotary)
         return self.lm_head(out), [] if state is None else [(state[0][0] + length,), *caches]
 
     def blocks(self) -> list[nn.Module]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.runtime.terminal import visible
 from mambabyte.runtime.units import counted, protocol_in_words
 from mambabyte.runtime.valid_json import valid_json
 
@@ -46,15 +47,11 @@ def report(summary: Mapping[str, Any]) -> str:
     rivals = " | ".join(f"{name} {value:.4f}" for name, value in summary["compressors"].items())
     if worst := summary.get("worst_document"):
         bits = f"{worst['bits_per_byte']:.4f} bits per byte, {counted(worst['bytes'], 'byte')}"
-        lines.append(f"worst document: {_visible(worst['name'])} ({bits})")
+        lines.append(f"worst document: {visible(worst['name'])} ({bits})")
     if rivals:
         lines.append(f"on the same bytes: {rivals}")
+    sample = visible(summary["sample"]).split("\n")  # an untrained model writes control characters too
     size = f"{summary['parameters']:,} parameters, {summary['step']:,} steps"
-    lines += ["sample:", *(f"  {line}" for line in _visible(summary["sample"]).split("\n"))]
+    lines += ["sample:", *(f"  {line}" for line in sample)]
     lines += [f"run: {summary['run_dir']} ({size})", f"loss curve: {summary['loss_curve']}"]
     return "\n".join(lines)
-
-
-def _visible(text: str) -> str:
-    # an untrained model writes control characters too, and a terminal would obey them
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

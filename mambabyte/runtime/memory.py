@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 from pathlib import Path
 
 import torch
@@ -46,7 +47,8 @@ def available_memory(device: torch.device) -> int | None:
     container's limit. None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = (_machine_memory(), *(_cgroup_memory(*version) for version in _CGROUP_VERSIONS))
+    groups = (_cgroup_memory(*version) for version in _CGROUP_VERSIONS)
+    limits = (_machine_memory(), _address_space(), *groups)
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -56,6 +58,18 @@ def _machine_memory() -> int | None:
     except OSError:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not Linux: the total
     return int(found[1]) * 1024 if found else None
+
+
+def _address_space() -> int | None:
+    """What `ulimit -v` leaves."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        pages = int((PROC_SELF / "statm").read_text().split()[0])
+    except OSError:
+        return limit
+    return max(0, limit - pages * resource.getpagesize())
 
 
 def _cgroup_memory(folder: str, limit: str, used: str, reclaimable: str) -> int | None:

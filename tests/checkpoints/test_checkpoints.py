@@ -1,6 +1,7 @@
 """Finding, reading and refusing checkpoints."""
 
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,19 @@ def test_the_fingerprint_depends_on_every_bit(model: ByteLM) -> None:
         weight = again.lm_head.weight
         weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
     assert checkpoints.weights_fingerprint(again) != before
+
+
+@pytest.mark.parametrize("most", [0, 20, 7000, 30_000, 47_000])
+def test_a_full_disk_is_one_sentence_wherever_it_is_found(model: ByteLM, tmp_path: Path, most: int) -> None:
+    # A limit on file size makes write() fail where a full disk would.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write the checkpoint .* \(File too large\): free some"):
+            checkpoints.write(content(model), tmp_path / "step_00000001.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 class Malicious:

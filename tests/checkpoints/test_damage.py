@@ -84,3 +84,15 @@ def test_another_format_is_not_damage(folder: Path, model) -> None:  # noqa: F81
     checkpoints.write(content(model, format=99), folder / NAMES[-1])
     with pytest.raises(UserError, match="format 99"):
         checkpoints.read_newest(folder.parent)
+
+
+@pytest.mark.parametrize(
+    "fault", [MemoryError(), RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)")]
+)
+def test_too_little_memory_is_not_damage(folder: Path, fault: Exception, monkeypatch) -> None:
+    def load(*arguments, **more):
+        raise fault
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(fault)):
+        checkpoints.read_newest(folder.parent)

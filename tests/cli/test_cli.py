@@ -257,7 +257,7 @@ def test_cfg_prints_one_group_and_runs_nothing(cli):
         (["train", "model=null"], "Config group override must be a string"),
         (["train", "--config-dir", "nowhere"], "nowhere' not found"),
         (["train", "--cfg", "jobs"], "argument -c/--cfg: invalid choice: 'jobs'"),
-        (["train", "--fast"], "unrecognized arguments: --fast; see mambabyte train --help"),
+        (["train", "--qqq"], "unrecognized arguments: --qqq; see mambabyte train --help"),
         (["train", "--bpb"], "unrecognized arguments: --bpb"),
         (["eval"], "ckpt is not set; add ckpt=VALUE"),
         (

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,41 @@ def test_an_impossible_header_is_not_believed() -> None:
         container.read_header(io.BytesIO(file))
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"lanes": 0}, "0 lanes and 1 threads"),
+        ({"threads": 0}, "3 lanes and 0 threads"),
+        ({"threads": 60_000}, "3 lanes and 60000 threads"),
+        ({"lengths": (2**62, 2**62, 2**62)}, "gives more bytes than it can hold"),
+        ({"lengths": (2**40,)}, "gives more bytes than it can hold"),
+        ({"lengths": ()}, "something follows its end"),
+        ({"lengths": (20, 20)}, "cannot be decompressed here"),
+        ({"window": 2**32 - 1}, "cut short|cannot be decompressed here|checksum"),
+        ({"arithmetic": ""}, "compressed with , this is"),
+    ],
+)
+def test_a_header_with_a_right_checksum_is_not_believed_either(
+    model: ByteLM, change: dict, sentence: str
+) -> None:
+    data = random_bytes(50)
+    file = coded(model, data, [50], lanes=3, window=8)
+    stream = io.BytesIO(file)
+    header = replace(container.read_header(stream), **change)
+    if header.arithmetic == "":
+        header = replace(header, lengths=(49, 1))
+    with pytest.raises(UserError, match=sentence):
+        decoded(model, header.to_bytes() + stream.read())
+
+
+def test_a_header_of_bytes_that_are_no_text_is_read(model: ByteLM) -> None:
+    file = coded(model, random_bytes(5), [5])
+    head = container.read_header(io.BytesIO(file)).to_bytes()
+    body = head[len(container.MAGIC) : -4].replace(b"torch ", b"\xff\xfe\x1b[2J")
+    forged = container.MAGIC + body + struct.pack("<I", zlib.crc32(body)) + file[len(head) :]
+    assert len(decoded(model, forged)) == 5
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_model_without_probabilities_writes_nothing(model: ByteLM, value: float, tmp_path: Path) -> None:
     broken = deepcopy(model)
@@ -211,6 +247,43 @@ def test_files_of_any_bytes_come_back(model: ByteLM, content: bytes, tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "small", "source"]
 
 
+def test_what_is_read_is_compressed_whatever_size_the_system_states(model: ByteLM, tmp_path: Path) -> None:
+    source = Path("/proc/self/cmdline")  # its size is stated as 0
+    if not source.exists():
+        pytest.skip("there is no /proc here")
+    content = source.read_bytes()
+    assert compress_file(model, source, tmp_path / "small").bytes == len(content) > 0
+    decompress_file(model, tmp_path / "small", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == content
+
+
+@pytest.mark.parametrize("size", [0, 10, 3000])
+def test_a_file_that_changes_meanwhile_is_an_error(model: ByteLM, size: int, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(2000))
+
+    def change(done: int, total: int) -> None:
+        os.truncate(source, size)
+
+    with pytest.raises(UserError, match="changed while it was compressed"):
+        compress_file(model, source, tmp_path / "out", progress=change)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_of_two_that_write_one_file_the_later_is_told(model: ByteLM, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"some bytes")
+
+    def meanwhile(done: int, total: int) -> None:
+        if done == 1:
+            compress_file(model, tmp_path / "file", tmp_path / "out")
+
+    with pytest.raises(UserError, match=r"another process wrote '.*out' meanwhile.*choose another output="):
+        compress_file(model, tmp_path / "file", tmp_path / "out", progress=meanwhile)
+    decompress_file(model, tmp_path / "out", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == b"some bytes"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "file", "out"]
+
+
 def test_a_damaged_file_leaves_nothing_behind(model: ByteLM, tmp_path: Path) -> None:
     source, small = tmp_path / "source", tmp_path / "small"
     source.write_bytes(b"to be or not to be")
@@ -231,8 +304,8 @@ def test_files_that_cannot_be_read_or_written_are_reported(model: ByteLM, tmp_pa
         compress_file(model, tmp_path / "file", tmp_path / "file")
     with pytest.raises(UserError, match="cannot write"):
         compress_file(model, tmp_path / "file", tmp_path / "no" / "folder")
-    for settings in ({"lanes": 0}, {"threads": 0}, {"lanes": 70_000}):
-        with pytest.raises(UserError):
+    for settings in ({"lanes": 0}, {"threads": 0}, {"lanes": 70_000}, {"threads": 60_000}):
+        with pytest.raises(UserError, match=r"must be from 1 to|must be 1 or more"):
             compress_file(model, tmp_path / "file", tmp_path / "out", **settings)
     assert (tmp_path / "file").read_bytes() == b"abc"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mambabyte import checkpoints
+from mambabyte.cli.main import main
 from mambabyte.commands import data_inspect, data_prepare
 from mambabyte.commands import eval as evaluate
 from mambabyte.errors import UserError
@@ -119,3 +120,13 @@ def test_a_run_that_stored_a_relative_path_goes_on(start, corpus: Path, monkeypa
     monkeypatch.chdir(corpus.parent)
     start("relative", *relative, "trainer.max_steps=14")
     assert checkpoints.read(run_dir).step == 14
+
+
+def test_inspect_sends_a_terminal_no_commands_of_the_data(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored afterwards: the command line sets it
+    (tmp_path / "a\x1b[31m.txt").write_bytes(b"\x1b]0;title\x07 and \xff text \x9b31m, \r once more. " * 9)
+    words = ["data=files", f"data.path={tmp_path}", f"data.folder={tmp_path}/prepared", "split=train"]
+    assert main(["data", "inspect", *words, "data.validation_fraction=0", "context_length=40"]) == 0
+    out = capsys.readouterr().out
+    assert "␛]0;title␇ and \\xff text" in out
+    assert not {"\x1b", "\x07", "\r"} & set(out)

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from mambabyte import checkpoints, commands
 from mambabyte.commands import generate
 from mambabyte.errors import UserError
 
@@ -32,3 +34,39 @@ def test_the_seed_decides(configure, finished: Path, capsys) -> None:
 def test_wrong_settings_are_told_in_a_sentence(override: str, configure, finished: Path) -> None:
     with pytest.raises(UserError):
         generate.run(configure("generate", f"ckpt={finished}", override))
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Have a model continue every prompt by an escape sequence, a letter of two bytes and an invalid byte."""
+    produced = b"\x1b[31m\r" + "é".encode() + b"\xff"
+    monkeypatch.setattr("mambabyte.generation.generate", lambda *arguments: iter(produced))
+
+
+def test_control_characters_are_shown_as_symbols(configure, finished: Path, made_up, capsys) -> None:
+    assert written(configure, capsys, f"ckpt={finished}", "prompt=a") == "a␛[31m␍é\ufffd\n"
+
+
+def test_raw_output_is_the_bytes_alone(configure, finished: Path, made_up, capfdbinary) -> None:
+    generate.run(configure("generate", f"ckpt={finished}", "prompt=a", "raw=true"))
+    assert capfdbinary.readouterr().out == b"a\x1b[31m\r\xc3\xa9\xff"
+    assert configure("generate", "ckpt=x").raw is False
+
+
+def test_nan_weights_are_told_in_a_sentence_and_nothing_is_made_up(
+    configure, finished: Path, tmp_path: Path, capsys
+) -> None:
+    content = checkpoints.read(finished).content
+    for tensor in content["state_dict"].values():
+        tensor.fill_(torch.nan)
+    checkpoints.write(content, tmp_path / "nan.ckpt")
+    (tmp_path / "file").write_bytes(b"some bytes")
+    for command, *more in (
+        ["generate"],
+        ["eval", f"output_dir={tmp_path}/evaluation"],
+        ["compress", f"file={tmp_path}/file"],
+    ):
+        with pytest.raises(UserError, match="NaN"):
+            commands.find(command).run(configure(command, f"ckpt={tmp_path}/nan.ckpt", *more))
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "file.mbc").exists()

@@ -1,5 +1,7 @@
 """Generation: against forward, and the sampler against what its settings mean."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -91,3 +93,18 @@ def test_text_appears_when_its_bytes_are_complete() -> None:
     stream = "é€𝄞a".encode()
     assert list(decode_stream(stream)) == ["é", "€", "𝄞", "a"]
     assert "".join(decode_stream(b"a\xffb\xe2\x82")) == "a\ufffdb\ufffd"
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_without_probabilities_is_refused(model: ByteLM, temperature: float, value: float) -> None:
+    broken = deepcopy(model)
+    with torch.no_grad():
+        broken.lm_head.weight[7] = value
+    with pytest.raises(UserError, match="gives no probabilities"):
+        next(generate(broken, b"a", 8, Sampler(temperature)))
+
+
+def test_a_byte_may_be_ruled_out() -> None:
+    logits = torch.tensor([0.0, -torch.inf, 1.0])
+    assert {Sampler(1.0, seed=seed)(logits) for seed in range(30)} == {0, 2}

@@ -256,6 +256,51 @@ def test_bf16_autocast(model):
     assert (model(bytes[:, 13:], state) - exact[:, 13:]).abs().max() < 0.08 * scale
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_low_precision_reads_steps_and_learns(model, dtype):
+    bytes = random_bytes(2, 30)
+    start = torch.zeros(2, 30, dtype=torch.bool)
+    start[0, [0, 7]] = True
+    exact = model(bytes, document_start=start)
+    model.to(dtype)
+    logits = model(bytes, document_start=start)
+    assert logits.dtype == dtype
+    # eight bits, through a few layers
+    assert (logits.float() - exact).abs().max() < 0.08 * exact.abs().max()
+    cross_entropy(logits.float().flatten(0, 1), bytes.flatten()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    with torch.no_grad():
+        whole, (first, state) = model(bytes), model.prefill(bytes[:, :13])
+        second, _ = model.step(bytes[:, 13], state)
+    assert (torch.cat([first, second[:, None]], 1) - whole[:, :14]).abs().max() < 0.08 * whole.abs().max()
+
+
+class Dtypes(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        out = function(*arguments, **(keywords or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
+                self.seen.add(tensor.dtype)
+        return out
+
+
+def test_a_float64_model_computes_in_float64_alone(model):
+    bytes = random_bytes(2, 30)
+    start = torch.zeros(2, 30, dtype=torch.bool)
+    start[0, [0, 7]] = True
+    model.double()
+    with Dtypes() as dtypes:
+        cross_entropy(model(bytes, document_start=start).flatten(0, 1), bytes.flatten()).backward()
+        _, state = model.prefill(bytes[:, :13])
+        model.step(bytes[:, 13], state)
+    assert torch.float64 in dtypes.seen
+    assert dtypes.seen <= {torch.float64, torch.complex128}
+
+
 def test_save_and_load(model, tmp_path):
     bytes = random_bytes(2, 20)
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}

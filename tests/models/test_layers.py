@@ -1,3 +1,5 @@
+import cmath
+
 import pytest
 import torch
 
@@ -37,6 +39,18 @@ def test_rotary_scores_depend_on_distance_alone():
 
     assert score(13, 9) == pytest.approx(score(4, 0), abs=1e-5)
     assert abs(score(13, 9) - score(13, 8)) > 1e-3
+
+
+def test_rotary_angles_of_a_float64_model_are_float64():
+    places = torch.tensor([0, 1, 8191, 1_000_003])
+    factors = rotary_factors(places, 8, 10_000.0, torch.float64)[:, 0]
+    rates = [10_000.0 ** (-i / 8) for i in (0, 2, 4, 6)]
+    expected = [[cmath.rect(1, place * rate) for rate in rates] for place in places.tolist()]
+    # an angle of 1e6 has ten digits left after the point
+    assert (factors - torch.tensor(expected, dtype=torch.complex128)).abs().max() < 1e-9
+    x = torch.randn(1, 4, 1, 8, dtype=torch.float64)
+    rotated = apply_rotary(x, factors.unsqueeze(-2))
+    assert torch.allclose(rotated.square().sum(-1), x.square().sum(-1), rtol=1e-14)
 
 
 @torch.no_grad()

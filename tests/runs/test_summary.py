@@ -39,7 +39,7 @@ def test_the_report_shows_no_control_characters() -> None:
     }
     text = report({**summary, "parameters": 5, "step": 2, "loss_curve": "runs/x/loss_curve.png"})
     assert "\x1b" not in text
-    assert "  a\ufffd[2J\n  b\n" in text
+    assert "  a␛[2J\n  b\n" in text
 
 
 def test_a_summary_counts_if_it_measured_at_least_what_is_asked_for(tmp_path: Path) -> None:

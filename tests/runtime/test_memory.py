@@ -1,5 +1,6 @@
 """Peak memory is reset for each job."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,16 @@ def test_the_peak_is_since_construction() -> None:
 def test_a_system_that_does_not_report_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(memory, "PROC_SELF", tmp_path / "none")
     assert PeakMemory(torch.device("cpu")).bytes() is None
+
+
+def test_a_limit_of_the_shell_counts(monkeypatch) -> None:
+    """ulimit -v, which containers do not report."""
+    if not (memory.PROC_SELF / "statm").exists():
+        pytest.skip("this system does not report what is used")
+    unlimited = memory.available_memory(torch.device("cpu"))
+    used = int((memory.PROC_SELF / "statm").read_text().split()[0]) * resource.getpagesize()
+    limits = {resource.RLIMIT_AS: (used + 2**28, resource.RLIM_INFINITY)}
+    monkeypatch.setattr(resource, "getrlimit", limits.get)
+    left = memory.available_memory(torch.device("cpu"))
+    assert left is not None and unlimited is not None
+    assert left <= min(unlimited, 2**28 + 2**20)

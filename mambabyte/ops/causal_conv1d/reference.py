@@ -44,7 +44,7 @@ def _age(document_start: Tensor, history: int) -> Tensor:
     """(B, L): steps since the document began, at most `history`. Inputs before the window belong to its first
     document unless a mark says otherwise."""
     age = torch.full_like(document_start, history, dtype=torch.int64)
-    for back in range(history - 1, -1, -1):
+    for back in reversed(range(min(history, document_start.shape[1]))):
         started = torch.zeros_like(document_start)
         started[:, back:] = document_start[:, : document_start.shape[1] - back]
         age = age.masked_fill(started, back)

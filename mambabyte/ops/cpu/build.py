@@ -10,6 +10,7 @@ tested and measured on a processor that has more.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -17,6 +18,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ FLAGS = tuple(
         "-w",
     ]
 )
+_BUILD = "building-"  # the folder of a compilation
 TUNING = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ())
 # What MAMBABYTE_ISA may name: the compiler's flag, and what the processor must have.
 INSTRUCTION_SETS = {
@@ -50,8 +54,12 @@ class KernelUnavailable(RuntimeError):
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``$XDG_CACHE_HOME/mambabyte`` or ``~/.cache/mambabyte``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mambabyte"
+    """Where compiled kernels are kept: ``$XDG_CACHE_HOME/mambabyte`` or ``~/.cache/mambabyte``. For a user
+    without a home, in a container for example, it is a folder for temporary files."""
+    caches, home = os.environ.get("XDG_CACHE_HOME"), os.path.expanduser("~")
+    if not caches and home == "~":
+        return _temporary_folder()
+    return Path(caches or Path(home) / ".cache") / "mambabyte"
 
 
 def find_compiler() -> str | None:
@@ -60,23 +68,30 @@ def find_compiler() -> str | None:
     return next(filter(None, (shutil.which(name) for name in names if name)), None)
 
 
-@functools.cache
 def library() -> ctypes.CDLL:
     """Load the kernels, after compiling them if this machine has not done so yet.
 
     Raises:
-        KernelUnavailable: no compiler, or the sources do not compile here.
+        KernelUnavailable: no compiler, or the sources do not compile here. It is found out once per process.
     """
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise KernelUnavailable(loaded)
+    return loaded
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    """The kernels, or why they cannot be used."""
     compiler = find_compiler()
     if compiler is None:
-        raise KernelUnavailable("no C++ compiler found (install g++ or clang++, or set CXX)")
+        return "no C++ compiler found (install g++ or clang++, or set CXX)"
     try:
-        path = _cached_path(compiler)
-        if not path.exists():
-            _compile(compiler, path)
-        return ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(_built(compiler)))
     except OSError as error:
-        raise KernelUnavailable(f"the compiled kernels cannot be stored or loaded ({error})") from error
+        return f"the compiled kernels cannot be stored or loaded ({error})"
+    except KernelUnavailable as error:
+        return str(error)
 
 
 @functools.cache
@@ -107,24 +122,76 @@ def available() -> tuple[bool, str]:
     return True, f"compiled for {os.environ.get('MAMBABYTE_ISA', 'this processor')}"
 
 
-def _cached_path(compiler: str) -> Path:
+def _built(compiler: str) -> Path:
+    """The library, from the cache or compiled into it.
+
+    A digest of its content is part of its name: loading a file that was cut short would end the process.
+    """
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    digest = hashlib.sha256()
+    key = hashlib.sha256()
     for name in (*SOURCES, *HEADERS):
-        digest.update((HERE / name).read_bytes())
-    digest.update(repr((FLAGS, _tuning(), version, _processor())).encode())
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        folder = Path(tempfile.gettempdir()) / f"mambabyte-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
-            raise KernelUnavailable(f"{folder} belongs to another user, and {cache_folder()} is not writable")
-    return folder / f"kernels-{digest.hexdigest()[:16]}.so"
+        key.update((HERE / name).read_bytes())
+    key.update(repr((FLAGS, _tuning(), version, _processor())).encode())
+    name, folder = f"kernels-{key.hexdigest()[:16]}", _writable_folder()
+    _remove_leftovers(folder)
+    for path in folder.glob(f"{name}-*.so"):
+        if path.name == _file_name(name, path):
+            return path
+        path.unlink(missing_ok=True)
+    with _build_folder(folder) as scratch:
+        built = _compile(compiler, scratch)
+        path = folder / _file_name(name, built)
+        os.replace(built, path)  # another process may have built it meanwhile: either file will do
+    return path
+
+
+def _file_name(name: str, library: Path) -> str:
+    return f"{name}-{hashlib.sha256(library.read_bytes()).hexdigest()[:16]}.so"
+
+
+def _writable_folder() -> Path:
+    folder, temporary = cache_folder(), _temporary_folder()
+    if folder != temporary:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+    temporary.mkdir(mode=0o700, exist_ok=True)
+    if temporary.stat().st_uid != os.getuid():
+        raise KernelUnavailable(f"{temporary} belongs to another user, and {folder} is not writable")
+    return temporary
+
+
+def _temporary_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"mambabyte-{os.getuid()}"
+
+
+@contextmanager
+def _build_folder(cache: Path) -> Iterator[Path]:
+    """A temporary folder in the cache, locked as long as this process lives, and removed at the end."""
+    while True:
+        with tempfile.TemporaryDirectory(prefix=_BUILD, dir=cache, ignore_cleanup_errors=True) as name:
+            descriptor = os.open(name, os.O_RDONLY)
+            try:
+                with suppress(OSError):  # a file system without locks: what killed processes leave stays
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if os.path.exists(name):  # not taken for a leftover before it was locked
+                    yield Path(name)
+                    return
+            finally:
+                os.close(descriptor)
+
+
+def _remove_leftovers(cache: Path) -> None:
+    """Remove the folders of processes that were killed while they compiled."""
+    for folder in cache.glob(f"{_BUILD}*"):
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def _processor() -> str:
@@ -153,16 +220,16 @@ def _tuning() -> tuple[tuple[str, ...], ...]:
     return (flag, "-fopenmp"), (flag,)
 
 
-def _compile(compiler: str, path: Path) -> None:
-    message = ""
+def _compile(compiler: str, folder: Path) -> Path:
+    """Compile the sources to a file in ``folder``, where the compiler keeps its own temporary files too."""
+    message, built = "", folder / "kernels.so"
+    environment = {**os.environ, "TMPDIR": str(folder)}
     for tuning in _tuning():
-        handle, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
-        os.close(handle)
-        command = [compiler, *FLAGS, *tuning, *(str(HERE / name) for name in SOURCES), "-o", temporary]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [compiler, *FLAGS, *tuning, *(str(HERE / name) for name in SOURCES), "-o", str(built)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if result.returncode == 0:
-            os.replace(temporary, path)  # another process may have built it meanwhile: either file will do
-            return
-        os.unlink(temporary)
+            with open(built, "rb") as file:
+                os.fsync(file.fileno())
+            return built
         message = message or (result.stderr.strip().splitlines() or ["no message"])[0]
     raise KernelUnavailable(f"{compiler} could not compile the kernels ({message})")

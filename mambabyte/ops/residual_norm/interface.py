@@ -32,7 +32,7 @@ def residual_norm(
             `mambabyte.ops.backends`.
 
     Returns:
-        out, in autocast's dtype where autocast is on, and x in the residual's dtype.
+        out, in autocast's dtype where autocast is on and otherwise in the weight's, and x in the residual's.
 
     Raises:
         ValueError: shapes that do not fit together, or a backend that cannot serve these tensors.
@@ -43,7 +43,7 @@ def residual_norm(
             f"{[None if t is None else tuple(t.shape) for t in (residual, update, weight)]}"
         )
     device = residual.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else residual.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     if choose_backend("residual_norm", residual.device, residual.dtype, backend) == "cpu":
         out, x = residual_norm_fused(residual, update, weight, bias, epsilon, rms, kernel_dtype(dtype))
     else:

@@ -4,13 +4,15 @@ from lightning.pytorch import Trainer
 
 from mambabyte.generation import Sampler, decode_stream, generate
 from mambabyte.models import ByteLM
+from mambabyte.runtime.terminal import visible
 from mambabyte.training.callbacks.step_callback import StepCallback, is_due
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.settings import TrainSettings
 
 
 class Samples(StepCallback):
-    """Appends a sample, always from the same prompt and seed, to ``samples.txt``."""
+    """Appends a sample, always from the same prompt and seed, to ``samples.txt``; control characters are
+    symbols there, for people read it in terminals."""
 
     def __init__(self, settings: TrainSettings) -> None:
         self._path = settings.run_dir / "samples.txt"
@@ -25,7 +27,7 @@ class Samples(StepCallback):
             prompt = self._settings.sample_prompt
             text = sample_text(model, prompt, self._settings.sample_bytes)
             with self._path.open("a", encoding="utf-8", newline="") as file:
-                file.write(f"--- step {step}\n{prompt}{text}\n")
+                file.write(f"--- step {step}\n{visible(prompt + text)}\n")
 
 
 def sample_text(model: ByteLM, prompt: str, num_bytes: int) -> str:

@@ -65,6 +65,26 @@ def test_cut_anywhere_equals_the_whole_with_gradients(backend, cut, resets):
         assert relative_error(a, e) < 2e-6
 
 
+@pytest.mark.parametrize("width", [5, 6, 9])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 12])
+def test_document_starts_in_windows_shorter_than_the_width(width, length):
+    arguments = make_arguments(3, length, 2, width)
+    start = torch.zeros(3, length, dtype=torch.bool)
+    start[1, 0] = start[2, length // 2] = True
+
+    out = run(lambda x, w, b, s: causal_conv1d(x, w, b, s, document_start=start), arguments)
+    expected = run(lambda x, w, b, s: naive_causal_conv1d(x, w, b, s, start), arguments, wide=True)
+    for a, e in zip(out, expected, strict=True):
+        assert relative_error(a, e) < 2e-6
+    # the state after it continues as the whole does
+    x, weight, bias, state = arguments
+    longer = torch.cat([x, make_arguments(3, 7, 2, width)[0]], 1)
+    later = torch.zeros(3, 7, dtype=torch.bool)
+    whole = causal_conv1d(longer, weight, bias, state, document_start=torch.cat([start, later], 1))
+    _, state = causal_conv1d(x, weight, bias, state, return_final_state=True, document_start=start)
+    assert relative_error(causal_conv1d(longer[:, length:], weight, bias, state), whole[:, length:]) < 2e-6
+
+
 def test_gradcheck_of_the_reference():
     leaves = [a.double().requires_grad_() for a in make_arguments(1, 6, 2, 3)]
     start = torch.tensor([[False, False, True, False, False, True]])

@@ -2,13 +2,16 @@ import ctypes
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from mambabyte.ops import backend_for, describe_backends
+from mambabyte import ops
+from mambabyte.ops import backend_for, backends, describe_backends
 from mambabyte.ops.causal_conv1d import cpu as causal_conv1d
 from mambabyte.ops.cpu import build
 from mambabyte.ops.residual_norm import cpu as residual_norm
@@ -16,20 +19,26 @@ from mambabyte.ops.selective_scan import cpu as selective_scan
 from mambabyte.ops.step import cpu as step
 
 
+@pytest.fixture(scope="session")
+def compiled():
+    """The kernels of this machine, from its own cache."""
+    return Path(build.library()._name)
+
+
 @pytest.fixture
 def fresh_cache(tmp_path, monkeypatch):
     """An empty cache of compiled kernels, and no library loaded."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.library.cache_clear()
+    build._load.cache_clear()
     yield tmp_path / "mambabyte"
-    build.library.cache_clear()
+    build._load.cache_clear()
 
 
 def test_kernels_are_built_once_and_kept(fresh_cache):
     build.library()
     (kept,) = fresh_cache.glob("kernels-*.so")
     written = kept.stat().st_mtime_ns
-    build.library.cache_clear()
+    build._load.cache_clear()
     build.library()
     assert kept.stat().st_mtime_ns == written
     assert list(fresh_cache.iterdir()) == [kept], "no temporary file is left"
@@ -64,6 +73,65 @@ def test_a_compiler_that_fails_is_named(fresh_cache, monkeypatch):
     with pytest.raises(build.KernelUnavailable, match="/bin/false could not compile"):
         build.library()
     assert not list(fresh_cache.glob("*"))
+
+
+def test_a_compiler_that_fails_is_tried_once_and_one_line_says_so(fresh_cache, tmp_path, monkeypatch, caplog):
+    calls, compiler = tmp_path / "calls", tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\necho $@ >> {calls}\necho broken >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "find_compiler", lambda: str(compiler))
+    backends._warn_once.cache_clear()
+    x = torch.ones(1, 3, 2)
+    for _ in range(10):
+        ops.causal_conv1d(x, torch.ones(2, 4), None)
+    # its version, and each of the ways to tune for the processor
+    assert len(calls.read_text().splitlines()) == 1 + len(build.TUNING)
+    assert [record.getMessage() for record in caplog.records] == [
+        "using the reference causal_conv1d, tens of times slower than the cpu kernel: "
+        f"{compiler} could not compile the kernels (broken)"
+    ]
+
+
+@pytest.mark.parametrize("spoil", [lambda whole: whole[:4096], lambda whole: b"", lambda whole: whole[::-1]])
+def test_a_cached_file_that_is_damaged_is_built_again(compiled, fresh_cache, spoil, monkeypatch):
+    monkeypatch.setattr(build, "_compile", lambda _, folder: Path(shutil.copy(compiled, folder)))
+    build.library()
+    (kept,) = fresh_cache.iterdir()
+    kept.unlink()  # what is loaded is mapped, and must stay as it is
+    kept.write_bytes(spoil(compiled.read_bytes()))
+    build._load.cache_clear()
+    build.library()
+    assert list(fresh_cache.iterdir()) == [kept]
+    assert kept.read_bytes() == compiled.read_bytes()
+
+
+def test_what_a_killed_compilation_leaves_is_removed(fresh_cache, tmp_path, monkeypatch):
+    """Killed with its compiler, which has left temporary files too."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] || { touch $TMPDIR/cc1.s; kill -9 $PPID; }\n')
+    compiler.chmod(0o755)
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(build, "find_compiler", lambda: str(compiler))
+        build.library()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (left,) = fresh_cache.iterdir()
+    with build._build_folder(fresh_cache) as used:
+        build._remove_leftovers(fresh_cache)
+        assert not left.exists()
+        assert list(fresh_cache.iterdir()) == [used], "a folder in use stays"
+    assert list(fresh_cache.iterdir()) == []
+
+
+def test_a_user_without_a_home_gets_a_cache_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(build.os.path, "expanduser", lambda path: path)  # as for an unknown user
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = build._writable_folder()
+    assert folder == build.cache_folder() == tmp_path / f"mambabyte-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,18 @@ def test_autocast_gives_low_precision_output_and_keeps_the_stream(backend):
         assert relative_error(a, e) < 1e-2  # eight bits
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_weights_give_output_for_the_layers_after_them(backend, dtype):
+    residual, update, weight, bias = make_arguments((2, 7, 40), True, True)
+    low = [tensor.to(dtype) for tensor in (update, weight, bias)]
+    out, x = residual_norm(residual, *low, 1e-5, False, backend)
+    assert out.dtype == dtype and x.dtype == torch.float32
+    expected = naive(residual.double(), *(tensor.double() for tensor in low), 1e-5, False)
+    assert relative_error(out, expected[0]) < 1e-2  # bf16 keeps eight bits
+    assert relative_error(x, expected[1]) < 2e-6
+
+
 def test_any_number_of_threads():
     arguments = make_arguments((2, 41, 96), True, True)
     expected = run(lambda *t: naive(*t, 1e-5, True), arguments, wide=True)

@@ -1,0 +1,45 @@
+"""Sentences about faults of the system that a command runs on."""
+
+from __future__ import annotations
+
+import errno
+
+from mambabyte.errors import is_out_of_memory
+
+_SPACE = "free some space, or choose another folder"
+_ACCESS = "change its permissions, or choose another folder"
+_LIMIT = "raise the limit of open files (ulimit -n)"
+_ADVICE = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
+    errno.EROFS: "choose another folder",
+    errno.EACCES: _ACCESS,
+    errno.EPERM: _ACCESS,
+    errno.EMFILE: _LIMIT,
+    errno.ENFILE: _LIMIT,
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk, or the connection to it",
+}
+
+
+def sentence(fault: BaseException) -> str | None:
+    """What is wrong with the system and what to do, in a sentence; None if the program is to blame."""
+    if (said := out_of_memory(fault)) is not None:
+        return said
+    if not isinstance(fault, OSError) or fault.errno not in _ADVICE:
+        return None
+    where = f" for '{fault.filename}'" if fault.filename else ""
+    return f"the system says '{fault.strerror}'{where}: {_ADVICE[fault.errno]}, and repeat the command"
+
+
+def out_of_memory(fault: BaseException | None) -> str | None:
+    """The sentence for a fault that too little memory caused, however indirectly; None for any other."""
+    while fault is not None and not is_out_of_memory(fault):
+        fault = fault.__cause__
+    if fault is None:
+        return None
+    return (
+        "there is not enough memory: end other programs, raise the limit (ulimit -v or the container's), or "
+        "choose a smaller model, context_length= or batch"
+    )
