@@ -1,11 +1,7 @@
 """The line that shows how training is going."""
 
-import fcntl
 import io
-import os
-import struct
 import sys
-import termios
 
 import pytest
 
@@ -83,21 +79,17 @@ def test_on_a_terminal_the_line_is_rewritten(monkeypatch) -> None:
     ],
 )
 def test_the_line_fits_the_terminal(columns: int, shown: str, monkeypatch) -> None:
-    main, end = os.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with os.fdopen(end, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        monkeypatch.setattr("tqdm.std.time", lambda: 100.0)
-        line = ProgressLine(10, 100, 0)
-        line.begin()
-        line.show(row(4, 3.5), final=True)
-        written = os.read(main, 4096).decode().split("\r")
-        monkeypatch.undo()
-    os.close(main)
+    terminal = a_terminal(monkeypatch)
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda stream: (columns - 1, 23))
+    monkeypatch.setattr("tqdm.std.time", lambda: 100.0)
+    line = ProgressLine(10, 100, 0)
+    line.begin()
+    line.show(row(4, 3.5), final=True)
+    written = terminal.getvalue().split("\r")
     assert all(len(text.strip("\n")) < columns for text in written)
     first, last = (text.rstrip() for text in written if text.strip())
     assert "step 0/10 | waiting for the first step".startswith(first)
-    assert last == shown.rstrip()
+    assert last == shown
 
 
 def test_it_says_something_at_once_and_at_the_first_step(monkeypatch, capsys) -> None:
