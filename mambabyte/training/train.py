@@ -41,7 +41,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
     run = plan(settings)
     step = run.step
     if step < run.settings.trainer.max_steps:
-        MemoryBudget.of(run.settings).check_state()
+        MemoryBudget.of(run.settings).check_least()
         with lock_run_directory(run.settings.run_dir, run.config) if run.main_process else nullcontext():
             step = _fit(run)
     if not run.main_process:

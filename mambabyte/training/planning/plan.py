@@ -54,6 +54,7 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         saved_config = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
         check_same_run(settings.run_dir, saved_config, to_plain(settings))
     settings = with_measurements(settings, keep_measurements)
+    settings.check_warmup()
     config = to_plain(settings)
     settings = replace(settings, trainer=resolve_devices(settings.trainer))
     if saved and main_process:
