@@ -81,9 +81,9 @@ def run(settings: EvalSettings) -> None:
     metrics, split, folder = settings.metrics, settings.split, settings.output_dir
     with process_group(choose_device(settings.device)) as (device, rank):
         checkpoint = checkpoints.read(settings.ckpt)
-        model, training_length = checkpoint.build_model(), checkpoint.config["context_length"]
+        model, training_length = checkpoint.build_model(), checkpoint.context_length
         # A checkpoint may come from a stranger, so the data that it names must be of our own classes.
-        data = settings.data or DataSettings.from_settings(checkpoint.config["data"], "data")
+        data = settings.data or DataSettings.from_settings(checkpoint.config.get("data"), "data")
         corpus = data.prepare(split, only_ours=settings.data is None)
         context_length = settings.context_length or training_length
         protocol = Protocol(

@@ -50,7 +50,7 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     saved, damaged = checkpoints.read_newest(settings.run_dir) or (None, [])
     step = saved.step if saved else 0
     if saved:
-        saved_data = DataSettings.from_settings(saved.config["data"], "data").with_absolute_paths()
+        saved_data = DataSettings.from_settings(saved.config.get("data"), "data").with_absolute_paths()
         saved_config = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
         check_same_run(settings.run_dir, saved_config, to_plain(settings))
     settings = with_measurements(settings, keep_measurements)
