@@ -25,3 +25,9 @@ def test_the_curve_is_drawn_from_any_number_of_rows(rows: list, tmp_path: Path) 
     path = tmp_path / "curve.png"
     plot_loss_curve(rows, {"gzip -9": 2.1, "xz -9e": 1.9, "zstd -19": 2.0}, 1.5, "a run", path)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["a$x_$b", "$\\frac{$", "50 % {x}^_ $"])
+def test_a_name_is_no_formula(name: str, tmp_path: Path) -> None:
+    plot_loss_curve([row(1)], {}, 1.5, name, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").exists()
