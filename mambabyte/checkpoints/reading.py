@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,18 @@ class Checkpoint:
         config = self.content["mambabyte"].get("config")
         if not isinstance(config, dict):
             raise UserError(f"'{self.path}' does not say with which configuration it was trained")
+        for name in ("data", "model", "optimizer", "trainer"):
+            if not isinstance(config.get(name, {}), dict):
+                raise UserError(f"'{self.path}' holds a damaged configuration: {name} is no section")
         return config
+
+    @property
+    def context_length(self) -> int:
+        """Bytes of the windows it was trained on; UserError if that is not recorded."""
+        length = self.config.get("context_length")
+        if not isinstance(length, int) or not 1 <= length <= 2**30:
+            raise UserError(f"'{self.path}' does not say with which context_length it was trained")
+        return length
 
     @property
     def model_config(self) -> dict[str, Any]:
@@ -66,15 +78,17 @@ class Checkpoint:
 
     def build_model(self, config: ByteLMConfig | None = None) -> ByteLM:
         """See :func:`load_model`."""
-        config = config or config_from_dict(self.model_config)
+        misfit = f"the weights in '{self.path}' do not fit the model the file describes"
+        if config is None:
+            config = config_from_dict(self.model_config)
+            if not _describes(config, self.state_dict):  # before memory is allocated
+                raise UserError(misfit)
         with torch.random.fork_rng(devices=[]):  # building draws initial weights that are never used
             model = config.build()
         try:
             model.load_state_dict(self.state_dict)
         except (RuntimeError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"the weights in '{self.path}' do not fit the model the file describes"
-            ) from error
+            raise UserError(misfit) from error
         return model.eval()
 
 
@@ -111,7 +125,7 @@ def read(path: str | Path) -> Checkpoint:
         ) from error
     except PermissionError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror}; change its permissions") from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # a stranger's file can make the readers raise anything
         if is_out_of_memory(error):  # and not damaged: an older checkpoint must not take its place
             raise
         raise DamagedCheckpoint(
@@ -123,6 +137,8 @@ def read(path: str | Path) -> Checkpoint:
     ours = ours if isinstance(ours, dict) else {}
     if not (isinstance(ours.get("model"), dict) and isinstance(content.get("state_dict"), dict)):
         raise UserError(f"'{path}' was not written by mambabyte: it names no model")
+    if not isinstance(content.get("global_step"), int):
+        raise UserError(f"'{path}' is damaged: it does not say how many steps it was trained for")
     if ours.get("format") != FORMAT:
         raise UserError(
             f"'{path}' has checkpoint format {ours.get('format')!r}; this version reads format {FORMAT}"
@@ -155,10 +171,39 @@ def _load(path: Path) -> Any:
     if not path.is_dir():
         if not is_intact(path):
             raise ValueError("the file does not agree with its checksum")
+        _refuse_compressed(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if is_export(path):
         return read_export(path, _MODEL_PREFIX)
     return join_shards([_load(file) for file in shard_files(path)])
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Raise ValueError if a zip file's records need more room than the file has: torch.save compresses none,
+    so it was made to fill a reader's memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its records are compressed")
+
+
+def _describes(config: ByteLMConfig, weights: dict[str, Tensor]) -> bool:
+    """Whether one of our models with this config has these weights' names and shapes, and their storages are
+    as large as their shapes say. Nothing of their size is allocated."""
+    layers = max(getattr(config, name, 0) for name in ("n_layer", "local_n_layer"))
+    if layers > len(weights):
+        return False
+    with torch.device("meta"):
+        described = config.build().state_dict()
+    if {name: tensor.shape for name, tensor in described.items()} != {
+        name: tensor.shape for name, tensor in weights.items() if isinstance(tensor, Tensor)
+    }:
+        return False
+    return all(
+        weight.layout == torch.strided
+        and weight.numel() * weight.itemsize <= weight.untyped_storage().nbytes()
+        for weight in weights.values()
+    )
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

@@ -42,7 +42,7 @@ def run(settings: CompressSettings) -> None:
     target = beside if settings.out is None else Path(settings.out).expanduser()
     checkpoint = checkpoints.read(settings.ckpt)
     model = checkpoint.build_model().to(choose_device(settings.device))
-    window = None if model.recurrent else checkpoint.config["context_length"]
+    window = None if model.recurrent else checkpoint.context_length
     bar = progress_bar("compressing")
     coded = compress_file(model, source, target, settings.lanes, window, settings.threads, bar)
     share = f" ({coded.bits_per_byte:.4f} bits per byte)" if coded.bytes else ""

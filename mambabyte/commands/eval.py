@@ -144,7 +144,7 @@ def run(settings: EvalSettings) -> None:
 def _training_length(checkpoint: Checkpoint, settings: EvalSettings) -> int:
     """The context of training; for a model that was saved without its configuration, the one asked for."""
     try:
-        return checkpoint.config["context_length"]
+        return checkpoint.context_length
     except UserError as fault:
         if settings.context_length is None:
             raise UserError(f"{fault}; set context_length= and data=") from fault
@@ -153,7 +153,7 @@ def _training_length(checkpoint: Checkpoint, settings: EvalSettings) -> int:
 
 def _data_of(checkpoint: Checkpoint) -> DataSettings:
     """The data it was trained on. An export does not say where on its machine that lay."""
-    data = DataSettings.from_settings(checkpoint.config["data"], "data")
+    data = DataSettings.from_settings(checkpoint.config.get("data"), "data")
     try:
         data.build_source(only_ours=True)
     except UserError as fault:

@@ -48,7 +48,7 @@ class ByteHarness(LM):
         self._device = choose_device(device if device and device != _HARNESS_DEVICE else "auto")
         checkpoint = checkpoints.read(ckpt)
         self._model = checkpoint.build_model().to(self._device)
-        self._context_length = int(context_length or checkpoint.config["context_length"])
+        self._context_length = int(context_length or checkpoint.context_length)
         given = str(batch_size)
         self._batch_size = int(given) if given.isdigit() else max_batch_size or 8
 

@@ -43,7 +43,8 @@ def plot_loss_curve(
         axes.axhline(value, color="gray", linestyle=style, linewidth=1, label=f"{name} ({value:.3f})")
     ends = [] if final is None else [final]
     lowest = 0.85 * min([*ends, *compressors.values(), *training], default=1.0)
-    axes.set(xlabel="MB seen", ylabel="bits per byte", title=title)
+    axes.set(xlabel="MB seen", ylabel="bits per byte")
+    axes.set_title(title, parse_math=False)
     axes.set_yscale("log", base=2)
     axes.set_ylim(lowest, 8.5)
     axes.set_yticks([tick for tick in (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8) if tick > lowest])

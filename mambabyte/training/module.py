@@ -37,6 +37,7 @@ class ByteLMModule(LightningModule):
 
     Attributes:
         seconds_excluded: spent within :meth:`excluded_from_timing`.
+        begun: whether training has begun: all state has been restored.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class ByteLMModule(LightningModule):
         if settings.trainer.activation_checkpointing:
             checkpoint_activations(self.model)
         self.seconds_excluded = 0.0
+        self.begun = False
         self._settings = settings
         self._clip = settings.trainer.gradient_clip or math.inf
         self._batch_bytes = settings.trainer.global_batch_bytes
@@ -81,6 +83,7 @@ class ByteLMModule(LightningModule):
         if self._restored is not None:
             self._row_sums.copy_(self._restored["row_sums"])
             self._spikes.load_state_dict(self._restored["spikes"])
+        self.begun = True
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         logits = self.model(batch["bytes"], document_start=batch["document_start"])

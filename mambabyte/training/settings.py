@@ -169,6 +169,15 @@ class TrainSettings(CommandSettings):
         if not self.name.isprintable() or any(part.strip() in ("", ".", "..") for part in parts):
             raise UserError(f"name must name a folder, in letters that can be printed, not {self.name!r}")
 
+    def check_warmup(self) -> None:
+        """Raise UserError if training ends before the learning rate has reached its peak."""
+        warmup, steps = self.optimizer.warmup_steps, self.trainer.max_steps
+        if warmup > steps:
+            raise UserError(
+                f"optimizer.warmup_steps={warmup:,} is more than all trainer.max_steps={steps:,}, so the "
+                "learning rate would never reach its peak: lower the first or raise the second"
+            )
+
 
 def _nearest_multiples(value: int, unit: int) -> str:
     below = value // unit * unit

@@ -6,6 +6,7 @@ import sys
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from mambabyte.errors import Interrupted, UserError
@@ -47,7 +48,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
 def _train_and_measure(run: Plan) -> dict[str, Any] | None:
     step = run.step
     if step < run.settings.trainer.max_steps:
-        MemoryBudget.of(run.settings).check_state()
+        MemoryBudget.of(run.settings).check_least()
         if run.main_process:  # data that cannot be read leaves no run directory
             run.data.prepare_data()
             run.data.validation_corpus()
@@ -79,7 +80,9 @@ def _fit(run: Plan) -> int:
     except RuntimeError as error:
         if lost := lost_rank(error):
             raise lost from error
-        raise
+        raise (_not_resumable(run, module, error) or error) from error.__cause__
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise (_not_resumable(run, module, error) or error) from error.__cause__
     # Only rank 0 reports a stop: a launcher takes the first exit code other than 0 for a failure and would
     # end rank 0 before it is done.
     if preemption.stopped and run.main_process:
@@ -87,6 +90,17 @@ def _fit(run: Plan) -> int:
             f"stopped at step {trainer.global_step}, saved in {run_dir}; the same command resumes from there"
         )
     return trainer.global_step
+
+
+def _not_resumable(run: Plan, module: ByteLMModule, error: Exception) -> UserError | None:
+    """The sentence for an error before training goes on: values in the checkpoint have wrong types."""
+    if module.begun or run.resume_from is None or isinstance(error, torch.OutOfMemoryError):
+        return None
+    reason = (str(error).splitlines() or [""])[0]
+    return UserError(
+        f"'{run.resume_from}' cannot be resumed from ({type(error).__name__}: {reason}): remove it to resume "
+        "from the checkpoint before it, or give the new run its own name="
+    )
 
 
 def _announce(settings: TrainSettings, module: ByteLMModule, trainer: Trainer) -> None:

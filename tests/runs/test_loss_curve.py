@@ -28,3 +28,9 @@ def test_the_curve_is_drawn_from_any_number_of_rows(rows: list, tmp_path: Path) 
     path.unlink()
     plot_loss_curve(rows, {}, None, "a run that was not measured", path)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["a$x_$b", "$\\frac{$", "50 % {x}^_ $"])
+def test_a_name_is_no_formula(name: str, tmp_path: Path) -> None:
+    plot_loss_curve([row(1)], {}, 1.5, name, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").exists()

@@ -8,6 +8,7 @@ other ranks wait for that file, and a resumed run reads it.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -111,7 +112,7 @@ def best_micro_batch_size(settings: TrainSettings) -> int:
     """
     memory, trainer = MemoryBudget.of(settings), settings.trainer
     share = trainer.accumulation(settings.context_length, trainer.world_size)  # in windows, one at a time
-    fitting = [size for size in range(1, share + 1) if share % size == 0 and memory.fits(size)]
+    fitting = [size for size in divisors(share) if memory.fits(size)]
     if not fitting:
         memory.refuse(1)
     if memory.device.type == "cuda":
@@ -128,6 +129,12 @@ def best_micro_batch_size(settings: TrainSettings) -> int:
         elif 1 / took < _SLOWER * fastest:
             break
     return best
+
+
+def divisors(number: int) -> list[int]:
+    """In ascending order."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def _counted(settings: TrainSettings, **changes: Any) -> TrainSettings:

@@ -8,11 +8,10 @@ from dataclasses import fields, replace
 
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLMConfig
-from mambabyte.training.planning.memory_estimate import on_meta
+from mambabyte.training.planning.memory_estimate import LAYERS, num_parameters, on_meta
 from mambabyte.training.settings import TrainSettings
 
 _WIDTHS = ("d_model", "d_ff", "local_d_model", "local_d_ff")
-_LAYERS = ("n_layer", "local_n_layer")
 _HEADS = ("n_head", "local_n_head")
 _LARGEST_MISS = 0.05
 _SAME_DEPTH_WITHIN = 2.0
@@ -54,10 +53,10 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
     """
     widths, layers, heads = (
         {f.name: getattr(config, f.name) for f in fields(config) if f.name in names}
-        for names in (_WIDTHS, _LAYERS, _HEADS)
+        for names in (_WIDTHS, LAYERS, _HEADS)
     )
     base = widths["d_model"]
-    factor = parameters / on_meta(config).num_parameters()
+    factor = parameters / num_parameters(config)
     if not 1 / _SAME_DEPTH_WITHIN <= factor <= _SAME_DEPTH_WITHIN:
         scale = factor ** (1 / 3)
         layers = {name: max(1, round(n * scale)) for name, n in layers.items()}
@@ -71,7 +70,7 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
         return replace(config, **layers, **heads, **scaled)
 
     def count(units: int) -> int:
-        return on_meta(at(units)).num_parameters()
+        return num_parameters(at(units))
 
     limit = 1
     while count(limit) < parameters:

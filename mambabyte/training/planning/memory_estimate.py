@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
 import torch
@@ -16,11 +16,13 @@ from torch.utils._pytree import tree_leaves
 
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, ByteLMConfig
+from mambabyte.models.byte_lm import VOCABULARY
 from mambabyte.runtime.memory import available_memory
 from mambabyte.runtime.units import byte_count
 from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.settings import TrainerSettings, TrainSettings
 
+LAYERS = ("n_layer", "local_n_layer")
 _WEIGHT_BYTES = 4  # fp32, also where the arithmetic is bf16
 _COMFORTABLE = 0.75  # of the available memory: allocators and kernels need more than is counted here
 
@@ -77,7 +79,7 @@ class MemoryBudget:
     @functools.cached_property
     def state(self) -> MemoryEstimate:
         """The estimate without activations."""
-        size = _WEIGHT_BYTES * on_meta(self.config).num_parameters()
+        size = _WEIGHT_BYTES * num_parameters(self.config)
         ranks = self._settings.world_size
         sharded = ranks > 1 and self._settings.strategy == "fsdp"
         held = size // ranks if sharded else size
@@ -97,8 +99,20 @@ class MemoryBudget:
             self.estimate(micro_batch_size).total <= _COMFORTABLE * self.available
         )
 
-    def check_state(self) -> None:
-        """Raise UserError if weights, gradients and optimizer alone do not fit. Cheap."""
+    def check_least(self) -> None:
+        """Raise UserError if not even weights, gradients, optimizer and one micro-batch's logits, with their
+        gradient, fit. Cheap."""
+        self._check_state()
+        windows = int(self._settings.micro_batch_size)
+        logits = 2 * _WEIGHT_BYTES * VOCABULARY * windows * self._context_length
+        if self.available is not None and self.state.state + logits > self.available:
+            raise UserError(
+                f"the logits of {windows:,} windows of {self._context_length:,} bytes alone take "
+                f"{byte_count(logits)}, and {self._place} has {byte_count(self.available)} left: lower "
+                "trainer.micro_batch_size or context_length"
+            )
+
+    def _check_state(self) -> None:
         if self.available is not None and self.state.state > self.available:
             raise UserError(
                 f"weights, gradients and optimizer state alone take {byte_count(self.state.state)}, and "
@@ -108,13 +122,13 @@ class MemoryBudget:
 
     def check(self, micro_batch_size: int) -> None:
         """Raise UserError, saying what to change, if a step with such micro-batches does not fit."""
-        self.check_state()
+        self._check_state()
         if self.available is not None and self.estimate(micro_batch_size).total > self.available:
             self.refuse(micro_batch_size)
 
     def refuse(self, micro_batch_size: int) -> NoReturn:
         """Raise the UserError of :meth:`check`."""
-        self.check_state()
+        self._check_state()
         smaller = [size for size in range(1, micro_batch_size) if micro_batch_size % size == 0]
         fitting = [size for size in smaller if self.fits(size)]
         remedies = [f"set trainer.micro_batch_size={fitting[-1]}"] if fitting else []
@@ -168,6 +182,17 @@ def peak_of_a_pass(
                 loss = functional.cross_entropy(logits.float().flatten(0, 1), targets)
             loss.backward()
     return live.peak
+
+
+def num_parameters(config: ByteLMConfig) -> int:
+    """The model's number of parameters. Of our own models, which are linear in their layers, at most two of
+    each kind are built: ten thousand would take half a minute, even without memory."""
+    layers = [f.name for f in fields(config) if f.name in LAYERS and getattr(config, f.name) > 2]
+    if not (config.target().startswith("mambabyte.models.") and layers):
+        return on_meta(config).num_parameters()
+    name = layers[0]
+    one, two = (num_parameters(replace(config, **{name: count})) for count in (1, 2))
+    return one + (getattr(config, name) - 1) * (two - one)
 
 
 def on_meta(config: ByteLMConfig) -> ByteLM:

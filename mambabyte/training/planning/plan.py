@@ -58,6 +58,7 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         recorded = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
         refuse_other_run(settings.run_dir, changes(recorded, settings))
     settings = with_measurements(settings, keep_measurements)
+    settings.check_warmup()
     changed = changes(recorded, settings) if saved else {}
     config = to_plain(settings)
     settings = replace(settings, trainer=resolve_devices(settings.trainer))

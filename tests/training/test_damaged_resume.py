@@ -1,0 +1,41 @@
+"""Resuming from a checkpoint whose inner values have wrong types is one sentence."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mambabyte import checkpoints
+from mambabyte.errors import UserError
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "callbacks": lambda content: content.update(callbacks=[1]),
+    "data module": lambda content: content.update(ByteDataModule=3),
+    "loops": lambda content: content.update(loops=None),
+    "optimizer": lambda content: content.update(optimizer_states=[{"state": 3}]),
+    "training": lambda content: content["mambabyte"].update(training={"row_sums": "x"}),
+    "config": lambda content: content["mambabyte"]["config"].update(trainer=None),
+    "data": lambda content: content["mambabyte"]["config"].update(data=[1]),
+    "weights": lambda content: content.update(state_dict={"model.lm_head.weight": 1}),
+}
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES))
+def test_wrong_types_in_a_checkpoint_are_one_sentence(
+    damage: str, start, finished: Path, corpus: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "runs" / "finished"
+    shutil.copytree(finished, run_dir, symlinks=True)
+    shutil.copytree(finished.parents[1] / "prepared", tmp_path / "prepared")
+    newest = checkpoints.resolve(run_dir)
+    content = checkpoints.read(newest).content
+    DAMAGES[damage](content)
+    checkpoints.write(content, newest)
+    with pytest.raises(UserError) as refusal:
+        start("finished", "trainer.max_steps=14")
+    assert "\n" not in str(refusal.value)
+    assert "another configuration" not in str(refusal.value)
