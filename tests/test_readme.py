@@ -28,6 +28,7 @@ SMALL = [
     "model.n_layer=1",
     "context_length=64",
     "trainer.max_steps=2",
+    "optimizer.warmup_steps=2",
     "trainer.micro_batch_size=2",
     "trainer.global_batch_bytes=128",
     "trainer.accelerator=cpu",

@@ -21,6 +21,7 @@ from mambabyte.errors import UserError
 
 T = TypeVar("T")
 _RENAMED = {"output": "out", "output_dir": "out", "plot": "out"}  # what settings were called before
+_FAR_BEYOND = 1000  # larger upper bounds only stop slips: they are not worth a word about another mistake
 
 
 def setting(
@@ -207,7 +208,8 @@ def _checked(value: Any, schema: type, field: dataclasses.Field, where: str) -> 
                 "below": number < bound,
             }
             if not inside[bound_name]:
-                allowed = " and ".join(f"{name} {_limit(limit)}" for name, limit in bounds.items())
+                named = {n: limit for n, limit in bounds.items() if n == bound_name or limit < _FAR_BEYOND}
+                allowed = " and ".join(f"{name} {_limit(limit)}" for name, limit in named.items())
                 allowed += ", or null" if NoneType in get_args(_types(schema)[field.name]) else ""
                 raise UserError(f"{where} must be {allowed}, not {shown(value)}")
     return value

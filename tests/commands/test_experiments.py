@@ -15,6 +15,7 @@ SCALED_DOWN = [
     "model.n_layer=1",
     "context_length=64",
     "trainer.max_steps=3",
+    "optimizer.warmup_steps=2",
     "budget.parameters=null",
     "budget.training_flops=null",
     "budget.training_seconds=null",

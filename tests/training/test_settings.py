@@ -51,3 +51,11 @@ def test_data_by_text_that_looks_like_numbers() -> None:
     assert str(composed.data.folder) == "1.10"
     composed = TrainSettings.compose("data=hf", "data.name=a/b", "data.revision=1234e5", "data.path=null")
     assert (composed.data.source["revision"], composed.data.source["path"]) == ("1234e5", None)
+
+
+def test_a_warmup_longer_than_the_run_is_refused() -> None:
+    settings = TrainSettings.compose("trainer.max_steps=50")
+    settings.check_warmup()
+    settings.trainer.max_steps = 49
+    with pytest.raises(UserError, match="warmup_steps=50 is more than all"):
+        settings.check_warmup()

@@ -272,7 +272,12 @@ def test_time_matched_gives_every_model_its_time(
     small += ["trainer.global_batch_bytes=256"]
     data = ["data=files", f"data.path={corpus}", "data.validation_fraction=0.2", "data.windows=packed"]
     places = [f"run_dir={tmp_path}/run", f"data.folder={tmp_path}/prepared", "trainer.accelerator=cpu"]
-    brief = ["budget.training_seconds=0.3", "callbacks.validate_bytes=256", "callbacks.sample_bytes=4"]
+    brief = [
+        "budget.training_seconds=0.3",
+        "optimizer.warmup_steps=2",
+        "callbacks.validate_bytes=256",
+        "callbacks.sample_bytes=4",
+    ]
     train.run(configure("train", "experiment=time_matched", f"model={model}", *small, *data, *places, *brief))
     assert config(tmp_path / "run")["trainer"]["max_steps"] == 3
     assert checkpoints.read(tmp_path / "run").step == 3
