@@ -16,7 +16,7 @@ def written(configure, capsys, *overrides: str) -> str:
 
 
 def test_prompt_and_continuation_are_printed(configure, finished: Path, capsys) -> None:
-    greedy = [f"ckpt={finished}", "prompt='the quick é'", "bytes=20", "temperature=0"]
+    greedy = [f"ckpt={finished}", "prompt=the quick é", "bytes=20", "temperature=0"]
     text = written(configure, capsys, *greedy)
     assert text.startswith("the quick é")
     assert len(text) > len("the quick é\n")
@@ -63,7 +63,7 @@ def test_nan_weights_are_told_in_a_sentence_and_nothing_is_made_up(
     (tmp_path / "file").write_bytes(b"some bytes")
     for command, *more in (
         ["generate"],
-        ["eval", f"output_dir={tmp_path}/evaluation"],
+        ["eval", f"out={tmp_path}/evaluation"],
         ["compress", f"file={tmp_path}/file"],
     ):
         with pytest.raises(UserError, match="NaN"):
