@@ -15,7 +15,7 @@ import lightning
 from mambabyte.config.settings import Settings, setting
 from mambabyte.data.corpus.corpus import ByteCorpus, prepare
 from mambabyte.data.settings import DataSettings
-from mambabyte.data.sources.documents import DocumentSource
+from mambabyte.data.sources.documents import DocumentSource, identity_of
 from mambabyte.data.windows.batches import Batch, StepLoader, as_tensors, step_positions
 from mambabyte.data.windows.permutation import SHUFFLE
 from mambabyte.data.windows.shuffled import ShuffledWindows
@@ -142,7 +142,7 @@ class ByteDataModule(lightning.LightningDataModule):
         """What a checkpoint needs to resume. When streaming, a collective call: it gathers the positions."""
         state: dict[str, Any] = {"settings": self._order_settings, "shuffle": self._shuffle}
         if self.settings.streaming:
-            state["source"] = self.source.identity()
+            state["source"] = identity_of(self.source, "validation")
             state["positions"] = gather_objects(self._position)
         return state
 
@@ -233,7 +233,7 @@ class ByteDataModule(lightning.LightningDataModule):
         self._restored = None
 
     def _check_revision(self, then: Mapping[str, Any]) -> None:
-        now = self.source.identity()
+        now = identity_of(self.source, "validation")
         if then.get("revision") and then["revision"] != now.get("revision"):
             raise UserError(
                 f"{now.get('name')} has changed on the hub since this run began: it was commit "
