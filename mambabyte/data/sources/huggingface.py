@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from mambabyte.data.sources.parquet import HubShard, LocalShard, RowGroup, Shard
 from mambabyte.data.sources.retries import retrying
 from mambabyte.errors import UserError
 
+_TRY_LATER = "repeat the command later, or set HF_ENDPOINT to a hub that works"
 # What follows the split in a file's name: nothing, or a number, perhaps of a count and with a hash.
 _SHARD = r"(?:[-_.]?(?P<number>\d+)(?:-of-(?P<count>\d+))?(?:-[0-9a-f]+)?)?"
 
@@ -143,15 +145,14 @@ class HuggingFaceSource(Settings):
         from huggingface_hub import HfFileSystem
 
         hub = HfFileSystem()  # has cached the sizes with the listing
-        return [
-            HubShard(
-                url.partition("@")[2].partition("/")[2],
-                str(hub.url(url)),
-                retrying(url, self.retries)(hub.info, url)["size"],
-                self.retries,
-            )
-            for url in urls
-        ]
+        shards = []
+        for url in urls:
+            size = self._asked(url, lambda url=url: hub.info(url)["size"])
+            if type(size) is not int or size < 0:
+                raise UserError(f"the hub says that {url} has {size!r} bytes; {_TRY_LATER}")
+            name = url.partition("@")[2].partition("/")[2]
+            shards.append(HubShard(name, str(hub.url(url)), size, self.retries))
+        return shards
 
     @cached_property
     def _data_files(self) -> dict[str, list[str]]:
@@ -164,13 +165,22 @@ class HuggingFaceSource(Settings):
             builder = load_dataset_builder(str(self.name), self.configuration, revision=self._commit)
             return {name: list(map(str, files)) for name, files in (builder.config.data_files or {}).items()}
 
-        return retrying(f"the list of files of {self.name}", self.retries)(find)
+        return self._asked(f"the list of files of {self.name}", find)
 
     def _dataset_info(self, revision: str | None) -> Any:
         from huggingface_hub import HfApi
 
-        attempts = retrying(f"the hub's entry of {self.name}", self.retries)
-        return attempts(HfApi().dataset_info, str(self.name), revision=revision)
+        def info() -> Any:
+            return HfApi().dataset_info(str(self.name), revision=revision)
+
+        return self._asked(f"the hub's entry of {self.name}", info)
+
+    def _asked(self, what: str, ask: Callable[[], Any]) -> Any:
+        """The hub's answer, from a library that takes for granted that it has the right form."""
+        try:
+            return retrying(what, self.retries, first_contact=True)(ask)
+        except (TypeError, KeyError, IndexError, AttributeError, RecursionError, JSONDecodeError) as error:
+            raise UserError(f"the hub's answer about {what} has no known form; {_TRY_LATER}") from error
 
     def _load(self, split: str) -> Any:
         """The rows of a split, read by the datasets library in any format that it knows."""
@@ -246,7 +256,12 @@ class HuggingFaceSource(Settings):
         if self.revision and re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
         with self._explaining():
-            return str(self._dataset_info(self.revision).sha)
+            commit = self._dataset_info(self.revision).sha
+        if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise UserError(
+                f"the hub says that {self.name} is at commit {commit!r}, which is none; {_TRY_LATER}"
+            )
+        return commit
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:

@@ -114,7 +114,8 @@ class PG19TextsSource(Settings):
             raise UserError(f"PG19 has splits {', '.join(SPLITS)}, not {split!r}")
         if split not in self._listed:
             if self.remote:
-                lines = _fetch(f"{self.lists}/{split}_files.txt").decode("utf-8").splitlines()
+                listing = _fetch(f"{self.lists}/{split}_files.txt", first_contact=True)
+                lines = listing.decode("utf-8", "surrogateescape").splitlines()
                 names = [line.strip() for line in lines if line.strip()]
             else:
                 names = [f"{split}/{path.name}" for path in list_folder(self._folder / split, ".txt")]
@@ -151,7 +152,7 @@ def _counted(
         )
 
 
-def _fetch(url: str) -> bytes:
+def _fetch(url: str, first_contact: bool = False) -> bytes:
     def get() -> bytes:
         with urllib.request.urlopen(url, timeout=60) as response:
             return response.read()
@@ -161,6 +162,6 @@ def _fetch(url: str) -> bytes:
         "train, validation and test>"
     )
     try:
-        return retrying(url, _RETRIES, advice)(get)
+        return retrying(url, _RETRIES, advice, first_contact)(get)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"cannot fetch {url}: {getattr(error, 'reason', None) or error}; {advice}") from error
