@@ -23,6 +23,8 @@ from mambabyte.data.sources.opening import (
 from mambabyte.data.sources.parquet import LocalShard, RowGroup, row_groups
 from mambabyte.errors import UserError
 
+HELD_OUT = 0.05  # share of the documents, unless a setting says another
+
 
 @dataclass
 class FilesSource(Settings):
@@ -37,13 +39,14 @@ class FilesSource(Settings):
 
     Attributes:
         path: a file, a folder (all below it except hidden files), a glob, or a list of those.
+        validation_fraction: None: 0.05.
         text_column: the key or column of the text in .jsonl and .parquet files.
     """
 
     section: ClassVar[str] = "data"
     path: str | Path | list[str | Path] | None
     # An int stays one: identity() names it, and 0 and 0.0 are different JSON.
-    validation_fraction: float | int = setting(default=0.05, at_least=0, at_most=1)
+    validation_fraction: float | int | None = setting(default=None, at_least=0, at_most=1)
     text_column: str = "text"
 
     def __post_init__(self) -> None:
@@ -53,13 +56,17 @@ class FilesSource(Settings):
             )
 
     @property
+    def _fraction(self) -> float | int:
+        return HELD_OUT if self.validation_fraction is None else self.validation_fraction
+
+    @property
     def paths(self) -> list[str]:
         return [str(path) for path in (self.path if isinstance(self.path, list) else [self.path or ""])]
 
     def documents(self, split: str) -> Iterator[Document]:
         if split not in ("train", "validation"):
             raise UserError(f"data=files has splits train and validation, not {split!r}")
-        fraction = self.validation_fraction
+        fraction = self._fraction
         by_name = self._both_splits_by_name()
         for key, document in self._all():
             if by_name:
@@ -77,8 +84,8 @@ class FilesSource(Settings):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        if self.validation_fraction in (0, 1):
-            return ("validation",) if self.validation_fraction else ("train",)
+        if self._fraction in (0, 1):
+            return ("validation",) if self._fraction else ("train",)
         return ("train", "validation")
 
     def expected_bytes(self, split: str) -> int | None:
@@ -93,7 +100,7 @@ class FilesSource(Settings):
             else:
                 with explaining_read_errors(file.path):
                     total += file.path.stat().st_size
-        share = self.validation_fraction if split == "validation" else 1 - self.validation_fraction
+        share = self._fraction if split == "validation" else 1 - self._fraction
         return round(total * share)
 
     def identity(self) -> dict[str, Any]:
@@ -102,7 +109,7 @@ class FilesSource(Settings):
         return {
             "source": "FilesSource",
             "files": [[file.name, file.key, sha256] for file, sha256 in zip(files, hashes, strict=True)],
-            "validation_fraction": self.validation_fraction,
+            "validation_fraction": self._fraction,
             "text_column": self.text_column,
         }
 
@@ -114,12 +121,12 @@ class FilesSource(Settings):
 
     def _both_splits_by_name(self) -> bool:
         """Whether holding out by name leaves both splits a document. A few documents usually decide."""
-        if self.validation_fraction in (0, 1):
+        if self._fraction in (0, 1):
             return True
         seen = set()
         for key, document in self._all():
             if any(document.chunks()):
-                seen.add(held_out(key, self.validation_fraction))
+                seen.add(held_out(key, self._fraction))
             if len(seen) == 2:
                 return True
         return False

@@ -145,14 +145,15 @@ class HuggingFaceSource(Settings):
         from huggingface_hub import HfFileSystem
 
         hub = HfFileSystem()  # has cached the sizes with the listing
-        shards = []
-        for url in urls:
-            size = self._asked(url, lambda url=url: hub.info(url)["size"])
+
+        def shard(url: str) -> HubShard:
+            size = self._asked(url, lambda: hub.info(url)["size"])
             if type(size) is not int or size < 0:
                 raise UserError(f"the hub says that {url} has {size!r} bytes; {_TRY_LATER}")
             name = url.partition("@")[2].partition("/")[2]
-            shards.append(HubShard(name, str(hub.url(url)), size, self.retries))
-        return shards
+            return HubShard(name, str(hub.url(url)), size, self.retries)
+
+        return list(map(shard, urls))
 
     @cached_property
     def _data_files(self) -> dict[str, list[str]]:
