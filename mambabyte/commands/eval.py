@@ -87,6 +87,8 @@ def run(settings: EvalSettings) -> None:
         model, training_length = checkpoint.build_model(), _training_length(checkpoint, settings)
         # A checkpoint may come from a stranger, so the data that it names must be of our own classes.
         data = settings.data or _data_of(checkpoint)
+        if settings.data and split == "validation":
+            data = data.measured_whole()
         corpus = data.prepare(split, only_ours=settings.data is None)
         context_length = settings.context_length or training_length
         protocol = Protocol(

@@ -15,8 +15,9 @@ import lightning
 from mambabyte.config.settings import Settings, setting
 from mambabyte.data.corpus.corpus import ByteCorpus, prepare
 from mambabyte.data.settings import DataSettings
-from mambabyte.data.sources.documents import DocumentSource
+from mambabyte.data.sources.documents import DocumentSource, identity_of
 from mambabyte.data.windows.batches import Batch, StepLoader, as_tensors, step_positions
+from mambabyte.data.windows.permutation import SHUFFLE
 from mambabyte.data.windows.shuffled import ShuffledWindows
 from mambabyte.data.windows.streaming import Reader, StreamedBatches, StreamingSource, StreamPosition, Unit
 from mambabyte.data.windows.workers import load_batches
@@ -77,6 +78,7 @@ class ByteDataModule(lightning.LightningDataModule):
         # Streaming: the resume position of each worker of this rank, and which worker is next.
         self._position: dict[str, Any] = {"next_worker": 0, "places": [_START] * max(settings.workers, 1)}
         self._restored: dict[str, Any] | None = None
+        self._shuffle = SHUFFLE
 
     def prepare_data(self) -> None:
         # Lightning calls this in one process of a machine while the others wait.
@@ -85,7 +87,7 @@ class ByteDataModule(lightning.LightningDataModule):
 
     def train_corpus(self) -> ByteCorpus:
         """The training split, prepared; not for streaming."""
-        return self._windows.corpus
+        return self._train_corpus
 
     def validation_corpus(self) -> ByteCorpus:
         """The validation split, or its first validation_bytes bytes; prepared for streaming too."""
@@ -138,14 +140,20 @@ class ByteDataModule(lightning.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to resume. When streaming, a collective call: it gathers the positions."""
-        state: dict[str, Any] = {"settings": self._order_settings}
+        state: dict[str, Any] = {"settings": self._order_settings, "shuffle": self._shuffle}
         if self.settings.streaming:
-            state["source"] = self.source.identity()
+            state["source"] = identity_of(self.source, "validation")
             state["positions"] = gather_objects(self._position)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict
+        shuffle = state_dict.get("shuffle", 1)  # the first had no name yet
+        if shuffle not in range(1, SHUFFLE + 1):
+            raise UserError(
+                "this run's order of windows is of another version of mambabyte; resume it with that"
+            )
+        self._restored, self._shuffle = state_dict, shuffle
+        self.__dict__.pop("_windows", None)
 
     @property
     def _trainer(self) -> lightning.Trainer:
@@ -154,10 +162,13 @@ class ByteDataModule(lightning.LightningDataModule):
         return self.trainer
 
     @cached_property
+    def _train_corpus(self) -> ByteCorpus:
+        return prepare(self.source, "train", self.settings.folder)
+
+    @cached_property
     def _windows(self) -> ShuffledWindows:
-        corpus = prepare(self.source, "train", self.settings.folder)
-        batches = self._batches
-        return ShuffledWindows(self.settings.windows, corpus, batches.context_length, batches.seed)
+        length, seed = self._batches.context_length, self._batches.seed
+        return ShuffledWindows(self.settings.windows, self._train_corpus, length, seed, self._shuffle)
 
     @cached_property
     def _validation_corpus(self) -> ByteCorpus:
@@ -222,7 +233,7 @@ class ByteDataModule(lightning.LightningDataModule):
         self._restored = None
 
     def _check_revision(self, then: Mapping[str, Any]) -> None:
-        now = self.source.identity()
+        now = identity_of(self.source, "validation")
         if then.get("revision") and then["revision"] != now.get("revision"):
             raise UserError(
                 f"{now.get('name')} has changed on the hub since this run began: it was commit "
@@ -258,6 +269,7 @@ class ByteDataModule(lightning.LightningDataModule):
             self._batches.seed,
             rank,
             world_size,
+            self._shuffle,
         )
         batches = StreamedBatches(
             reader,

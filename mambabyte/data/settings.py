@@ -82,8 +82,9 @@ class DataSettings(Settings):
             self.build_source().identity()
 
     def with_absolute_paths(self) -> DataSettings:
-        """A copy whose files can be found from any working directory, unless the source is not ours: then the
-        meaning of its settings is unknown."""
+        """A copy that means the same from any working directory and in any command, unless the source is not
+        ours: then the meaning of its settings is unknown."""
+        from mambabyte.data.sources.files import HELD_OUT
 
         def absolute(value: Any) -> Any:
             if isinstance(value, (list, tuple)):
@@ -95,7 +96,19 @@ class DataSettings(Settings):
         if not _is_ours(self.source):
             return self
         paths = {key: absolute(value) for key, value in self.source.items() if key in ("path", "texts")}
-        return replace(self, source={**self.source, **paths})
+        share = {"validation_fraction": HELD_OUT} if self._is_undivided else {}
+        return replace(self, source={**self.source, **paths, **share})
+
+    def measured_whole(self) -> DataSettings:
+        """A copy for a measurement: the validation split of files is all of them, unless
+        ``validation_fraction`` says otherwise."""
+        return replace(self, source={**self.source, "validation_fraction": 1}) if self._is_undivided else self
+
+    @property
+    def _is_undivided(self) -> bool:
+        """Whether these are files of which no share to hold out is set."""
+        is_files = self.source.get("_target_") == "mambabyte.data.FilesSource"
+        return is_files and self.source.get("validation_fraction") is None
 
 
 def source_from_config(description: Mapping[str, Any], only_ours: bool = False) -> DocumentSource:

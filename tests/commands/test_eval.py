@@ -36,6 +36,19 @@ def test_batch_size_and_device_do_not_change_the_figure(configure, finished: Pat
     assert one["nats"] == pytest.approx(many["nats"], rel=1e-6)
 
 
+def test_files_that_are_given_are_measured_whole(configure, finished: Path, capsys, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_bytes(b"print(1)\n" * 100)
+
+    def size(*overrides: str) -> int:
+        given = ("data=files", f"data.path={path}", f"data.folder={tmp_path}/prepared")
+        return measured(configure, capsys, f"ckpt={finished}", *given, *overrides)["bytes"]
+
+    assert size() == 900
+    assert size("data.validation_fraction=0.1") == 90
+    assert size("split=train") == 855  # what a training run on them would see
+
+
 def test_other_data_context_and_protocol(
     configure, finished: Path, corpus: Path, capsys, tmp_path: Path
 ) -> None:

@@ -64,6 +64,19 @@ def test_files(tmp_path, monkeypatch):
     assert [document.name for document in listed.documents("train")] == ["a.txt"]
 
 
+def test_files_are_measured_whole_unless_a_share_is_set():
+    def fraction(data):
+        return data.source["validation_fraction"]
+
+    files = settings("data=files", "data.path=a")
+    assert fraction(files.measured_whole()) == 1
+    assert fraction(files.with_absolute_paths()) == 0.05  # as a run records it
+    some = settings("data=files", "data.path=a", "data.validation_fraction=0.2")
+    assert fraction(some.measured_whole()) == fraction(some.with_absolute_paths()) == 0.2
+    for other in (settings("data=stdlib"), settings("data=wikipedia")):
+        assert other.measured_whole() == other
+
+
 def test_files_without_a_path():
     with pytest.raises(UserError, match=r"data.path must name a file"):
         source("data=files")

@@ -154,6 +154,29 @@ def test_restored_with_the_same_settings(make):
     assert [rows(batch) for batch in make(restored=state, step=2).train_dataloader()]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_run_of_an_earlier_version_goes_on_in_its_order(streaming, make):
+    def windows(restored=None):
+        module = make(restored=restored, streaming=streaming, step=1)
+        if streaming and restored is None:
+            module.trained({"worker": 0, "epoch": 0, "unit": 0, "window": 0, "taken": 4})
+        batches = [rows(batch) for batch in module.train_dataloader()]
+        return batches, json.loads(json.dumps(module.state_dict()))
+
+    new, state = windows()
+    assert windows(state)[0] == new
+    del state["shuffle"]
+    old, state = windows(state)
+    assert old != new
+    assert windows(state)[0] == old
+
+
+@pytest.mark.parametrize("shuffle", [0, 3, "2", None])
+def test_an_order_of_a_later_version_is_refused(shuffle, make):
+    with pytest.raises(UserError, match="order of windows"):
+        make(restored={**make().state_dict(), "shuffle": shuffle})
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [

@@ -7,7 +7,9 @@ from email.utils import formatdate
 
 import pytest
 
+from mambabyte.data import HuggingFaceSource
 from mambabyte.data.sources.parquet import HubShard, row_groups
+from mambabyte.data.sources.retries import retrying
 from mambabyte.errors import UserError
 from tests.hub.server import COMMIT, reset, stall, status
 
@@ -97,6 +99,37 @@ def test_a_hub_that_cannot_be_reached(hub, shard, naps):
     hub.stop()
     with pytest.raises(UserError, match=r"gave up on data/.* after 4 tries: .*refused"):
         shard.read(0, 10)
+
+
+def test_a_first_contact_without_network_ends_within_half_a_minute(monkeypatch, capsys):
+    """As `data=wikipedia` without a name server: each attempt fails after a second or two."""
+    clock = [0.0]
+
+    def advance(seconds):
+        clock[0] += seconds
+
+    def unresolved(*arguments, **options):
+        advance(1.5)
+        raise ConnectionError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("tenacity.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("tenacity.nap.time.sleep", advance)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unresolved)
+    source = HuggingFaceSource(name="wikimedia/wikipedia", revision="0" * 40)
+    with pytest.raises(
+        UserError, match=r"gave up on the hub's entry of wikimedia/wikipedia after 4 tries: .*Name"
+    ):
+        source.units("train")
+    assert clock[0] < 30
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_a_first_contact_waits_for_a_server_that_asks_for_it(hub, shard, naps):
+    hub.faults += [status(429, Retry_After="90")]
+    for attempt in retrying("the list", 3, first_contact=True):
+        with attempt:
+            shard._receive(bytearray(), 0, 10)
+    assert naps == [90]
 
 
 @pytest.mark.parametrize("number", [401, 403, 404])

@@ -179,6 +179,13 @@ def test_a_model_of_ones_own_is_named_in_yaml(tmp_path, corpus) -> None:
     assert mine.model == BigramConfig(scale=2.0)
 
 
+@pytest.mark.parametrize("size", ["2", "auto"])
+def test_data_that_is_not_there_leaves_no_run_behind(size, start, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"no file matches data\.path"):
+        start("mine", "data=files", f"data.path={tmp_path}/nowhere", f"trainer.micro_batch_size={size}")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_several_devices_and_dry_runs_from_python_are_refused(tmp_path, corpus, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["script.py", "--steps", "4"])
     with pytest.raises(UserError, match="from Python needs torchrun"):

@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from mambabyte.data.corpus.writer import CorpusWriter, explaining_write_errors
-from mambabyte.data.sources.documents import Document, DocumentSource
+from mambabyte.data.sources.documents import Document, DocumentSource, identity_of
 from mambabyte.errors import UserError
 from mambabyte.runtime.progress import Progress
 
@@ -134,7 +134,12 @@ def prepare(source: DocumentSource, split: str, folder: Path, max_bytes: int | N
     if max_bytes is not None and max_bytes < 1:
         raise UserError(f"the number of bytes to prepare must be at least 1, not {max_bytes}")
     folder = Path(folder).expanduser()
-    description = {"format": _FORMAT, "identity": source.identity(), "split": split, "max_bytes": max_bytes}
+    description = {
+        "format": _FORMAT,
+        "identity": identity_of(source, split),
+        "split": split,
+        "max_bytes": max_bytes,
+    }
     key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:20]
     final = folder / key
     if final.is_dir():

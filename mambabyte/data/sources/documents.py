@@ -46,7 +46,13 @@ class DocumentSource(Protocol):
     # Optional, for `prepare`:
     #   splits: which of SPLITS there are.
     #   documents_after(split, count): documents(split) without the first `count`, without reading them.
+    #   identity_of(split): the identity of one split, if that is less work.
     #   expected_bytes(split) -> int | None: roughly the size of the split, to estimate the time left.
+
+
+def identity_of(source: DocumentSource, split: str) -> dict[str, Any]:
+    """What determines the bytes of one split."""
+    return source.identity_of(split) if hasattr(source, "identity_of") else source.identity()
 
 
 def held_out(key: str | bytes, fraction: float) -> bool:

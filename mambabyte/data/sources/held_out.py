@@ -56,6 +56,9 @@ class HeldOutSource(HuggingFaceSource):
             "validation_fraction": self.validation_fraction,
         }
 
+    def identity_of(self, split: str) -> dict[str, Any]:
+        return self.identity()
+
 
 @dataclass(frozen=True, eq=False)
 class HeldOutUnit:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mambabyte.config.settings import Settings, setting
+from mambabyte.data.sources.columns import missing_column, text_bytes
 from mambabyte.data.sources.documents import SPLITS, Document
-from mambabyte.data.sources.files import missing_column, text_bytes
+from mambabyte.data.sources.finding import glob_files, list_folder
+from mambabyte.data.sources.opening import content_hashes
 from mambabyte.data.sources.parquet import HubShard, LocalShard, RowGroup, Shard, all_row_groups, row_groups
 from mambabyte.data.sources.retries import retrying
 from mambabyte.errors import UserError
+
+_TRY_LATER = "repeat the command later, or set HF_ENDPOINT to a hub that works"
+# What follows the split in a file's name: nothing, or a number, perhaps of a count and with a hash.
+_SHARD = r"(?:[-_.]?(?P<number>\d+)(?:-of-(?P<count>\d+))?(?:-[0-9a-f]+)?)?"
 
 
 @dataclass
@@ -26,8 +33,8 @@ class HuggingFaceSource(Settings):
 
     Attributes:
         name: a data set of the hub.
-        path: used instead of the hub: a folder with <split>*.parquet, there or in its data/, or a glob of
-            parquet files whose names begin with the split.
+        path: used instead of the hub: a folder with <split>.parquet or its numbered shards, there or in its
+            data/, or a glob of such files.
         split_names: what train, validation and test are called there.
         download: have the datasets library download all of it to its cache first.
     """
@@ -100,19 +107,25 @@ class HuggingFaceSource(Settings):
             return all_row_groups(shards, self.text_column)
 
     def identity(self) -> dict[str, Any]:
+        return self._identity(self.split_names)
+
+    def identity_of(self, split: str) -> dict[str, Any]:
+        """That of one split, so that streaming need not read the local files of the others beforehand."""
+        self._check_split(split)
+        return self._identity([split])
+
+    def _identity(self, splits: Iterable[str]) -> dict[str, Any]:
         identity: dict[str, Any] = {
             "source": "HuggingFaceSource",
             "text_column": self.text_column,
             "split_names": self.split_names,
         }
         if self.path:
-            files = {
-                file for split in self.split_names for file in self._parquet_files(split, required=False)
-            }
+            files = sorted(file for split in splits for file in self._parquet_files(split))
             if not files:
-                raise UserError(f"data.path {self.path!r} holds no parquet files named after a split")
-            status = [(os.path.basename(file), os.stat(file)) for file in sorted(files)]
-            return {**identity, "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in status]}
+                raise self._no_files(splits)
+            names = map(os.path.basename, files)
+            return {**identity, "files": list(map(list, zip(names, content_hashes(files), strict=True)))}
         return {**identity, "name": self.name, "configuration": self.configuration, "revision": self._commit}
 
     def _text(self, record: dict[str, Any]) -> bytes:
@@ -125,22 +138,22 @@ class HuggingFaceSource(Settings):
         """The parquet files of a split; None if the hub has it in another format."""
         self._check_split(split)
         if self.path:
-            return [LocalShard(file) for file in self._parquet_files(split, required=True)]
+            return [LocalShard(file) for file in self._required_files(split)]
         urls = self._data_files.get(self.split_names[split], [])
         if not urls or not all(url.endswith(".parquet") for url in urls):
             return None
         from huggingface_hub import HfFileSystem
 
         hub = HfFileSystem()  # has cached the sizes with the listing
-        return [
-            HubShard(
-                url.partition("@")[2].partition("/")[2],
-                str(hub.url(url)),
-                retrying(url, self.retries)(hub.info, url)["size"],
-                self.retries,
-            )
-            for url in urls
-        ]
+
+        def shard(url: str) -> HubShard:
+            size = self._asked(url, lambda: hub.info(url)["size"])
+            if type(size) is not int or size < 0:
+                raise UserError(f"the hub says that {url} has {size!r} bytes; {_TRY_LATER}")
+            name = url.partition("@")[2].partition("/")[2]
+            return HubShard(name, str(hub.url(url)), size, self.retries)
+
+        return list(map(shard, urls))
 
     @cached_property
     def _data_files(self) -> dict[str, list[str]]:
@@ -153,13 +166,22 @@ class HuggingFaceSource(Settings):
             builder = load_dataset_builder(str(self.name), self.configuration, revision=self._commit)
             return {name: list(map(str, files)) for name, files in (builder.config.data_files or {}).items()}
 
-        return retrying(f"the list of files of {self.name}", self.retries)(find)
+        return self._asked(f"the list of files of {self.name}", find)
 
     def _dataset_info(self, revision: str | None) -> Any:
         from huggingface_hub import HfApi
 
-        attempts = retrying(f"the hub's entry of {self.name}", self.retries)
-        return attempts(HfApi().dataset_info, str(self.name), revision=revision)
+        def info() -> Any:
+            return HfApi().dataset_info(str(self.name), revision=revision)
+
+        return self._asked(f"the hub's entry of {self.name}", info)
+
+    def _asked(self, what: str, ask: Callable[[], Any]) -> Any:
+        """The hub's answer, from a library that takes for granted that it has the right form."""
+        try:
+            return retrying(what, self.retries, first_contact=True)(ask)
+        except (TypeError, KeyError, IndexError, AttributeError, RecursionError, JSONDecodeError) as error:
+            raise UserError(f"the hub's answer about {what} has no known form; {_TRY_LATER}") from error
 
     def _load(self, split: str) -> Any:
         """The rows of a split, read by the datasets library in any format that it knows."""
@@ -167,7 +189,7 @@ class HuggingFaceSource(Settings):
 
         self._check_split(split)
         if self.path:
-            files = self._parquet_files(split, required=True)
+            files = self._required_files(split)
             return load_dataset(
                 "parquet", data_files={split: files}, split=split, streaming=not self.download
             )
@@ -183,19 +205,51 @@ class HuggingFaceSource(Settings):
         if split not in self.split_names:
             raise UserError(f"this data has splits {', '.join(self.split_names)}, not {split!r}")
 
-    def _parquet_files(self, split: str, required: bool) -> list[str]:
-        prefix = self.split_names[split]
+    def _required_files(self, split: str) -> list[str]:
+        files = self._parquet_files(split)
+        if not files:
+            raise self._no_files([split])
+        return files
+
+    def _parquet_files(self, split: str) -> list[str]:
+        """The local files of a split, sorted: <split>.parquet, or numbered as <split>-00000-of-00003.parquet.
+
+        Raises:
+            UserError: there is one of several shards, but not all.
+        """
+        shard = re.compile(rf"{re.escape(self.split_names[split])}{_SHARD}\.parquet")
+        numbers: dict[tuple[Path, int], set[int]] = defaultdict(set)
+        files = []
+        for file in self._local_files:
+            if match := shard.fullmatch(file.name):
+                files.append(str(file))
+                if match["count"]:
+                    numbers[file.parent, int(match["count"])].add(int(match["number"]))
+        for (folder, count), found in numbers.items():
+            if len(found) < count:
+                missing = next(number for number in range(count) if number not in found)
+                raise UserError(
+                    f"{folder} holds {len(found)} of the {count} parquet files of the split {split} in "
+                    f"data.path, without number {missing}; get the rest, or to use only a part, rename it to "
+                    f"{self.split_names[split]}-0.parquet and so on"
+                )
+        return sorted(files)
+
+    @cached_property
+    def _local_files(self) -> list[Path]:
         path = os.path.abspath(os.path.expanduser(str(self.path)))
         if os.path.isdir(path):
-            files = [file for folder in (".", "data") for file in Path(path, folder).glob("*.parquet")]
-        else:
-            files = [Path(file) for file in glob.glob(path, recursive=True) if file.endswith(".parquet")]
-        matching = sorted(str(file) for file in files if file.name.startswith(prefix))
-        if required and not matching:
-            raise UserError(
-                f"data.path {self.path!r} holds no parquet file whose name begins with {prefix!r}"
-            )
-        return matching
+            return [file for folder in (".", "data") for file in list_folder(Path(path, folder), ".parquet")]
+        return [file for file in glob_files(path) if file.name.endswith(".parquet")]
+
+    def _no_files(self, splits: Iterable[str]) -> UserError:
+        wanted = " or ".join(f"{self.split_names[split]}.parquet" for split in splits)
+        names = sorted({re.sub(_SHARD + r"\.parquet$", "", file.name) for file in self._local_files})
+        others = f"; it has {', '.join(names)}, which data.source.split_names can name" if names else ""
+        return UserError(
+            f"data.path {self.path!r} holds no parquet files called {wanted} (or in parts, such as "
+            f"train-00000-of-00003.parquet){others}"
+        )
 
     @cached_property
     def _commit(self) -> str:
@@ -203,7 +257,12 @@ class HuggingFaceSource(Settings):
         if self.revision and re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
         with self._explaining():
-            return str(self._dataset_info(self.revision).sha)
+            commit = self._dataset_info(self.revision).sha
+        if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise UserError(
+                f"the hub says that {self.name} is at commit {commit!r}, which is none; {_TRY_LATER}"
+            )
+        return commit
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:

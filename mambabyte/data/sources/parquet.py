@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mambabyte.data.sources.files import explaining_read_errors, missing_column
+from mambabyte.data.sources.columns import cells, check_text_type, missing_column
+from mambabyte.data.sources.opening import explaining_read_errors, refuse_pointer
 from mambabyte.data.sources.retries import TEMPORARY_STATUS, retrying
 from mambabyte.errors import UserError
 
@@ -148,7 +149,6 @@ class RowGroup:
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (data, offsets): document i of the batch is data[offsets[i]:offsets[i + 1]], uint8, unchanged
         whether valid UTF-8 or not. A missing value is an empty document."""
-        import pyarrow
         from pyarrow.parquet import ParquetFile
 
         start, end = self.byte_range()
@@ -162,11 +162,8 @@ class RowGroup:
                 batch = next(batches, None)
                 if batch is None:
                     return
-                text = batch.column(0).cast(pyarrow.large_binary())
-                text = text.fill_null(b"") if text.null_count else text
-            _, positions, data = text.buffers()
-            offsets = np.frombuffer(positions, np.int64)[text.offset : text.offset + len(text) + 1]
-            yield np.frombuffer(data if data is not None else b"", np.uint8), offsets
+                data, offsets = cells(batch.column(0))
+            yield data, offsets
 
     def documents(self) -> Iterator[np.ndarray]:
         """Yield each row's bytes as a uint8 array."""
@@ -204,9 +201,7 @@ def row_groups(shard: Shard, column: str) -> list[RowGroup]:
         schema = metadata.schema.to_arrow_schema()
     if column not in schema.names:
         raise missing_column(column, schema.names, shard.name)
-    kind = schema.field(column).type
-    if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary()):
-        raise UserError(f"column {column!r} of {shard.name} holds {kind}, not text; set data.text_column")
+    check_text_type(schema.field(column).type, column, shard.name)
     digest = hashlib.sha256(footer).hexdigest()
     return [
         RowGroup(shard, number, column, digest, metadata)
@@ -226,6 +221,7 @@ def _footer(shard: Shard) -> bytes:
     """The end of a parquet file: its metadata, the length of these in 4 bytes, and PAR1."""
     size = shard.size
     tail = bytes(shard.read(max(size - _FOOTER_GUESS, 0), size))
+    refuse_pointer(shard.name, tail)
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != b"PAR1" or length > size:
         raise UserError(f"cannot read {shard.name}: it is not a whole parquet file; get it again")

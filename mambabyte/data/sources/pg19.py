@@ -12,8 +12,14 @@ from typing import Any, ClassVar
 
 from mambabyte.config.settings import Settings
 from mambabyte.data.sources.documents import SPLITS, Document
-from mambabyte.data.sources.files import FileDocument
+from mambabyte.data.sources.finding import list_folder
 from mambabyte.data.sources.huggingface import HuggingFaceSource
+from mambabyte.data.sources.opening import (
+    FileDocument,
+    content_hashes,
+    explaining_read_errors,
+    refuse_unreadable,
+)
 from mambabyte.data.sources.retries import retrying
 from mambabyte.errors import UserError
 
@@ -84,6 +90,8 @@ class PG19TextsSource(Settings):
             if self.remote:
                 yield Document(name, _fetch(f"{self.texts}/{name}"))
             else:
+                with explaining_read_errors(self._folder / name):
+                    refuse_unreadable(self._folder / name)
                 yield FileDocument(name, self._folder / name)
 
     def expected_bytes(self, split: str) -> int | None:
@@ -92,16 +100,9 @@ class PG19TextsSource(Settings):
     def identity(self) -> dict[str, Any]:
         if self.remote:
             return {"source": "PG19TextsSource", "texts": self.texts, "lists": self.lists}
-        files = {
-            name: (self._folder / name).stat()
-            for split in SPLITS
-            if (self._folder / split).is_dir()
-            for name in self._names(split)
-        }
-        return {
-            "source": "PG19TextsSource",
-            "files": [[name, status.st_size, status.st_mtime_ns] for name, status in files.items()],
-        }
+        names = [name for split in SPLITS if (self._folder / split).is_dir() for name in self._names(split)]
+        hashes = content_hashes([self._folder / name for name in names])
+        return {"source": "PG19TextsSource", "files": list(map(list, zip(names, hashes, strict=True)))}
 
     @property
     def _folder(self) -> Path:
@@ -113,10 +114,11 @@ class PG19TextsSource(Settings):
             raise UserError(f"PG19 has splits {', '.join(SPLITS)}, not {split!r}")
         if split not in self._listed:
             if self.remote:
-                lines = _fetch(f"{self.lists}/{split}_files.txt").decode("utf-8").splitlines()
+                listing = _fetch(f"{self.lists}/{split}_files.txt", first_contact=True)
+                lines = listing.decode("utf-8", "surrogateescape").splitlines()
                 names = [line.strip() for line in lines if line.strip()]
             else:
-                names = [f"{split}/{path.name}" for path in (self._folder / split).glob("*.txt")]
+                names = [f"{split}/{path.name}" for path in list_folder(self._folder / split, ".txt")]
             if not names:
                 raise UserError(f"data.texts={self.texts} holds no {split}/*.txt; name the folder above them")
             self._listed[split] = sorted(names, key=_number)
@@ -150,7 +152,7 @@ def _counted(
         )
 
 
-def _fetch(url: str) -> bytes:
+def _fetch(url: str, first_contact: bool = False) -> bytes:
     def get() -> bytes:
         with urllib.request.urlopen(url, timeout=60) as response:
             return response.read()
@@ -160,6 +162,6 @@ def _fetch(url: str) -> bytes:
         "train, validation and test>"
     )
     try:
-        return retrying(url, _RETRIES, advice)(get)
+        return retrying(url, _RETRIES, advice, first_contact)(get)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"cannot fetch {url}: {getattr(error, 'reason', None) or error}; {advice}") from error

@@ -8,13 +8,14 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.error import HTTPError
 
-from tenacity import Retrying, retry_if_exception, stop_after_attempt
+from tenacity import Retrying, retry_if_exception
 
 from mambabyte.errors import UserError
 from mambabyte.runtime.secrets import redact
 
 _LONGEST_WAIT = 60.0  # seconds, if the server asks for none
 _LONGEST_REQUESTED_WAIT = 600.0  # seconds, that a server may ask for
+_PATIENCE = 20.0  # seconds, for a first contact; a mistyped address or a missing network gets no better
 TEMPORARY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 # By name: the hub's HTTP client, and with it the class of its errors, changes with the hub's releases.
 _TEMPORARY_ERRORS = {
@@ -27,7 +28,7 @@ _ADVICE = (
 )
 
 
-def retrying(what: str, limit: int, advice: str = _ADVICE) -> Retrying:
+def retrying(what: str, limit: int, advice: str = _ADVICE, first_contact: bool = False) -> Retrying:
     """Attempts at a request, 1, 2, 4, ... up to 60 seconds apart, or what the server asks for in Retry-After.
 
     Call it with a function, or iterate over it. Errors that another attempt cannot help are raised as they
@@ -37,7 +38,14 @@ def retrying(what: str, limit: int, advice: str = _ADVICE) -> Retrying:
         what: the name of what is requested, for messages.
         limit: attempts after the first.
         advice: the end of the sentence after the last attempt.
+        first_contact: nothing has been read yet, so do not wait for a server that does not answer at all.
     """
+
+    def exhausted(state: Any) -> bool:
+        if state.attempt_number > limit:
+            return True
+        silent = first_contact and _answer(state.outcome.exception()) is None
+        return silent and state.seconds_since_start + state.upcoming_sleep > _PATIENCE
 
     def announce(state: Any) -> None:
         again = f"trying again in {state.upcoming_sleep:g} s ({state.attempt_number} of {limit})"
@@ -52,7 +60,7 @@ def retrying(what: str, limit: int, advice: str = _ADVICE) -> Retrying:
 
     return Retrying(
         retry=retry_if_exception(_is_temporary),
-        stop=stop_after_attempt(limit + 1),
+        stop=exhausted,
         wait=_wait,
         before_sleep=announce,
         retry_error_callback=give_up,

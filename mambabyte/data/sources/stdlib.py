@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 from mambabyte.config.settings import Settings, setting
 from mambabyte.data.sources.documents import Document, held_out
+from mambabyte.data.sources.finding import refuse_unlisted
+from mambabyte.data.sources.opening import explaining_read_errors
 from mambabyte.errors import UserError
 
 # Tests are repetitive, and some distributions omit them. pydoc_data is one generated file of prose, which
@@ -38,7 +40,7 @@ class StandardLibrarySource(Settings):
             raise UserError(f"the standard library corpus has splits train and validation, not {split!r}")
         for name, path in self._files():
             if held_out(name, self.validation_fraction) == (split == "validation"):
-                yield Document(name, path.read_bytes())
+                yield Document(name, _content(path))
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -47,7 +49,7 @@ class StandardLibrarySource(Settings):
     def identity(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for name, path in self._files():
-            content = path.read_bytes()
+            content = _content(path)
             digest.update(f"{name}\0{len(content)}\0".encode("utf-8", "surrogateescape"))
             digest.update(content)
         return {
@@ -60,7 +62,7 @@ class StandardLibrarySource(Settings):
     def _files() -> list[tuple[str, Path]]:
         root = Path(sysconfig.get_path("stdlib"))
         files = []
-        for folder, subfolders, names in os.walk(root):
+        for folder, subfolders, names in os.walk(root, onerror=refuse_unlisted):
             subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]
             for name in names:
                 path = Path(folder, name)
@@ -73,3 +75,8 @@ class StandardLibrarySource(Settings):
                 f"this Python has no standard library sources in {root}; train on data=files instead"
             )
         return sorted(files)
+
+
+def _content(path: Path) -> bytes:
+    with explaining_read_errors(path):
+        return path.read_bytes()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 
+SHUFFLE = 2  # the version of `permuted`, which checkpoints name
 _ROUNDS = 4
+_SORTED = 1 << 16  # the largest range that is permuted by sorting
 
 
 def hash64(*numbers: int) -> int:
@@ -23,14 +26,21 @@ def hash64_each(*numbers: int, last: np.ndarray) -> np.ndarray:
     return np.frombuffer(digests, dtype="<u8")
 
 
-def permuted(indices: np.ndarray, size: int, key: int) -> np.ndarray:
+def permuted(indices: np.ndarray, size: int, key: int, shuffle: int = SHUFFLE) -> np.ndarray:
     """What a keyed permutation of range(size) maps the (n,) indices to, as int64.
 
-    A Feistel network over the smallest even number of bits that covers the range, repeated until the result
-    is in the range (cycle walking; Black and Rogaway 2002), so it is a bijection for every key.
+    Up to 65,536 numbers are sorted by their hashes, so that every order is equally likely. More are not held
+    in memory: a Feistel network over the smallest even number of bits that covers the range, repeated until
+    the result is in the range (cycle walking; Black and Rogaway 2002), so it is a bijection for every key.
+
+    Args:
+        shuffle: 1 is the Feistel network for every size, which runs of earlier versions go on with. Its
+            orders are uneven where there are few numbers.
     """
     if len(indices) and not 0 <= indices.min() <= indices.max() < size:
         raise IndexError(f"an index is outside range({size})")
+    if shuffle > 1 and size <= _SORTED:
+        return _sorted_by_hash(size, key)[indices]
     half = np.uint64(((size - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << int(half)) - 1)
     result = np.empty(len(indices), dtype=np.int64)
@@ -44,6 +54,12 @@ def permuted(indices: np.ndarray, size: int, key: int) -> np.ndarray:
         result[waiting[inside]] = current[inside]
         waiting, current = waiting[~inside], current[~inside]
     return result
+
+
+@lru_cache(maxsize=8)  # an epoch's is asked for in parts
+def _sorted_by_hash(size: int, key: int) -> np.ndarray:
+    """range(size) sorted by hashes, which all differ: `_mix` is a bijection."""
+    return np.argsort(_mix(np.arange(size, dtype=np.uint64), key, 0))
 
 
 def _mix(value: np.ndarray, key: int, round_number: int) -> np.ndarray:

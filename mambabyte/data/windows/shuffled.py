@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mambabyte.data.corpus.corpus import ByteCorpus
-from mambabyte.data.windows.permutation import hash64, permuted
+from mambabyte.data.windows.permutation import SHUFFLE, hash64, permuted
 from mambabyte.data.windows.policies import POLICIES, Window, assemble
 from mambabyte.errors import UserError
 
@@ -23,12 +23,15 @@ class ShuffledWindows:
 
     Args:
         policy: which policy cuts them, a name in POLICIES.
+        shuffle: see `permuted`.
 
     Raises:
         UserError: there is no such policy, or the corpus is too small for a window.
     """
 
-    def __init__(self, policy: str, corpus: ByteCorpus, context_length: int, seed: int) -> None:
+    def __init__(
+        self, policy: str, corpus: ByteCorpus, context_length: int, seed: int, shuffle: int = SHUFFLE
+    ) -> None:
         if policy not in POLICIES:
             raise UserError(f"data.windows must be one of {', '.join(POLICIES)}, not {policy!r}")
         if np.diff(corpus.offsets).max(initial=0) < 2:
@@ -44,7 +47,8 @@ class ShuffledWindows:
         self.corpus = corpus
         self._policy = POLICIES[policy](corpus.offsets, context_length, seed)
         self._length = len(self._policy)  # makes its index, which forked workers then share
-        self._arguments = policy, corpus, context_length, seed
+        self._shuffle = shuffle
+        self._arguments = policy, corpus, context_length, seed, shuffle
         self._chunks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -100,7 +104,8 @@ class ShuffledWindows:
         spans = []
         for epoch in np.unique(epochs).tolist():
             key = hash64(self._policy.seed, epoch)
-            spans.append(self._policy.spans(epoch, permuted(indices[epochs == epoch], len(self), key)))
+            numbers = permuted(indices[epochs == epoch], len(self), key, self._shuffle)
+            spans.append(self._policy.spans(epoch, numbers))
         starts, stops = zip(*spans, strict=True)
         return np.concatenate(starts), np.concatenate(stops)
 

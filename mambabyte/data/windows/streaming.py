@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mambabyte.data.windows.batches import Batch, as_tensors
-from mambabyte.data.windows.permutation import hash64, hash64_each, permuted
+from mambabyte.data.windows.permutation import SHUFFLE, hash64, hash64_each, permuted
 from mambabyte.data.windows.policies import POLICIES, WindowPolicy, assemble, num_windows
 from mambabyte.errors import UserError
 
@@ -81,13 +81,14 @@ class Reader:
     seed: int
     number: int
     readers: int
+    shuffle: int = SHUFFLE  # see `permuted`
 
     def windows(self, position: StreamPosition) -> Iterator[tuple[CutWindow, StreamPosition]]:
         """Endless windows from a position on, each with its resume position."""
         served = position.taken
         for start, block in self._blocks(position._replace(taken=0)):
             key = hash64(self.seed, self.number, *start)
-            order = permuted(np.arange(served, len(block)), len(block), key).tolist()
+            order = self._permuted(np.arange(served, len(block)), len(block), key)
             for taken, index in enumerate(order, start=served + 1):
                 yield block[index], start._replace(taken=taken)
             served = 0
@@ -98,13 +99,16 @@ class Reader:
         row ``part`` on."""
         count, key = len(self.units), hash64(self.seed, epoch)
         if count >= self.readers:
-            mine = permuted(np.arange(self.number, count, self.readers), count, key)
-            return [(unit, 0, 1) for unit in mine.tolist()]
+            mine = self._permuted(np.arange(self.number, count, self.readers), count, key)
+            return [(unit, 0, 1) for unit in mine]
         turn, index = divmod(self.number, count)
         parts = len(range(index, self.readers, count))
-        unit = int(permuted(np.array([index]), count, key)[0])
+        (unit,) = self._permuted(np.array([index]), count, key)
         # Rotated with the epoch, so that no reader is always without documents.
         return [(unit, (turn + epoch) % parts, parts)]
+
+    def _permuted(self, indices: np.ndarray, size: int, key: int) -> list[int]:
+        return permuted(indices, size, key, self.shuffle).tolist()
 
     def _blocks(self, start: StreamPosition) -> Iterator[tuple[StreamPosition, list[CutWindow]]]:
         empty_epochs = -1 if start.unit or start.window else 0  # the rest of an epoch may be empty

@@ -44,7 +44,7 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     """Solve budgets, measure what is ``auto``, and find the checkpoint to resume from.
 
     Raises:
-        UserError: the settings are faulty, or the run directory holds another run.
+        UserError: the settings or the data are faulty, or the run directory holds another run.
     """
     settings = fill(TrainSettings, to_plain(settings))  # checks a change made in Python as a whole
     settings = replace(settings, data=settings.data.with_absolute_paths())
@@ -57,6 +57,8 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         saved_data = DataSettings.from_settings(saved.config.get("data"), "data").with_absolute_paths()
         recorded = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
         refuse_other_run(settings.run_dir, changes(recorded, settings))
+    if keep_measurements and step < settings.trainer.max_steps:
+        settings.data.prepare("validation")  # what is wrong with it is found before there is a run directory
     settings = with_measurements(settings, keep_measurements)
     settings.check_warmup()
     changed = changes(recorded, settings) if saved else {}

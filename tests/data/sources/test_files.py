@@ -200,7 +200,19 @@ def test_ill_typed_settings(options):
         FilesSource(**options)
 
 
-@pytest.mark.parametrize("fraction", ["a", None, -0.1, 1.5, True])
+def test_no_fraction_is_a_twentieth(tmp_path):
+    (tmp_path / "book.txt").write_bytes(bytes(200))
+    for source in (FilesSource(str(tmp_path)), FilesSource(str(tmp_path), None)):
+        assert everything(source, "validation") == {"book.txt": bytes(10)}
+        assert source.identity() == FilesSource(str(tmp_path), 0.05).identity()
+
+
+def test_standard_library_needs_a_fraction():
+    with pytest.raises(UserError, match=r"data.validation_fraction"):
+        StandardLibrarySource(None)
+
+
+@pytest.mark.parametrize("fraction", ["a", -0.1, 1.5, True])
 def test_ill_typed_fraction(fraction):
     for source in (lambda: FilesSource("x", fraction), lambda: StandardLibrarySource(fraction)):
         with pytest.raises(UserError, match=r"data.validation_fraction"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 
 import datasets
@@ -120,8 +121,49 @@ def test_identity_sees_files_and_fields(folder):
     identity = HuggingFaceSource(path=str(folder)).identity()
     assert json.loads(json.dumps(identity)) == identity
     assert HuggingFaceSource(path=str(folder), text_column="title").identity() != identity
-    (folder / "train-00001-of-00002.parquet").unlink()
+    (folder / "validation-00000-of-00001.parquet").unlink()
     assert HuggingFaceSource(path=str(folder)).identity() != identity
+
+
+def test_identity_of_a_split_is_that_of_its_files_content(folder):
+    def identity(split):
+        return HuggingFaceSource(path=str(folder)).identity_of(split)
+
+    train, validation = identity("train"), identity("validation")
+    path = folder / "validation-00000-of-00001.parquet"
+    content, status = path.read_bytes(), path.stat()
+    path.write_bytes(content.replace(b"text 100", b"text 999"))  # as long, at the same time
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert identity("train") == train
+    assert identity("validation") != validation
+    path.write_bytes(content)
+    assert identity("validation") == validation
+
+
+def test_a_split_is_the_files_of_exactly_its_name(tmp_path):
+    names = "train-00000-of-00001", "train_sft-00000-of-00001", "train_gen", "training-notes", "train-old"
+    for name in (*names, "sft-00000-of-00002-09ab", "sft-00001-of-00002-cd87"):
+        pyarrow.parquet.write_table(pyarrow.table({"text": [name]}), tmp_path / f"{name}.parquet")
+
+    def texts(name, path=tmp_path):
+        source = HuggingFaceSource(path=str(path), split_names={"train": name})
+        return [document.data.decode() for document in source.documents("train")]
+
+    assert texts("train") == texts("train", tmp_path / "*.parquet") == [names[0]]
+    assert texts("train_sft") == [names[1]]
+    assert texts("sft") == ["sft-00000-of-00002-09ab", "sft-00001-of-00002-cd87"]
+    with pytest.raises(UserError, match=r"called dev\.parquet .*it has sft, train, train-old, train_gen, tr"):
+        texts("dev")
+
+
+@pytest.mark.parametrize("path", ["", "*.parquet", "train-00000*"])
+def test_a_missing_shard_is_named(path, folder):
+    (folder / "train-00001-of-00002.parquet").unlink()
+    source = HuggingFaceSource(path=str(folder / path))
+    with pytest.raises(
+        UserError, match=r"holds 1 of the 2 parquet files .* split train .* without number 1;"
+    ):
+        list(source.documents("train"))
 
 
 def test_identity_of_a_hub_revision(monkeypatch):
@@ -142,7 +184,7 @@ def test_missing_column_names_those_that_exist(folder):
 
 def test_missing_split(folder):
     source = HuggingFaceSource(path=str(folder))
-    with pytest.raises(UserError, match="begins with 'test'"):
+    with pytest.raises(UserError, match=r"called test\.parquet"):
         list(source.documents("test"))
     with pytest.raises(UserError, match="has splits train, not 'test'"):
         list(HuggingFaceSource(path=str(folder), split_names={"train": "train"}).documents("test"))

@@ -7,8 +7,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from mambabyte.data import FilesSource, HuggingFaceSource
 from mambabyte.data.sources.parquet import LocalShard, all_row_groups, row_groups
 from mambabyte.errors import UserError
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456789\n"
 
 
 class CountingShard(LocalShard):
@@ -46,6 +49,41 @@ def test_rows_of_every_kind_are_unchanged(kind, compression, use_dictionary, tmp
     expected = [b"" if row is None else row.encode() if isinstance(row, str) else row for row in rows]
     assert contents(groups) == expected
     assert contents(pickle.loads(pickle.dumps(groups[1:]))) == expected[5:]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array(["a", None, "b", "a"]).dictionary_encode(),
+        pyarrow.array([b"a", None, b"b", b"a"]).dictionary_encode(),
+        pyarrow.array(["a", None, "b", "a"], pyarrow.string_view()),
+        pyarrow.array([b"a", None, b"b", b"a"], pyarrow.binary_view()),
+        pyarrow.array([b"a", None, b"b", b"a"], pyarrow.binary(1)),
+        pyarrow.array(["x", "a", None, "b", "a"])[1:],
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_text_in_every_encoding_of_arrow_is_read_by_every_source(column, tmp_path):
+    shard = write(tmp_path / "train.parquet", column)
+    expected = [b"a", b"", b"b", b"a"]
+    assert contents(row_groups(shard, "text")) == expected
+    for source in (
+        FilesSource(str(tmp_path), 0),
+        HuggingFaceSource(path=str(tmp_path)),
+        HuggingFaceSource(path=str(tmp_path), download=True),
+    ):
+        assert [document.data for document in source.documents("train")] == expected
+
+
+def test_a_column_without_any_value_holds_empty_documents(tmp_path):
+    shard = write(tmp_path / "a.parquet", pyarrow.nulls(2))
+    assert contents(row_groups(shard, "text")) == [b"", b""]
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    (tmp_path / "a.parquet").write_text(POINTER)
+    with pytest.raises(UserError, match=r"a\.parquet is a git-lfs pointer, .*git lfs pull"):
+        row_groups(LocalShard(str(tmp_path / "a.parquet")), "text")
 
 
 def test_invalid_utf8_in_a_text_column_passes_through(tmp_path):

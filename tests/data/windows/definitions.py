@@ -3,7 +3,9 @@
 MASK = 2**64 - 1
 
 
-def permuted(index: int, size: int, key: int) -> int:
+def permuted(index: int, size: int, key: int, shuffle: int = 2) -> int:
+    if shuffle == 2 and size <= 65536:
+        return sorted(range(size), key=lambda number: mix(number, key, 0))[index]
     half = ((size - 1).bit_length() + 1) // 2
     mask = (1 << half) - 1
     while True:
