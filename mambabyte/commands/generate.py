@@ -21,7 +21,7 @@ class GenerateSettings(CommandSettings):
     not_kept: ClassVar[tuple[str, ...]] = ("prompt",)
     ckpt: Path
     prompt: str
-    bytes: int = setting(at_least=1, at_most=2**62)
+    bytes: int = setting(at_least=1, at_most=10**12)
     temperature: float = setting(at_least=0)
     top_k: int | None = setting(at_least=1, at_most=256)
     top_p: float | None = setting(above=0, at_most=1)

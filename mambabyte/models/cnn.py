@@ -26,7 +26,7 @@ class CNNConfig(ByteLMConfig):
     n_layer: int = setting(default=9, at_least=1, at_most=10**4)
     kernel_size: int = setting(default=2, at_least=1, at_most=10**3)  # W
     dilation_cycle: int = setting(default=9, at_least=1, at_most=20)
-    norm_epsilon: float = setting(default=1e-5, above=0, at_most=1)
+    norm_epsilon: float = setting(default=1e-5, at_least=1e-12, at_most=1)
     tie_embeddings: bool = True
 
     def reach(self, layer: int) -> int:

@@ -41,9 +41,9 @@ class GatedS4DConfig(ByteLMConfig):
     n_layer: int = setting(default=4, at_least=1, at_most=10**4)
     d_state: int = setting(default=64, at_least=1, at_most=10**5)  # N, in conjugate pairs
     d_ff: int | None = setting(default=None, at_least=1, at_most=10**7)  # 3 * d_model when null
-    dt_min: float = setting(default=1e-3, above=0, at_most=10**3)
+    dt_min: float = setting(default=1e-3, at_least=1e-10, at_most=10**3)
     dt_max: float = setting(default=1e-1, above=0, at_most=10**3)
-    norm_epsilon: float = setting(default=1e-5, above=0, at_most=1)
+    norm_epsilon: float = setting(default=1e-5, at_least=1e-12, at_most=1)
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:

@@ -37,10 +37,10 @@ class MambaByteConfig(ByteLMConfig):
     d_conv: int = setting(default=4, at_least=1, at_most=10**5)
     expand: int = setting(default=2, at_least=1, at_most=10**3)
     dt_rank: int | None = setting(default=None, at_least=1, at_most=10**6)  # ceil(d_model / 16) when null
-    dt_min: float = setting(default=1e-3, above=0, at_most=10**3)
+    dt_min: float = setting(default=1e-3, at_least=1e-10, at_most=10**3)
     dt_max: float = setting(default=1e-1, above=0, at_most=10**3)
     norm: Literal["layer", "rms"] = "layer"
-    norm_epsilon: float = setting(default=1e-5, above=0, at_most=1)
+    norm_epsilon: float = setting(default=1e-5, at_least=1e-12, at_most=1)
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ class MegaByteConfig(ByteLMConfig):
     local_n_layer: int = setting(default=2, at_least=1, at_most=10**4)
     local_n_head: int = setting(default=4, at_least=1, at_most=10**5)
     local_d_ff: int | None = setting(default=None, at_least=1, at_most=10**7)  # 4 * local_d_model when null
-    norm_epsilon: float = setting(default=1e-5, above=0, at_most=1)
+    norm_epsilon: float = setting(default=1e-5, at_least=1e-12, at_most=1)
     initializer_std: float = setting(default=0.006, above=0, at_most=10**3)  # the paper's
     embedding_std: float = setting(default=0.006, above=0, at_most=10**3)  # of the bytes' embeddings
 

@@ -43,8 +43,8 @@ class PerceiverARConfig(ByteLMConfig):
     n_head: int = setting(default=4, at_least=1, at_most=10**5)
     d_ff: int | None = setting(default=None, at_least=1, at_most=10**7)  # 4 * d_model when null
     rotary_fraction: float = setting(default=0.25, above=0, at_most=1)  # of a head's channels
-    rope_base: float = setting(default=10_000.0, above=0)
-    norm_epsilon: float = setting(default=1e-5, above=0, at_most=1)
+    rope_base: float = setting(default=10_000.0, at_least=1, at_most=10**12)
+    norm_epsilon: float = setting(default=1e-5, at_least=1e-12, at_most=1)
 
     def __post_init__(self) -> None:
         self.require_multiple("d_model", "n_head", 2)

@@ -25,8 +25,8 @@ class TransformerConfig(ByteLMConfig):
     window: int | None = setting(
         default=None, at_least=1, at_most=2**62
     )  # bytes seen, itself included; null: all
-    rope_base: float = setting(default=10_000.0, above=0)
-    norm_epsilon: float = setting(default=1e-5, above=0, at_most=1)
+    rope_base: float = setting(default=10_000.0, at_least=1, at_most=10**12)
+    norm_epsilon: float = setting(default=1e-5, at_least=1e-12, at_most=1)
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:

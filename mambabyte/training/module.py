@@ -37,7 +37,7 @@ class ByteLMModule(LightningModule):
 
     Attributes:
         seconds_excluded: spent within :meth:`excluded_from_timing`.
-        begun: whether training has begun: all state has been restored.
+        has_trained: whether an optimizer step was taken since training began or was resumed.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ByteLMModule(LightningModule):
         if settings.trainer.activation_checkpointing:
             checkpoint_activations(self.model)
         self.seconds_excluded = 0.0
-        self.begun = False
+        self.has_trained = False
         self._settings = settings
         self._clip = settings.trainer.gradient_clip or math.inf
         self._batch_bytes = settings.trainer.global_batch_bytes
@@ -83,7 +83,6 @@ class ByteLMModule(LightningModule):
         if self._restored is not None:
             self._row_sums.copy_(self._restored["row_sums"])
             self._spikes.load_state_dict(self._restored["spikes"])
-        self.begun = True
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         logits = self.model(batch["bytes"], document_start=batch["document_start"])
@@ -102,6 +101,10 @@ class ByteLMModule(LightningModule):
             self.trainer.datamodule.trained(batch["position"])  # type: ignore[attr-defined]
         # accumulation and ranks average these: the step's gradient is that of its nats / global_batch_bytes
         return sums[0] / targets.numel()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.has_trained = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:

@@ -28,7 +28,7 @@ class TrainerSettings(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int | Literal["auto"] | None = setting(default=None, at_least=1, at_most=1024)
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
-    devices: int | Literal["auto"] = setting(default=1, at_least=1, at_most=10**5)
+    devices: int | Literal["auto"] = setting(default=1, at_least=1, at_most=1024)
     num_nodes: int | Literal["auto"] = setting(default=1, at_least=1, at_most=10**5)
     strategy: Literal["ddp", "fsdp"] = "ddp"
     sharded_checkpoints: bool = False

@@ -6,10 +6,9 @@ import sys
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from mambabyte.errors import Interrupted, UserError
+from mambabyte.errors import Interrupted, UserError, is_out_of_memory
 from mambabyte.models import MambaByte
 from mambabyte.ops import backend_for
 from mambabyte.runs.run_directory import explaining_full_disk, lock_run_directory, record_sitting
@@ -93,8 +92,8 @@ def _fit(run: Plan) -> int:
 
 
 def _not_resumable(run: Plan, module: ByteLMModule, error: Exception) -> UserError | None:
-    """The sentence for an error before training goes on: values in the checkpoint have wrong types."""
-    if module.begun or run.resume_from is None or isinstance(error, torch.OutOfMemoryError):
+    """The sentence for an error before the first step: values in the checkpoint have wrong types."""
+    if module.has_trained or run.resume_from is None or is_out_of_memory(error):
         return None
     reason = (str(error).splitlines() or [""])[0]
     return UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mambabyte import checkpoints
 from mambabyte.errors import UserError
@@ -17,6 +18,12 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "data module": lambda content: content.update(ByteDataModule=3),
     "loops": lambda content: content.update(loops=None),
     "optimizer": lambda content: content.update(optimizer_states=[{"state": 3}]),
+    "moments": lambda content: content["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(3)),
+    "groups": lambda content: content["optimizer_states"][0].update(param_groups=7),
+    "fit loop": lambda content: content["loops"].update(fit_loop=[7]),
+    "place in the data": lambda content: content["ByteDataModule"].update(settings="text"),
+    "version": lambda content: content.update({"pytorch-lightning_version": [7]}),
+    "spikes": lambda content: content["mambabyte"]["training"].update(spikes=5),
     "training": lambda content: content["mambabyte"].update(training={"row_sums": "x"}),
     "config": lambda content: content["mambabyte"]["config"].update(trainer=None),
     "data": lambda content: content["mambabyte"]["config"].update(data=[1]),

@@ -1,0 +1,95 @@
+"""Every model and every source of conf/, each setting of it mutated, is built or refused in one sentence."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mambabyte.config.composition import config_dir, plain
+from mambabyte.data.settings import DataSettings
+from mambabyte.errors import UserError
+from mambabyte.models import ByteLMConfig
+from mambabyte.training.planning.memory_estimate import on_meta
+from mambabyte.training.settings import TrainSettings
+
+WRONG = ["text", -1, 0, 10**18, None, "", [], [1, "x"], {}, {"a": 1}, math.nan, math.inf, True, 1.5]
+EDGES = [1, 1e-300, 1e-12, 1e3]
+NEEDED = {"files": ["data.path=notes"], "hf": ["data.name=someone/texts"]}
+# Of a model that is built and run.
+SMALL = {"n_layer": 1, "d_model": 16, "n_head": 2, "d_ff": 32, "d_state": 4, "n_latents": 4, "max_length": 64}
+SMALL |= {"local_n_layer": 1, "local_d_model": 16, "local_n_head": 2, "local_d_ff": 32}
+
+Place = tuple[str | int, ...]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def section(name: str, choice: str) -> dict[str, Any]:
+    return plain(TrainSettings.compose_yaml([f"{name}={choice}", *NEEDED.get(choice, [])])[0])[name]
+
+
+def places(tree: Any, place: Place = ()) -> Iterator[Place]:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield (*place, key)
+        yield from places(value, (*place, key))
+
+
+def replaced(tree: Any, place: Place, value: Any) -> Any:
+    """The tree with another value at a place; the original is left as it was."""
+    if not place:
+        return value
+    changed = copy.copy(tree)
+    changed[place[0]] = replaced(tree[place[0]], place[1:], value)
+    return changed
+
+
+def check(tree: dict[str, Any], obey: Callable[[dict[str, Any]], None]) -> None:
+    """Each mutated tree is obeyed or raises a UserError of one line; any other exception is a fault."""
+    obey(tree)
+    faults = []
+    for place in places(tree):
+        for value in [*WRONG, *EDGES]:
+            what = f"{'.'.join(map(str, place))}={value!r}"
+            try:
+                obey(replaced(tree, place, value))
+            except UserError as fault:
+                if "\n" in str(fault) or not str(fault).strip():
+                    faults.append(f"{what}: not one sentence: {str(fault)!r}")
+            except Exception as fault:
+                faults.append(f"{what}: {type(fault).__name__}: {fault}")
+    assert not faults, "\n".join(faults)
+
+
+def read(values: dict[str, Any]) -> None:
+    DataSettings.from_settings(values, "data").build_source()
+
+
+def run(values: dict[str, Any]) -> None:
+    """Build the model on paper and, if it is small, in memory; its weights and predictions are finite."""
+    config = ByteLMConfig.from_settings(values, "model")
+    assert isinstance(config, ByteLMConfig)
+    on_paper = on_meta(config)
+    assert on_paper.flops_per_byte(8).training > 0
+    if on_paper.num_parameters() < 10**5:
+        model = config.build()
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+        assert model(torch.arange(8)[None]).isfinite().all()
+
+
+@pytest.mark.parametrize("choice", choices("data"))
+def test_every_setting_of_every_source_is_obeyed_or_refused_in_one_sentence(choice: str) -> None:
+    check(section("data", choice), read)
+
+
+@pytest.mark.parametrize("choice", choices("model"))
+def test_every_setting_of_every_model_is_obeyed_or_refused_in_one_sentence(choice: str) -> None:
+    values = section("model", choice)
+    check({**values, **{key: value for key, value in SMALL.items() if key in values}}, run)
