@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mambabyte.commands import Command
 from mambabyte.config.overrides import quoted
 from mambabyte.errors import Interrupted, UserError
-from mambabyte.runtime.secrets import refuse_secrets
+from mambabyte.runtime.secrets import redact, refuse_secrets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -50,9 +50,8 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
             sys.argv = [program[0], *name.split(" "), *arguments]
             if name == "train" and sys.stderr.isatty():
                 print("mambabyte: loading PyTorch", file=sys.stderr)  # which takes seconds
-            command.check(composition.plain(composed))
-            checked = command.settings.from_composed(composed, settings.runtime.choices)  # type: ignore[attr-defined]
-            return command.run(checked)
+            schema: Any = command.settings
+            return command.run(schema.from_composed(composed, settings.runtime.choices, command.check))
         except Exception as fault:
             if sweeping and not isinstance(fault, Interrupted):
                 raise
@@ -105,5 +104,5 @@ def own_run_dir(composed: DictConfig, job: str) -> str:
         job = f"{job[:100]}-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
     if job:
         composed.run_dir = f"{composed.run_dir}/{job.replace('/', '_')}"
-    print(f"mambabyte: job in {composed.run_dir}", file=sys.stderr)
+    print(f"mambabyte: job in {redact(str(composed.run_dir))}", file=sys.stderr)
     return f"run_dir={quoted(composed.run_dir)}"

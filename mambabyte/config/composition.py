@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
@@ -71,8 +71,16 @@ class CommandSettings(Settings):
         return composed, {str(g): str(c) for g, c in choices.items() if not g.startswith("hydra/")}
 
     @classmethod
-    def from_composed(cls: type[C], composed: Any, choices: Mapping[str, str]) -> C:
+    def from_composed(
+        cls: type[C],
+        composed: Any,
+        choices: Mapping[str, str],
+        check: Callable[[dict[str, Any]], None] = lambda values: None,
+    ) -> C:
         """The settings in an OmegaConf configuration that Hydra composed of these ``choices`` of its groups.
+
+        Args:
+            check: called with the plain values before the settings take them, which may import torch.
 
         Raises:
             UserError: an unknown or missing key, a wrong value, or a secret that a run would keep.
@@ -82,6 +90,7 @@ class CommandSettings(Settings):
         if "data" in values and os.environ.get("MAMBABYTE_DATA") == "":
             raise UserError("the environment variable MAMBABYTE_DATA is empty: unset it, or name a folder")
         refuse_secrets({key: value for key, value in values.items() if key not in cls.not_kept})
+        check(values)
         return fill(cls, values)
 
 

@@ -50,7 +50,6 @@ def _train_and_measure(run: Plan) -> dict[str, Any] | None:
         MemoryBudget.of(run.settings).check_least()
         if run.main_process:  # data that cannot be read leaves no run directory
             run.data.prepare_data()
-            run.data.validation_corpus()
         with lock_run_directory(run.settings.run_dir, run.config) if run.main_process else nullcontext():
             step = _fit(run)
     if not run.main_process:

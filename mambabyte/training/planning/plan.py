@@ -60,7 +60,16 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     if keep_measurements and step < settings.trainer.max_steps:
         settings.data.prepare("validation")  # what is wrong with it is found before there is a run directory
     settings = with_measurements(settings, keep_measurements)
-    settings.check_warmup()
+    if settings.budget.training_seconds is None:
+        settings.check_warmup()
+    elif (
+        main_process and settings.optimizer.warmup_steps > settings.trainer.max_steps
+    ):  # of this machine's speed
+        print(
+            "mambabyte: the learning rate never reaches its peak: optimizer.warmup_steps="
+            f"{settings.optimizer.warmup_steps:,}, and the time is enough for {settings.trainer.max_steps:,}",
+            file=sys.stderr,
+        )
     changed = changes(recorded, settings) if saved else {}
     config = to_plain(settings)
     settings = replace(settings, trainer=resolve_devices(settings.trainer))

@@ -225,6 +225,16 @@ def test_a_run_that_does_not_belong_there_leaves_the_answers_alone(start, speed)
     assert (run_dir / "measured.json").read_bytes() == before
 
 
+def test_a_warm_up_longer_than_the_time_is_said(start, speed, capsys) -> None:
+    """How many steps the time is enough for depends on the machine: that is no mistake in the settings."""
+    speed(lambda size: 1.0)
+    start("brief", "budget.training_seconds=3", "optimizer.warmup_steps=4")
+    said = "optimizer.warmup_steps=4, and the time is enough for 3"
+    assert f"the learning rate never reaches its peak: {said}" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"optimizer\.warmup_steps=4 is more than all trainer\.max_steps=3"):
+        start("fixed", "trainer.max_steps=3", "optimizer.warmup_steps=4")
+
+
 def test_a_budget_of_less_than_a_step_is_refused(start, speed) -> None:
     speed(lambda size: 1.0)
     with pytest.raises(UserError, match=r"budget\.training_seconds=0\.1 is less than one step's 1"):
