@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from mambabyte.errors import UserError
 
 _PROMPTS = ("prompt", "callbacks.sample_prompt")  # for the model: no path, no quotation, no interpolation
-_ONE_CHOICE = ("model", "data", "optimizer")  # Hydra would merge several into one that nobody has described
+# Groups of which Hydra would merge several choices into one that nobody has described.
+_ONE_CHOICE = ("model", "data", "optimizer", "trainer", "callbacks", "budget", "experiment", "launcher")
 
 
 class Text(NamedTuple):
@@ -64,10 +65,10 @@ def _as_meant(override: str, texts: dict[str, Text], sweeping: bool) -> str:
     name = key.lstrip("+")
     if name in _PROMPTS and equals:
         return f"{key}={quoted(value)}"
-    if key == "+experiment":  # the defaults list names this group, so that it cannot be added
-        return f"experiment={value}"
     if name in _ONE_CHOICE and value.startswith("["):
         raise UserError(f"{name} takes one choice, not {value}; add -m to run one job for each: {name}=a,b")
+    if key == "+experiment":  # the defaults list names this group, so that it cannot be added
+        return f"experiment={value}"
     if name in texts and equals:
         return f"{key}={_as_text(value, texts[name], sweeping)}"
     return f"{key}={quoted(os.path.expanduser(value))}" if _below_home(value) else override

@@ -17,6 +17,16 @@ def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
         file.write(valid_json(summary, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
+def set_summary_aside(run_dir: Path) -> None:
+    """Rename the summary of earlier weights, if there is one, before others are trained."""
+    path = run_dir / "summary.json"
+    try:
+        step = json.loads(path.read_text(encoding="utf-8"))["step"]
+        path.replace(path.with_name(f"summary_at_step_{int(step)}.json"))
+    except (OSError, ValueError, TypeError, KeyError):
+        path.unlink(missing_ok=True)  # no summary, or none that can be read
+
+
 def read_summary(run_dir: Path, step: int, evaluate_bytes: int | None = None) -> dict[str, Any] | None:
     """The summary of the run at ``step``, measured on all validation bytes or on the first
     ``evaluate_bytes`` (0: or not measured); None if there is none."""

@@ -12,7 +12,7 @@ from mambabyte.errors import Interrupted, UserError, is_out_of_memory
 from mambabyte.models import MambaByte
 from mambabyte.ops import backend_for
 from mambabyte.runs.run_directory import explaining_full_disk, lock_run_directory, record_sitting
-from mambabyte.runs.summary import read_summary
+from mambabyte.runs.summary import read_summary, set_summary_aside
 from mambabyte.training.distributed.launching import lost_rank
 from mambabyte.training.final_evaluation import summarize
 from mambabyte.training.loggers import build_loggers
@@ -52,6 +52,9 @@ def _train_and_measure(run: Plan) -> dict[str, Any] | None:
             run.data.prepare_data()
         with lock_run_directory(run.settings.run_dir, run.config) if run.main_process else nullcontext():
             step = _fit(run)
+    elif "trainer.max_steps" in run.changed and run.main_process:  # an unfinished run shall end here
+        with lock_run_directory(run.settings.run_dir, run.config):
+            record_sitting(run.settings.run_dir, step, run.changed)
     if not run.main_process:
         return None
     if summary := read_summary(run.settings.run_dir, step, run.settings.callbacks.evaluate_bytes):
@@ -65,6 +68,7 @@ def _fit(run: Plan) -> int:
     settings = run.settings
     run_dir = settings.run_dir
     if run.main_process:
+        set_summary_aside(run_dir)
         record_sitting(run_dir, run.step, run.changed)
     callbacks, preemption = build_callbacks(settings, run.data.validation_corpus())
     seed_everything(settings.seed, workers=True, verbose=False)

@@ -12,6 +12,7 @@ from mambabyte import checkpoints
 from mambabyte.config.settings import fill, to_plain
 from mambabyte.data import ByteDataModule
 from mambabyte.data.settings import DataSettings
+from mambabyte.errors import UserError
 from mambabyte.runs.changes import Changes, changes, in_words, refuse_other_run
 from mambabyte.training.distributed.launching import is_main_process, resolve_devices
 from mambabyte.training.planning.autotune import with_measurements
@@ -62,13 +63,16 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     settings = with_measurements(settings, keep_measurements)
     if settings.budget.training_seconds is None:
         settings.check_warmup()
-    elif (
-        main_process and settings.optimizer.warmup_steps > settings.trainer.max_steps
-    ):  # of this machine's speed
-        print(
+    elif main_process and settings.optimizer.warmup_steps > settings.trainer.max_steps:
+        print(  # and not refused: it depends on this machine's speed
             "mambabyte: the learning rate never reaches its peak: optimizer.warmup_steps="
             f"{settings.optimizer.warmup_steps:,}, and the time is enough for {settings.trainer.max_steps:,}",
             file=sys.stderr,
+        )
+    if step > settings.trainer.max_steps:
+        raise UserError(
+            f"run '{settings.name}' has taken {step:,} steps already, and trainer.max_steps="
+            f"{settings.trainer.max_steps:,}: set it to {step:,} to end the run there, or give the new run its own name="
         )
     changed = changes(recorded, settings) if saved else {}
     config = to_plain(settings)
