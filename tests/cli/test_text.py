@@ -98,6 +98,8 @@ def test_an_empty_path_is_refused_and_a_model_is_one_choice(cli, monkeypatch):
     assert cli.complaint("train", "run_dir=") == "run_dir must be a path, and is empty"
     assert cli.complaint("eval", "ckpt=") == "ckpt must be a path, and is empty"
     assert "model takes one choice, not [small,large]" in cli.complaint("train", "model=[small,large]")
+    for group in ("trainer", "+experiment"):  # Hydra would merge them
+        assert "takes one choice, not [a,b]" in cli.complaint("train", f"{group}=[a,b]")
     monkeypatch.setenv("MAMBABYTE_DATA", "")
     assert "MAMBABYTE_DATA is empty" in cli.complaint("data", "prepare")
 

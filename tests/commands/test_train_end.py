@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mambabyte import checkpoints
+from mambabyte.errors import UserError
 from mambabyte.runs.run import read_run
 
 
@@ -87,6 +88,31 @@ def test_a_complete_run_says_so_and_reports_again(start, capsys) -> None:
     assert capsys.readouterr().out == first
     start("again", "trainer.max_steps=14")
     assert checkpoints.read(run_dir).step == 14
+
+
+def test_a_summary_is_that_of_the_weights_trained_last(start) -> None:
+    run_dir = start("anew")
+    first = json.loads((run_dir / "summary.json").read_text())
+    shutil.rmtree(run_dir / "checkpoints")
+    start("anew", "seed=5")
+    second = json.loads((run_dir / "summary.json").read_text())
+    assert second["step"] == first["step"] and second["validation"]["nats"] != first["validation"]["nats"]
+    assert json.loads((run_dir / "summary_at_step_12.json").read_text()) == first
+
+
+def test_a_run_may_end_where_it_stands_and_no_earlier(start, capsys) -> None:
+    run_dir = start("shorter", "callbacks.evaluate_bytes=0", "trainer.max_steps=6")
+    with pytest.raises(UserError, match=r"has taken 6 steps already, more than trainer\.max_steps=4"):
+        start("shorter", "trainer.max_steps=4")
+    content = checkpoints.read(run_dir).content
+    content["mambabyte"]["config"]["trainer"]["max_steps"] = 1000  # as if a longer run had been stopped
+    checkpoints.write(content, run_dir / "checkpoints" / "step_00000006.ckpt")
+    start("shorter", "trainer.max_steps=6")
+    assert read_run(run_dir).state == "complete"
+    assert json.loads((run_dir / "sittings.json").read_text())[-1]["changed"] == {
+        "trainer.max_steps": [1000, 6],
+        "callbacks.evaluate_bytes": [0, None],
+    }
 
 
 def test_a_run_on_the_cpu_is_measured_there_beside_a_gpu(start, monkeypatch) -> None:

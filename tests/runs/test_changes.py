@@ -77,3 +77,12 @@ def test_a_record_of_wrong_types_is_refused_in_a_sentence(settings: TrainSetting
     with pytest.raises(UserError, match=r"optimizer \(3 there") as caught:
         refuse_other_run(tmp_path, changes(recorded, settings))
     assert "\n" not in str(caught.value)
+
+
+def test_an_old_name_is_no_change(settings: TrainSettings) -> None:
+    recorded = to_plain(settings)
+    recorded["callbacks"]["validation_bytes"] = recorded["callbacks"].pop("validate_bytes")
+    recorded["logger"] = {"service": "csv", "project": None, "entity": None}
+    assert changes(recorded, settings) == {}
+    recorded["logger"] = {"service": "wandb", "project": None, "entity": None}
+    assert changes(recorded, settings) == {"logger.wandb": (True, False)}

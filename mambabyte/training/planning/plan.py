@@ -71,8 +71,8 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         )
     if step > settings.trainer.max_steps:
         raise UserError(
-            f"run '{settings.name}' has taken {step:,} steps already, and trainer.max_steps="
-            f"{settings.trainer.max_steps:,}: set it to {step:,} to end the run there, or give the new run its own name="
+            f"run '{settings.name}' has taken {step:,} steps already, more than trainer.max_steps="
+            f"{settings.trainer.max_steps:,}: set {step:,} to end it there, or give the new run its own name="
         )
     changed = changes(recorded, settings) if saved else {}
     config = to_plain(settings)
