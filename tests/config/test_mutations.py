@@ -18,7 +18,7 @@ from mambabyte.training.planning.memory_estimate import on_meta
 from mambabyte.training.settings import TrainSettings
 
 WRONG = ["text", -1, 0, 10**18, None, "", [], [1, "x"], {}, {"a": 1}, math.nan, math.inf, True, 1.5]
-EDGES = [1, 1e-300, 1e-12, 1e3]
+EDGES = [1, 1e-300, 1e-12, 24]
 NEEDED = {"files": ["data.path=notes"], "hf": ["data.name=someone/texts"]}
 # Of a model that is built and run.
 SMALL = {"n_layer": 1, "d_model": 16, "n_head": 2, "d_ff": 32, "d_state": 4, "n_latents": 4, "max_length": 64}
