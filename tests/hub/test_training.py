@@ -20,6 +20,7 @@ SIZE = [
     "model.n_layer=1",
     "context_length=64",
     "trainer.max_steps=24",
+    "optimizer.warmup_steps=2",
     "trainer.global_batch_bytes=256",
     "trainer.micro_batch_size=2",
     "trainer.accelerator=cpu",
