@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
@@ -90,14 +90,26 @@ def _refuse_unread(schema: Any, composed: Any) -> None:
     from omegaconf import OmegaConf
 
     written: Any = OmegaConf.to_container(composed)
-    read = {key.rpartition(".")[2] for key in re.findall(r"\$\{([\w.]+)\}", repr(written))}
+    read = set(_interpolated(written))
     for name, kind in get_type_hints(schema).items():
         section = next((each for each in (kind, *get_args(kind)) if getattr(each, "text_keys", ())), None)
         if section is None or not isinstance(written.get(name), dict):
             continue
-        known = {*(field.name for field in fields(section)), *read & written[name].keys()}
+        known = {field.name for field in fields(section)}
+        known |= {key for key in written[name] if (name, str(key)) in read}
         for key in written[name].keys() - known:
             raise UserError(f"there is no setting {name}.{key}{suggestion(key, known)}")
+
+
+def _interpolated(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The section and the key in it of each ``${...}`` in ``value``, which stands at ``place``."""
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _interpolated(inner, (*place, str(key)))
+        return
+    for dots, key in re.findall(r"\$\{(\.*)([\w.]+)\}", str(value)):
+        above = place[: len(place) - len(dots)] if dots else ()
+        yield (*above, *key.split("."))[:2]
 
 
 def plain(composed: Any) -> dict[str, Any]:

@@ -105,11 +105,55 @@ def test_only_what_the_program_reads_may_stand_in_a_configuration(added, key):
         TrainSettings.compose("data=files", added)
 
 
+def sections(command: str) -> list[str]:
+    """The sections of a command's configuration, each with the dot behind it; the top level is empty."""
+    overrides = [*NEEDED.get(command, []), *([] if command == "train" else ["data=stdlib"])]
+    schema = commands.find(command).settings
+    if "data" not in {field.name for field in fields(schema)}:
+        return [""]
+    composed = schema.compose_yaml(overrides)[0]
+    found = [f"{key}." for key in composed if hasattr(composed[key], "keys")]
+    return ["", *found, "data.source."]
+
+
+@pytest.mark.parametrize("command", COMPOSED)
+def test_every_section_of_every_command_refuses_what_it_does_not_know(command):
+    schema, needed = commands.find(command).settings, NEEDED.get(command, [])
+    found = sections(command)
+    if command == "train":
+        groups = ("budget", "callbacks", "data", "data.source", "logger", "model", "optimizer", "trainer")
+        assert {*found} == {"", *(f"{group}." for group in groups)}
+    for section in found:
+        data = ["data=stdlib"] if section.startswith("data.") else []
+        with pytest.raises(UserError, match=f"there is no setting {re.escape(section)}nonsense; choose from"):
+            schema.compose(*needed, *data, f"+{section}nonsense=1").data.build_source()
+
+
+def test_a_short_name_that_only_another_section_has_is_refused():
+    """``${name}`` in run_dir is the run's name; data=stdlib reads no data.name."""
+    with pytest.raises(UserError, match=r"there is no setting data\.name"):
+        TrainSettings.compose("data=stdlib", "+data.name=a/b")
+
+
+def test_short_names_of_ones_own_are_those_that_an_interpolation_reads():
+    own = ["data=files", "+data.corpus=books", "data.path='${.corpus}/*.txt'"]
+    assert TrainSettings.compose(*own).data.source["path"] == "books/*.txt"
+    named = ["data=stdlib", "+data.label=x", "name='${data.label}-1'"]
+    assert TrainSettings.compose(*named).name == "x-1"
+
+
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_an_optimizer_of_another_library_is_refused_and_never_replaced_by_adamw(sign):
+    with pytest.raises(UserError, match=r"optimizer\._target_"):
+        TrainSettings.compose(f"{sign}optimizer._target_=torch.optim.SGD")
+
+
 def test_a_source_has_only_its_own_settings_and_they_are_named_by_their_keys():
     for given, sentence in [
         ("+data.source.weights=1", "there is no setting data.source.weights"),
         ("data.source.download=3", "data.source.download must be true or false"),
         ("data.source.split_names=3", "data.source.split_names must be"),
+        ("data.source.split_names=null", "data.source.split_names must be a section"),
         ("data.retries=-1", "data.retries must be at least 0"),
         ("data.source._target_=[a]", "data.source needs a _target_"),
     ]:
