@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mambabyte.reporting.comparison import Comparison
-from mambabyte.runs.loss_curve import smooth
+from mambabyte.runs.loss_curve import literal, smooth
 from mambabyte.runs.run import Run
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _panel(
 
     points = [point for line in lines for point in line.points]
     title = "\n".join(textwrap.wrap(measured_on or "not measured yet", 80))
-    axes.set_title(title, fontsize=8, color="0.35")
+    axes.set_title(literal(title), fontsize=8, color="0.35")
     furthest = max(x for x, _ in points)
     scale, unit = next((row for row in figure.units if row[0] <= furthest), figure.units[-1])
     for line in lines:
@@ -143,13 +143,8 @@ def _panel(
         handles["training, where nothing was validated"] = Line2D([], [], color="0.4", linestyle=":")
     if any(line.star for line in lines):
         handles["validation at the end, on all bytes"] = Line2D([], [], color="0.4", marker="*", ls="none")
-    names = [_literal("\n".join(textwrap.wrap(label, 70))) for label in handles]
+    names = [literal("\n".join(textwrap.wrap(label, 70))) for label in handles]
     below = (0.5, -0.14)  # in units of the panel
     axes.legend(
         [*handles.values()], names, fontsize=9, loc="upper center", bbox_to_anchor=below, frameon=False
     )
-
-
-def _literal(text: str) -> str:
-    """``text`` with its dollars as dollars, which would otherwise begin a formula."""
-    return text.replace("$", r"\$")

@@ -43,8 +43,7 @@ def plot_loss_curve(
         axes.axhline(value, color="gray", linestyle=style, linewidth=1, label=f"{name} ({value:.3f})")
     ends = [] if final is None else [final]
     lowest = 0.85 * min([*ends, *compressors.values(), *training], default=1.0)
-    axes.set(xlabel="MB seen", ylabel="bits per byte")
-    axes.set_title(title, parse_math=False)
+    axes.set(xlabel="MB seen", ylabel="bits per byte", title=literal(title))
     axes.set_yscale("log", base=2)
     axes.set_ylim(lowest, 8.5)
     axes.set_yticks([tick for tick in (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8) if tick > lowest])
@@ -54,6 +53,11 @@ def plot_loss_curve(
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def literal(text: str) -> str:
+    """``text`` as matplotlib shows it character by character: two dollars would enclose a formula."""
+    return text.replace("$", r"\$")
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
