@@ -51,7 +51,8 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
             if name == "train" and sys.stderr.isatty():
                 print("mambabyte: loading PyTorch", file=sys.stderr)  # which takes seconds
             command.check(composition.plain(composed))
-            return command.run(command.settings.from_composed(composed))  # type: ignore[attr-defined]
+            checked = command.settings.from_composed(composed, settings.runtime.choices)  # type: ignore[attr-defined]
+            return command.run(checked)
         except Exception as fault:
             if sweeping and not isinstance(fault, Interrupted):
                 raise

@@ -42,7 +42,7 @@ class CommandSettings(Settings):
         Raises:
             UserError: an override that cannot be read or obeyed.
         """
-        return cls.from_composed(cls.compose_yaml(as_meant(overrides, cls))[0])
+        return cls.from_composed(*cls.compose_yaml(as_meant(overrides, cls)))
 
     @classmethod
     def compose_yaml(
@@ -71,13 +71,13 @@ class CommandSettings(Settings):
         return composed, {str(g): str(c) for g, c in choices.items() if not g.startswith("hydra/")}
 
     @classmethod
-    def from_composed(cls: type[C], composed: Any) -> C:
-        """The settings in an OmegaConf configuration that Hydra has composed.
+    def from_composed(cls: type[C], composed: Any, choices: Mapping[str, str]) -> C:
+        """The settings in an OmegaConf configuration that Hydra composed of these ``choices`` of its groups.
 
         Raises:
             UserError: an unknown or missing key, a wrong value, or a secret that a run would keep.
         """
-        _refuse_unread(cls, composed)
+        _refuse_unread(cls, composed, choices)
         values = plain(composed)
         if "data" in values and os.environ.get("MAMBABYTE_DATA") == "":
             raise UserError("the environment variable MAMBABYTE_DATA is empty: unset it, or name a folder")
@@ -85,8 +85,9 @@ class CommandSettings(Settings):
         return fill(cls, values)
 
 
-def _refuse_unread(schema: Any, composed: Any) -> None:
-    """Raise UserError about a short name that nothing reads: no field of its section and no interpolation."""
+def _refuse_unread(schema: Any, composed: Any, choices: Mapping[str, str]) -> None:
+    """Raise UserError about a key beside a section's fields that is no short name: neither one of the chosen
+    file's nor, for files of the user's own, one that an interpolation reads."""
     from omegaconf import OmegaConf
 
     written: Any = OmegaConf.to_container(composed)
@@ -95,10 +96,20 @@ def _refuse_unread(schema: Any, composed: Any) -> None:
         section = next((each for each in (kind, *get_args(kind)) if getattr(each, "text_keys", ())), None)
         if section is None or not isinstance(written.get(name), dict):
             continue
-        known = {field.name for field in fields(section)}
+        known = {field.name for field in fields(section)} | _short_names(name, choices.get(name))
         known |= {key for key in written[name] if (name, str(key)) in read}
         for key in written[name].keys() - known:
             raise UserError(f"there is no setting {name}.{key}{suggestion(key, known)}")
+
+
+def _short_names(group: str, choice: str | None) -> set[str]:
+    """The keys in the YAML of a group's choice and in what that file builds on, if the program has it."""
+    import yaml
+
+    file = config_dir() / group / f"{choice}.yaml"
+    written = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
+    parents = [each for each in written.pop("defaults", []) if isinstance(each, str) and each != "_self_"]
+    return set(written).union(*(_short_names(group, parent) for parent in parents))
 
 
 def _interpolated(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

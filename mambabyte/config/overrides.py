@@ -25,7 +25,10 @@ class Text(NamedTuple):
 
 def text_settings(schema: Any, above: str = "") -> dict[str, Text]:
     """The settings of a dataclass that hold text, by their keys."""
-    found = {f"{above}{key}": Text(null=True, list=key == "path") for key in getattr(schema, "text_keys", ())}
+    found = {
+        f"{above}{key}": Text(null=True, list=key.endswith("path"))
+        for key in getattr(schema, "text_keys", ())
+    }
     kinds = get_type_hints(schema)
     for field in fields(schema):
         kind = kinds[field.name]

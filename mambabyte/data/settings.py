@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _SOURCES = ("Files", "HeldOut", "HuggingFace", "PG19", "PG19Texts", "StandardLibrary")
 # The short names of conf/data that hold text; the source has their types, but importing it takes a second.
 _TEXTS = ("path", "name", "revision", "configuration", "text_column", "language", "texts", "lists")
+_TEXTS_OF_SOURCE = (*_TEXTS, "split_names.train", "split_names.validation", "split_names.test")
 _OURS = {f"mambabyte.data.{name}Source" for name in _SOURCES}
 
 
@@ -33,7 +34,7 @@ class DataSettings(Settings):
     """
 
     section: ClassVar[str] = "data"
-    text_keys: ClassVar[tuple[str, ...]] = _TEXTS
+    text_keys: ClassVar[tuple[str, ...]] = (*_TEXTS, *(f"source.{key}" for key in _TEXTS_OF_SOURCE))
     source: dict[str, Any]
     windows: Literal["random_per_document", "contiguous", "packed"] = "random_per_document"
     streaming: bool = False

@@ -129,10 +129,35 @@ def test_every_section_of_every_command_refuses_what_it_does_not_know(command):
             schema.compose(*needed, *data, f"+{section}nonsense=1").data.build_source()
 
 
-def test_a_short_name_that_only_another_section_has_is_refused():
-    """``${name}`` in run_dir is the run's name; data=stdlib reads no data.name."""
-    with pytest.raises(UserError, match=r"there is no setting data\.name"):
-        TrainSettings.compose("data=stdlib", "+data.name=a/b")
+@pytest.mark.parametrize(
+    ("corpus", "key"),
+    [
+        ("stdlib", "name"),  # ${name} in run_dir is the run's name
+        ("stdlib", "language"),
+        ("hf", "language"),
+        ("hf", "download"),  # which the source has, under data.source alone
+    ],
+)
+def test_a_short_name_that_this_corpus_does_not_have_is_refused(corpus, key):
+    with pytest.raises(UserError, match=rf"there is no setting data\.{key};"):
+        TrainSettings.compose(f"data={corpus}", f"+data.{key}=a")
+
+
+@pytest.mark.parametrize(
+    ("corpus", "given", "value"),
+    [
+        ("files", "data.source.path=2024_01_15", "2024_01_15"),
+        ("files", "data.source.path=[1.10,b]", ["1.10", "b"]),
+        ("pg19", "data.source.books=null", None),
+        ("wikipedia", "data.configuration=2022_03", "2022_03"),
+        ("wikipedia", "data.source.split_names.test=1.10", {"train": "train", "test": "1.10"}),
+    ],
+)
+def test_a_setting_of_the_source_may_be_given_without_its_short_name(corpus, given, value):
+    source = TrainSettings.compose(f"data={corpus}", given).data.source
+    key = given.partition("=")[0].removeprefix("data.").removeprefix("source.").partition(".")[0]
+    found = source[key]
+    assert (found if not isinstance(value, dict) else {each: found[each] for each in value}) == value
 
 
 def test_short_names_of_ones_own_are_those_that_an_interpolation_reads():
