@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+from contextlib import redirect_stdout
 
 from mambabyte import commands
 from mambabyte.cli.hydra_app import run_hydra
 from mambabyte.commands import NAMES
+from mambabyte.config import composition
 
 
 def complete(argv: list[str]) -> int:
@@ -23,5 +26,16 @@ def complete(argv: list[str]) -> int:
         for word in name.split(" "):
             typed.remove(word)
         os.environ["COMP_LINE"] = " ".join(typed)
-    run_hydra(name or "train", commands.find(name or "train"), argv[1:], ["--shell-completion"])
+    answer = io.StringIO()
+    with redirect_stdout(answer):
+        run_hydra(name or "train", commands.find(name or "train"), argv[1:], ["--shell-completion"])
+    if name is None or "=" in typed[-1]:
+        print(answer.getvalue(), end="")
+    else:
+        print(" ".join(map(_ended, answer.getvalue().split())))
     return 0
+
+
+def _ended(word: str) -> str:
+    """``data=`` for the ``data`` that Hydra offers, since conf/data holds a folder beside its choices."""
+    return f"{word}=" if any((composition.config_dir() / word).glob("*.yaml")) else word

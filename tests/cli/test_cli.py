@@ -409,6 +409,15 @@ def test_tab_completion(cli, monkeypatch, line, expected):
     assert expected in cli.out.split()
 
 
+def test_a_group_that_holds_a_folder_is_completed_like_the_others(cli, conf, monkeypatch):
+    (conf / "data" / "shared").mkdir()
+    (conf / "data" / "shared" / "base.yaml").write_text("workers: 0")
+    for line, offered in [("mambabyte eval da", ["data="]), ("mambabyte train da", ["data.", "data="])]:
+        monkeypatch.setenv("COMP_LINE", line)
+        assert cli("-sc", "query=bash") == 0
+        assert sorted(cli.out.split()) == offered
+
+
 def test_completion_is_installed_for_the_program(cli):
     assert cli("-sc", "install=bash") == 0
     assert re.search(r"complete .* hydra_bash_completion mambabyte$", cli.out)
