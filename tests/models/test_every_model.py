@@ -302,7 +302,8 @@ def test_save_and_load(model, tmp_path):
     bytes = random_bytes(2, 20)
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
     description = {"format": checkpoints.FORMAT, "model": model.config.to_dict()}
-    checkpoints.write({"state_dict": weights, "mambabyte": description}, tmp_path / "model.ckpt")
+    content = {"state_dict": weights, "global_step": 0, "mambabyte": description}
+    checkpoints.write(content, tmp_path / "model.ckpt")
     loaded = checkpoints.load_model(tmp_path / "model.ckpt")
     assert loaded.config == model.config and not loaded.training
     assert torch.equal(loaded(bytes), model.eval()(bytes))

@@ -110,9 +110,10 @@ class HuggingFaceSource(Settings):
         return self._identity(self.split_names)
 
     def identity_of(self, split: str) -> dict[str, Any]:
-        """That of one split, so that streaming need not read the local files of the others beforehand."""
+        """That of one split, so that streaming need not read the local files of the others beforehand; of all
+        that there are if there is none of that name."""
         self._check_split(split)
-        return self._identity([split])
+        return self._identity(self.split_names if self.path and not self._parquet_files(split) else [split])
 
     def _identity(self, splits: Iterable[str]) -> dict[str, Any]:
         identity: dict[str, Any] = {

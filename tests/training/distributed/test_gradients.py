@@ -56,6 +56,7 @@ def gradients(ranks: Ranks, documents: Path, tmp_path: Path) -> Callable[..., di
         places = [f"data.path={documents}", f"data.folder={tmp_path}/prepared", f"run_dir={tmp_path}/{name}"]
         more = [
             "trainer.max_steps=1",
+            "optimizer.warmup_steps=1",
             "trainer.micro_batch_size=4",
             "callbacks.evaluate_bytes=0",
             f"callbacks.extra=[{callback}]",

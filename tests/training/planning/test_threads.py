@@ -103,7 +103,7 @@ def test_threads_are_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
 def test_auto_really_measures(start, monkeypatch, capsys) -> None:
     torch.set_num_threads(2)
     try:
-        start("measured", AUTO, "trainer.max_steps=1", "trainer.micro_batch_size=8")
+        start("measured", AUTO, "trainer.max_steps=2", "trainer.micro_batch_size=8")
     finally:
         torch.set_num_threads(1)
     said = capsys.readouterr().err
