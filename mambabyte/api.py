@@ -68,6 +68,7 @@ def bits_per_byte(
         UserError: no bytes, a setting out of range, or a model that cannot do the protocol.
     """
     _check_bytes("data", data)
+    data = bytes(data)
     if not data:
         raise UserError("there are no bytes to measure: data is empty")
     corpus = ByteCorpus(np.frombuffer(data, np.uint8), np.array([0, len(data)]), ["data"])

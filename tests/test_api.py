@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,33 @@ def test_what_is_saved_is_loaded_with_the_same_bits(model: ByteLM, tmp_path: Pat
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(UserError, match="already exists"):
         mambabyte.save(model, tmp_path / "saved")
+
+
+def test_no_precision_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = SMALL[0].build().double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1e-11)  # less than float32 can hold
+    mambabyte.save(model, "~/double")
+    loaded = mambabyte.load(tmp_path / "double").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+    mambabyte.save(model.bfloat16(), tmp_path / "half")
+    loaded = mambabyte.load(tmp_path / "half").state_dict()
+    assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
+    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in model.state_dict().items())
+
+
+def test_the_bytes_of_wider_items_are_measured(model: ByteLM) -> None:
+    wide = array("i", range(100))
+    expected = mambabyte.bits_per_byte(model, wide.tobytes(), context_length=64)
+    assert mambabyte.bits_per_byte(model, memoryview(wide), context_length=64) == expected
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3, dtype=torch.long), torch.zeros(1, 3), "text"])
+def test_what_is_no_batch_of_bytes_is_a_sentence(model: ByteLM, wrong: object) -> None:
+    with pytest.raises(UserError, match="a model reads bytes"):
+        model(wrong)
 
 
 def test_a_saved_model_is_measured_where_the_data_and_the_context_are_named(

@@ -27,7 +27,7 @@ def write_export(model: ByteLM, config: Mapping[str, Any] | None, step: int, fol
     Raises:
         UserError: the folder exists already, or cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     exists = f"'{folder}' already exists: remove it, or choose another out="
     if folder.exists():
         raise UserError(exists)

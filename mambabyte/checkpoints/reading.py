@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class Checkpoint:
                 raise UserError(misfit)
         with torch.random.fork_rng(devices=[]):  # building draws initial weights that are never used
             model = config.build()
+        _widen(model, self.state_dict)
         try:
             model.load_state_dict(self.state_dict)
         except (RuntimeError, AttributeError, TypeError) as error:
@@ -92,10 +94,18 @@ class Checkpoint:
         return model.eval()
 
 
+def _widen(model: ByteLM, stored: Mapping[str, Tensor]) -> None:
+    """Make room for stored weights of more precision than float32."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        wanted = stored[name].dtype if name in stored else tensor.dtype
+        if tensor.is_floating_point() and wanted.is_floating_point:
+            tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, wanted))
+
+
 def load_model(
     path: str | Path, config: ByteLMConfig | None = None, device: str | torch.device = "cpu"
 ) -> ByteLM:
-    """The trained model, in eval mode, in the precision it was saved in.
+    """The trained model, in eval mode, in float32, or in float64 if it was saved so.
 
     Args:
         path: a run directory, a checkpoint or an export.

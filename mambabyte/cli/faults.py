@@ -27,6 +27,8 @@ def sentence(fault: BaseException) -> str | None:
     """What is wrong with the system and what to do, in a sentence; None if the program is to blame."""
     if (said := out_of_memory(fault)) is not None:
         return said
+    if isinstance(fault, RuntimeError) and str(fault) == "Could not determine home directory.":
+        return "a path begins with ~ and the name of a user who is not known here: write the folder itself"
     if not isinstance(fault, OSError) or fault.errno not in _ADVICE:
         return None
     where = f" for '{fault.filename}'" if fault.filename else ""

@@ -45,17 +45,29 @@ class StandardOutput(_Stream):
     """Standard output; remembers why a write failed, and shows control characters as symbols."""
 
     def write(self, text: str) -> int:
-        try:
-            return super().write(visible(text))
-        except OSError as fault:
-            self.fault = fault
-            raise
+        return self.write_coloured(visible(text))
+
+    def write_coloured(self, text: str) -> int:
+        """Write text whose control characters are our own."""
+        with self._noting_faults():
+            return super().write(text)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write bytes as they are, at once."""
+        with self._noting_faults():
+            self.buffer.write(data)
+            self.buffer.flush()
 
     def flush(self) -> None:
         if self.fault is not None:  # argparse drops what its own writes raise
             raise self.fault
-        try:
+        with self._noting_faults():
             super().flush()
+
+    @contextmanager
+    def _noting_faults(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as fault:
             self.fault = fault
             raise

@@ -98,9 +98,15 @@ def decode(
     try:
         _code(model, header, _Decoder(data, stream), progress)
     except _OtherProbabilities:
+        here = arithmetic(model)
+        if header.arithmetic == here:
+            raise DamagedFile(
+                f"this file cannot be decompressed here: it was compressed with {here}, as is here, and is "
+                "damaged, or another processor's probabilities differ in the last digits"
+            ) from None
         raise UserError(
             f"this file cannot be decompressed here: it was compressed with {header.arithmetic}, this is "
-            f"{arithmetic(model)}, and their probabilities differ in the last digits; decompress it on the "
+            f"{here}, and their probabilities differ in the last digits; decompress it on the "
             "kind of machine and with the versions that compressed it"
         ) from None
     if stream.read(1):

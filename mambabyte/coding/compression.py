@@ -104,7 +104,7 @@ def _new_file(target: Path) -> Iterator[BinaryIO]:
             yield file
     except FileExistsError as error:
         raise UserError(
-            f"another process wrote '{target}' meanwhile, which was left as it is; choose another output="
+            f"another process wrote '{target}' meanwhile, which was left as it is; choose another out="
         ) from error
     except OSError as error:
         raise UserError(f"cannot write '{target}': {error.strerror or error}") from error

@@ -80,6 +80,7 @@ def run(settings: EvalSettings) -> None:
     from mambabyte.runtime.devices import choose_device
     from mambabyte.runtime.process_group import process_group
     from mambabyte.runtime.progress import progress_bar
+    from mambabyte.runtime.terminal import print_coloured
 
     metrics, split = settings.metrics, settings.split
     with process_group(choose_device(settings.device)) as (device, rank):
@@ -133,8 +134,10 @@ def run(settings: EvalSettings) -> None:
             studies = {name: study.values for name, study in found.items()}
             print(valid_json({**result.to_dict(), **where, **studies}))
         else:
-            lines = [line for study in found.values() for line in study.lines]
-            print("\n".join([f"{split}: {result}", *lines]))
+            print(f"{split}: {result}")
+            for study in found.values():
+                for line in study.lines:
+                    (print_coloured if study.coloured else print)(line)
         for study in found.values():
             if study.fault is not None:
                 raise UserError(study.fault)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -39,7 +38,7 @@ def run(settings: GenerateSettings) -> None:
     from mambabyte import checkpoints
     from mambabyte.generation import Sampler, decode_stream, generate
     from mambabyte.runtime.devices import choose_device
-    from mambabyte.runtime.terminal import visible
+    from mambabyte.runtime.terminal import visible, write_bytes
 
     sampler = Sampler(settings.temperature, settings.top_k, settings.top_p, settings.seed)
     model = checkpoints.load_model(settings.ckpt).to(choose_device(settings.device))
@@ -47,8 +46,7 @@ def run(settings: GenerateSettings) -> None:
     stream = chain(prompt, generate(model, prompt, settings.bytes, sampler))
     if settings.raw:
         for byte in stream:
-            sys.stdout.buffer.write(bytes([byte]))
-            sys.stdout.buffer.flush()
+            write_bytes(bytes([byte]))
         return
     for text in decode_stream(stream):
         print(visible(text), end="", flush=True)

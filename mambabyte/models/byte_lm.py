@@ -79,8 +79,17 @@ class ByteLM(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def as_batch(self, bytes: Tensor | bytes) -> Tensor:
-        """A tensor as it is; Python's `bytes` as one row (1, L) on the model's device."""
+        """An integer tensor (B, L) as it is; Python's `bytes` as one row (1, L) on the model's device.
+
+        Raises:
+            UserError: it is neither.
+        """
         if isinstance(bytes, Tensor):
+            if bytes.ndim != 2 or bytes.is_floating_point():
+                raise UserError(
+                    f"a model reads bytes or an integer tensor (batch, length), not {bytes.dtype} of shape "
+                    f"{tuple(bytes.shape)}"
+                )
             return bytes
         if isinstance(bytes, str):
             raise UserError("a model reads bytes and no text: give it text.encode()")

@@ -146,3 +146,19 @@ def test_a_removed_working_folder_is_one_sentence(tmp_path: Path) -> None:
     )
     assert done.stderr == "mambabyte: the current folder was removed: change to another one (cd)\n"
     assert done.returncode == 1
+
+
+def test_our_own_colours_reach_the_reader_and_nothing_elses_does() -> None:
+    body = (
+        "from mambabyte.runtime.terminal import print_coloured as p; p('\\x1b[1mbold'); print('\\x1b[1mdata')"
+    )
+    assert run(body).stdout == "\x1b[1mbold\n␛[1mdata\n".encode()
+
+
+@full_device
+def test_raw_bytes_meet_a_full_or_closed_output_like_text() -> None:
+    body = "from mambabyte.runtime.terminal import write_bytes as w; [w(b'\\xff') for _ in range(100_000)]"
+    done = run(body, redirect="> /dev/full")
+    assert done.stderr.decode().startswith(SENTENCE)
+    done = run(body, redirect="| head -c 3")
+    assert (done.stdout, done.stderr) == (b"\xff\xff\xff", b"")

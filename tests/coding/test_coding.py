@@ -277,7 +277,7 @@ def test_of_two_that_write_one_file_the_later_is_told(model: ByteLM, tmp_path: P
         if done == 1:
             compress_file(model, tmp_path / "file", tmp_path / "out")
 
-    with pytest.raises(UserError, match=r"another process wrote '.*out' meanwhile.*choose another output="):
+    with pytest.raises(UserError, match=r"another process wrote '.*out' meanwhile.*choose another out="):
         compress_file(model, tmp_path / "file", tmp_path / "out", progress=meanwhile)
     decompress_file(model, tmp_path / "out", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == b"some bytes"

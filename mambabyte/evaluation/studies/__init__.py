@@ -11,11 +11,13 @@ class Study:
     """The result of one study: plain JSON values, and the lines that show them.
 
     fault: why its picture could not be written, which is said when the figures have been printed.
+    coloured: the lines hold colours for a terminal, and no control characters of the data.
     """
 
     values: Any
     lines: list[str]
     fault: str | None = None
+    coloured: bool = False
 
 
 def write_picture(path: Path, write: Callable[[], None]) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Protocol, scored_spans
 from mambabyte.evaluation.studies import Study, write_picture
 from mambabyte.models import ByteLM
+from mambabyte.runtime.terminal import visible
 
 _MOST = 8.0  # bits per byte of a uniform guess, the strongest colour
 
@@ -31,8 +32,8 @@ def heatmap_study(
     texts = [characters(bytes(data), each) for data, each in zip(documents, bits, strict=True)]
     heading = f"{title}: where the bits go ({protocol.name})"
     fault = write_picture(page, lambda: write_html(texts, heading, page))
-    legend = f"from white (0 bits per byte) to red (8 and more){'' if fault else f': {page}'}"
-    return Study(None if fault else str(page), [*map(to_terminal, texts), legend], fault)
+    legend = f"from white (0 bits per byte) to red (8 and more){'' if fault else f': {visible(str(page))}'}"
+    return Study(None if fault else str(page), [*map(to_terminal, texts), legend], fault, coloured=True)
 
 
 def byte_bits(model: ByteLM, documents: Sequence[np.ndarray], protocol: Protocol) -> list[np.ndarray]:
