@@ -8,7 +8,7 @@ import pytest
 
 from mambabyte.config.settings import to_plain
 from mambabyte.errors import UserError
-from mambabyte.runs.changes import changes, refuse_other_run
+from mambabyte.runs.changes import changes, in_words, refuse_other_run
 from mambabyte.training.settings import TrainSettings
 
 
@@ -77,3 +77,9 @@ def test_a_record_of_wrong_types_is_refused_in_a_sentence(settings: TrainSetting
     with pytest.raises(UserError, match=r"optimizer \(3 there") as caught:
         refuse_other_run(tmp_path, changes(recorded, settings))
     assert "\n" not in str(caught.value)
+
+
+def test_changes_are_written_as_in_yaml() -> None:
+    changed = {"a": (None, ["packed"]), "b": ("text", True), "c": ((0.9, 1.0), 3)}
+    said = "a (null then, [packed] now), b (text then, true now), c ([0.9, 1.0] then, 3 now)"
+    assert in_words(changed, "then") == said
