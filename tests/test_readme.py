@@ -40,6 +40,7 @@ MAKE_TRAIN = "make train"
 # The command as the README has it: what is added to make it quick, and what it must say or leave behind.
 COMMANDS: dict[str, tuple[list[str], str]] = {
     "mambabyte eval --bpb ckpt=runs/quickstart": ([], "2,048 bytes in"),
+    "mambabyte eval README.md --bpb ckpt=runs/quickstart": ([], f"{len(README.encode()):,} bytes in 1"),
     'mambabyte generate ckpt=runs/quickstart prompt="def "': (["bytes=8"], "def "),
     "mambabyte compress README.md ckpt=runs/quickstart": ([], "README.md.mbc"),
     "mambabyte data inspect data=stdlib": (["max_bytes=20000"], "valid UTF-8"),

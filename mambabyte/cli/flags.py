@@ -33,7 +33,9 @@ class Parser(argparse.ArgumentParser):
 def command_parser(name: str, command: Command) -> Parser:
     """The parser of a command's words and flags, and of Hydra's flags where Hydra composes its settings."""
     composed = hasattr(command.settings, "yaml")
-    usage = f"mambabyte {name} [group=choice ...] [key=value ...] [options]" if composed else None
+    words = command.words
+    file = f" [{words.metavar}]" if words else ""
+    usage = f"mambabyte {name}{file} [group=choice ...] [key=value ...] [options]" if composed else None
     parser = Parser(
         prog=f"mambabyte {name}",
         usage=usage,
@@ -41,9 +43,9 @@ def command_parser(name: str, command: Command) -> Parser:
         add_help=not composed,
         allow_abbrev=not composed,
     )
-    words = command.words
     if composed:
-        parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+        help, metavar = (words.help, words.metavar) if words else (argparse.SUPPRESS, None)
+        parser.add_argument("words", nargs="*", metavar=metavar, help=help)
     elif words is not None:
         parser.add_argument("words", nargs="+", metavar=words.metavar, help=words.help)
     groups: dict[str, Any] = {}
@@ -80,12 +82,22 @@ def hydra_arguments(name: str, command: Command, argv: list[str]) -> tuple[list[
     overrides, words = _overrides_and_words(name, command, options.words, argv[end + 1 :])
     sweeping = options.multirun or any(each.startswith(_SWEEPING) for each in overrides)
     overrides = as_meant(overrides, command.settings, sweeping)
-    overrides += [f"{command.words.key}={quoted(word)}" for word in words if command.words]
-    for key, value in _given(command, options, quoted).items():
+    given = _given(command, options, quoted)
+    if command.words is not None and words:
+        added = [command.words.group] if command.words.group else []
+        added += [f"{command.words.key}={quoted(words[0])}"]
+        taken = {each.partition("=")[0] for each in overrides} | given.keys()
+        for key in (each.partition("=")[0] for each in added):
+            if key in taken:
+                which = f"'{words[0]}' is given as {command.words.metavar}"
+                raise UserError(f"{which}, and {key} is set beside it: leave one out")
+        overrides += added
+    for key, value in given.items():
         if isinstance(value, list):  # flags add to a list that is typed out
             typed = [each for each in overrides if re.fullmatch(rf"{key}=\[.*\]", each)]
             overrides = [each for each in overrides if each not in typed]
-            value = [*(item.strip() for each in typed for item in each[len(key) + 2 : -1].split(",")), *value]
+            items = [item.strip() for each in typed for item in each[len(key) + 2 : -1].split(",")]
+            value = [*filter(None, items), *value]
         text = f"[{','.join(value)}]" if isinstance(value, list) else "true" if value is True else value
         overrides.append(f"{key}={text}")
     flags = []

@@ -84,7 +84,7 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
     finally:
         sys.argv = program
     if fault is not None:
-        raise explain(fault) or fault
+        raise explain(fault, overrides) or fault
 
 
 def check_devices(composed: DictConfig, launcher: str) -> None:

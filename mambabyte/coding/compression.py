@@ -81,6 +81,8 @@ def decompress_file(
 @contextmanager
 def _open(source: Path) -> Iterator[BinaryIO]:
     try:
+        if str(source) == "-" or (source.exists() and not source.is_file()):
+            raise UserError(f"'{source}' is not a regular file; write what is to be read to one first")
         if not source.is_file():
             raise UserError(f"there is no file '{source}'")
         with open(source, "rb") as file:

@@ -31,11 +31,15 @@ class Flag(NamedTuple):
 
 
 class Words(NamedTuple):
-    """The setting that positional arguments fill."""
+    """The setting that positional arguments fill.
+
+    group: the choice of a group that has the setting, such as "data=files".
+    """
 
     key: str
     metavar: str
     help: str
+    group: str | None = None
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,7 @@ def run(settings: CompressSettings) -> None:
     from mambabyte.runtime.progress import progress_bar
 
     source = Path(settings.file).expanduser()
-    beside = source.with_name(source.name + SUFFIX)
-    target = beside if settings.out is None else Path(settings.out).expanduser()
+    target = Path(f"{source}{SUFFIX}") if settings.out is None else Path(settings.out).expanduser()
     checkpoint = checkpoints.read(settings.ckpt)
     model = checkpoint.build_model().to(choose_device(settings.device))
     window = None if model.recurrent else checkpoint.context_length

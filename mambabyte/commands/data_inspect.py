@@ -63,6 +63,7 @@ def run(settings: DataInspectSettings) -> None:
         where = {"split": split, "folder": str(corpus.folder), "plot": str(plot)}
         print(valid_json({**where, **inspection.to_dict(), "meta": corpus.meta, "windows": samples}))
         return
+    print(_extent(corpus))
     for line in _report(inspection):
         print(line)
     for number, sample in enumerate(samples):
@@ -85,17 +86,24 @@ def _windows(settings: DataInspectSettings, corpus: ByteCorpus) -> Iterator[str]
         yield window["bytes"][: scored[-1] + 1].tobytes().decode("utf-8", "backslashreplace")
 
 
+def _extent(corpus: ByteCorpus) -> str:
+    """Which split it is and its size, and the share that is held out of the data, where one is."""
+    from mambabyte.runtime.units import counted
+
+    held_out = corpus.meta["identity"].get("validation_fraction")
+    share = f"; data.validation_fraction={held_out} of the data is held out" if held_out else ""
+    size = f"{counted(corpus.num_documents, 'document')}, {counted(corpus.num_bytes, 'byte')}"
+    return f"the {corpus.meta['split']} split: {size}{share}"
+
+
 def _report(inspection: Inspection) -> list[str]:
     from mambabyte.data.corpus.inspection import ZSTD_LEVEL
-    from mambabyte.runtime.units import counted
 
     lengths = ", ".join(f"{name} {value:,.0f}" for name, value in inspection.bytes_per_document.items())
     top = sorted(range(256), key=lambda byte: -inspection.histogram[byte])[:12]
     shares = ", ".join(f"{_shown(byte)} {inspection.histogram[byte] / inspection.bytes:.1%}" for byte in top)
     different = sum(1 for count in inspection.histogram if count)
-    documents = counted(inspection.documents, "document")
     return [
-        f"{documents}, {counted(inspection.bytes, 'byte')}",
         f"bytes per document: {lengths}",
         f"byte values: {different} of 256 occur, {inspection.ascii_share:.3%} of all bytes are ASCII",
         f"most frequent: {shares}",

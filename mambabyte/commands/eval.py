@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from mambabyte.commands import CKPT, DATA, JSON, Command, Flag
+from mambabyte.commands import CKPT, DATA, JSON, Command, Flag, Words
 from mambabyte.config.composition import CommandSettings
-from mambabyte.config.settings import setting
+from mambabyte.config.settings import setting, shown
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 from mambabyte.runtime.valid_json import valid_json
@@ -48,7 +48,7 @@ class EvalSettings(CommandSettings):
     def __post_init__(self) -> None:
         known = get_args(Metric)
         if not self.metrics or not set(self.metrics) <= set(known):
-            raise UserError(f"metrics must be chosen from {', '.join(known)}, not {self.metrics}")
+            raise UserError(f"metrics must be chosen from {', '.join(known)}, not {shown(self.metrics)}")
         if "proof" in self.metrics and self.protocol == "sliding":
             raise UserError(
                 "--prove needs protocol=disjoint or stateful: a decoder cannot know what a sliding window "
@@ -213,4 +213,5 @@ COMMAND = Command(
         ),
         JSON,
     ),
+    words=Words("data.path", "FILE", "the file to measure, instead of the data of training", "data=files"),
 )

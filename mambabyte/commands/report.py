@@ -48,7 +48,7 @@ def run(settings: ReportSettings) -> None:
     if settings.literature:
         shown, records = shown + tables.literature_tables(), records + tables.published_records()
     forms = {
-        "text": tables.to_text(shown, notes, max(64, shutil.get_terminal_size().columns)),
+        "text": tables.to_text(shown, notes, max(40, shutil.get_terminal_size().columns)),
         "markdown": tables.to_markdown(shown, notes),
         "csv": tables.to_csv(records),
         "json": tables.to_json(records, notes),

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 
-def explain(fault: BaseException) -> UserError | None:
-    """What Hydra, OmegaConf or YAML complain of, as one sentence; None for any other exception."""
+def explain(fault: BaseException, overrides: Iterable[str] = ()) -> UserError | None:
+    """What Hydra, OmegaConf or YAML complain of, as one sentence; None for any other exception.
+
+    Args:
+        overrides: those of the command line, one of which may be to blame.
+    """
     from hydra import errors as hydra
     from omegaconf import errors as omegaconf
     from yaml import YAMLError
@@ -26,7 +30,7 @@ def explain(fault: BaseException) -> UserError | None:
     if isinstance(fault, UserError):
         return fault
     if isinstance(fault, hydra.InstantiationException):
-        return explain(cause) if cause else None
+        return explain(cause, overrides) if cause else None
     if isinstance(fault, hydra.OverrideParseException):
         return _misread_override(fault.override)
     if isinstance(fault, hydra.MissingConfigException):
@@ -44,6 +48,9 @@ def explain(fault: BaseException) -> UserError | None:
                 f"{fault.full_key} comes from the environment variable {unset[1]}, which is not set here; "
                 f"set it, or give {fault.full_key}=VALUE"
             )
+        unknown = re.match(r"Interpolation key '(.*?)' not found", str(fault))
+        if unknown:
+            return _unknown_interpolation(unknown[1], fault.full_key, overrides)
         key = fault.full_key or ""
         where = f" (at {key})" if key and not key.startswith("hydra.") else ""
         return UserError(_first_line(fault.msg or str(fault)) + where)
@@ -65,6 +72,15 @@ def _misread_override(override: str) -> UserError:
     key, _, value = override.partition("=")
     whole = shlex.quote(f"{key}={quoted(value)}")
     return UserError(f"cannot read '{override}'; quote the value, and for the shell the whole: {whole}")
+
+
+def _unknown_interpolation(key: str, place: str | None, overrides: Iterable[str]) -> UserError:
+    reference = f"${{{key}}}"
+    found = next((each for each in overrides if reference in each), f"{place or 'KEY'}={reference}")
+    literal = shlex.quote(found.replace("${", "\\${"))
+    return UserError(
+        f"{found} refers to a setting {key}, which there is not; for the characters ${{ write {literal}"
+    )
 
 
 def _missing_file(path: str, options: Iterable[str], message: str) -> UserError:

@@ -67,6 +67,8 @@ def _as_meant(override: str, texts: dict[str, Text], sweeping: bool) -> str:
         return f"{key}={quoted(value)}"
     if name in _ONE_CHOICE and value.startswith("["):
         raise UserError(f"{name} takes one choice, not {value}; add -m to run one job for each: {name}=a,b")
+    if name == "logger" and re.fullmatch(r"\[\s*\]", value):
+        raise UserError("logger=[] chooses none, and metrics.csv is written in any case: write logger=csv")
     if key == "+experiment":  # the defaults list names this group, so that it cannot be added
         return f"experiment={value}"
     if name in texts and equals:

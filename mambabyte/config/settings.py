@@ -185,6 +185,8 @@ def suggestion(word: str, known: Iterable[Any]) -> str:
 
 def shown(value: Any) -> str:
     """A value as YAML writes it."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(item if isinstance(item, str) else shown(item) for item in value)}]"
     plain = {None: "null", True: "true", False: "false"}
     return plain[value] if value is None or isinstance(value, bool) else repr(value)
 

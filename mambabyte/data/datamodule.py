@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from mambabyte.data.windows.workers import load_batches
 from mambabyte.errors import UserError
 from mambabyte.runtime.process_group import gather_objects
 
+_WORKERS_PER_CPU = 4  # with many more, starting them takes minutes
 _START = StreamPosition()._asdict()
 
 
@@ -67,6 +69,12 @@ class ByteDataModule(lightning.LightningDataModule):
         source: DocumentSource | None = None,
     ) -> None:
         super().__init__()
+        most = _WORKERS_PER_CPU * (os.cpu_count() or 1)
+        if settings.workers > most:
+            raise UserError(
+                f"data.workers={settings.workers} are too many processes for this machine's "
+                f"{os.cpu_count() or 1} CPUs: set {most} or fewer, or 0 to read in the training process"
+            )
         self.settings = settings
         self._batches = _Batches(context_length, micro_batch_size, global_batch_size, seed)
         self.source = settings.build_source() if source is None else source

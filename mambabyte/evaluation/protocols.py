@@ -54,6 +54,8 @@ class Protocol:
             value = getattr(self, setting)
             if value is not None and value < 1:
                 raise UserError(f"{setting} must be 1 or more, not {value}")
+        if self.stride is not None and self.name != "sliding":
+            raise UserError(f"stride is of protocol=sliding only, not of {self.name}: leave it out")
         if self.stride is not None and self.stride > self.context_length:
             most = f"context_length ({self.context_length})"
             raise UserError(f"stride must be at most {most}, not {self.stride}")

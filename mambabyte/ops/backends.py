@@ -33,7 +33,7 @@ BACKENDS = {
 }
 _NAMES = BACKENDS["selective_scan"]  # which has every backend that there is
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_override = os.environ.get("MAMBABYTE_BACKEND")  # a plain global, which torch.compile can read
+_override = os.environ.get("MAMBABYTE_BACKEND") or None  # a plain global, which torch.compile can read
 _log = logging.getLogger("mambabyte")
 
 

@@ -117,8 +117,9 @@ def to_text(tables: Sequence[Table], notes: Sequence[str], width: int = 80) -> s
     blocks = []
     for table in tables:
         lines = _wrapped(table.title, width)
-        for number, titles in enumerate(_fitting(table, width)):
-            lines += [""] * (number > 0) + _aligned(table, titles)
+        narrow = min(_WORDS_WIDTH, (width - len(_GAP)) // 2)  # so that two columns fit
+        for number, titles in enumerate(_fitting(table, width, narrow)):
+            lines += [""] * (number > 0) + _aligned(table, titles, narrow)
         for remark in table.remarks:
             lines += _wrapped(remark, width)
         blocks.append("\n".join(lines))
@@ -131,42 +132,39 @@ class _CellWrapper(textwrap.TextWrapper):
     wordsep_simple_re = re.compile(r"(\s+|(?<=[,/]))")
 
 
-_CELL = _CellWrapper(_WORDS_WIDTH, break_on_hyphens=False)
-
-
 def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False) or [""]
 
 
-def _cells(table: Table, title: str) -> list[list[str]]:
-    """The lines of each cell of a column, its title first; words are wrapped."""
-    place = table.header.index(title)
-    return [_CELL.wrap(row[place]) or [""] for row in (table.header, *table.rows)]
+def _cells(table: Table, title: str, narrow: int) -> list[list[str]]:
+    """The lines of each cell of a column, its title first; words are wrapped at ``narrow`` columns."""
+    place, wrapper = table.header.index(title), _CellWrapper(narrow, break_on_hyphens=False)
+    return [wrapper.wrap(row[place]) or [""] for row in (table.header, *table.rows)]
 
 
-def _width(table: Table, title: str) -> int:
-    return max(len(line) for cell in _cells(table, title) for line in cell)
+def _width(table: Table, title: str, narrow: int) -> int:
+    return max(len(line) for cell in _cells(table, title, narrow) for line in cell)
 
 
-def _fitting(table: Table, width: int) -> list[list[str]]:
+def _fitting(table: Table, width: int, narrow: int) -> list[list[str]]:
     """The columns' titles in groups that are at most ``width`` wide, each with the first column."""
     first, *others = table.header
-    groups, free = [[first]], width - _width(table, first)
+    groups, free = [[first]], width - _width(table, first, narrow)
     for title in others:
-        needed = len(_GAP) + _width(table, title)
+        needed = len(_GAP) + _width(table, title, narrow)
         if needed > free and len(groups[-1]) > 1:
             groups.append([first])
-            free = width - _width(table, first)
+            free = width - _width(table, first, narrow)
         groups[-1].append(title)
         free -= needed
     return groups
 
 
-def _aligned(table: Table, titles: Sequence[str]) -> list[str]:
+def _aligned(table: Table, titles: Sequence[str], narrow: int) -> list[str]:
     aligns = [str.ljust if title in table.words else str.rjust for title in titles]
-    widths = [_width(table, title) for title in titles]
+    widths = [_width(table, title, narrow) for title in titles]
     lines = []
-    for row in zip(*(_cells(table, title) for title in titles), strict=True):
+    for row in zip(*(_cells(table, title, narrow) for title in titles), strict=True):
         for parts in zip_longest(*row, fillvalue=""):
             cells = [align(part, size) for align, part, size in zip(aligns, parts, widths, strict=True)]
             lines.append(_GAP.join(cells).rstrip())

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mambabyte.config.settings import find_class, to_plain
+from mambabyte.config.settings import find_class, shown, to_plain
 from mambabyte.errors import UserError
 
 Changes = dict[str, tuple[Any, Any]]  # by key: the recorded value and the new one
@@ -44,7 +44,13 @@ def refuse_other_run(run_dir: Path, changed: Changes) -> None:
 
 def in_words(changed: Changes, then: str) -> str:
     """ "seed (0 there, 1 now), ..."."""
-    return ", ".join(f"{key} ({old} {then}, {new} now)" for key, (old, new) in changed.items())
+    return ", ".join(
+        f"{key} ({_written(old)} {then}, {_written(new)} now)" for key, (old, new) in changed.items()
+    )
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)
 
 
 def _may_change(key: str) -> bool:

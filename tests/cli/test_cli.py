@@ -70,6 +70,7 @@ def test_a_commands_help_lists_options_groups_and_settings(cli):
     assert cli("eval", "-h") == 0
     assert "--bpb" in cli.out
     assert "protocol: disjoint" in cli.out
+    assert "FILE " in cli.out and "the file to measure" in cli.out
 
 
 @pytest.mark.parametrize("spelling", ["experiment=quickstart", "+experiment=quickstart"])
@@ -114,6 +115,8 @@ def test_the_flags_of_eval_add_up(cli):
     assert job["heatmap_bytes"] == 2000
     assert cli("eval", "ckpt=a", "metrics=[compressors, utf8]", "--prove") == 0
     assert cli.jobs[0]["metrics"] == ["compressors", "utf8", "proof"]
+    assert cli("eval", "ckpt=a", "metrics=[]", "--bpb") == 0
+    assert cli.jobs[0]["metrics"] == ["bpb"]
 
 
 def test_a_folder_of_ones_own_yaml(cli, tmp_path):
@@ -149,7 +152,12 @@ def test_cfg_prints_one_group_and_runs_nothing(cli):
         (["train", "seed=1,2"], "seed=1,2 holds a comma"),
         (["train", "seed=abc"], "seed must be an integer, not 'abc'"),
         (["train", "seed=1.5"], "seed must be an integer, not 1.5"),
-        (["train", "name=${nothing}"], "Interpolation key 'nothing' not found"),
+        (["train", "name=${nothing}"], "name=${nothing} refers to a setting nothing, which there is not"),
+        (["train", "name=a${b}"], "for the characters ${ write 'name=a\\${b}'"),
+        (["train", "logger=[]"], "write logger=csv"),
+        (["eval", "a", "ckpt=a", "data=stdlib"], "'a' is given as FILE, and data is set beside it"),
+        (["eval", "a", "--data", "b", "ckpt=a"], "'a' is given as FILE, and data is set beside it"),
+        (["eval", "a", "b", "ckpt=a"], "takes one FILE, not 2"),
         (["train", "model=null"], "Config group override must be a string"),
         (["train", "--config-dir", "nowhere"], "nowhere' not found"),
         (["train", "--cfg", "jobs"], "argument -c/--cfg: invalid choice: 'jobs'"),

@@ -149,9 +149,8 @@ def test_a_removed_working_folder_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_our_own_colours_reach_the_reader_and_nothing_elses_does() -> None:
-    body = (
-        "from mambabyte.runtime.terminal import print_coloured as p; p('\\x1b[1mbold'); print('\\x1b[1mdata')"
-    )
+    coloured = "from mambabyte.runtime.terminal import print_coloured as p; p('\\x1b[1mbold')"
+    body = f"{coloured}; print('\\x1b[1mdata')"
     assert run(body).stdout == "\x1b[1mbold\n␛[1mdata\n".encode()
 
 

@@ -79,6 +79,14 @@ def test_a_flag_names_data_of_any_name(cli):
         assert cli.jobs[0]["data"]["path"] == text
 
 
+def test_the_file_to_measure_needs_no_flag(cli):
+    for text in ("notes.txt", "it's ${a}, [b] c", "1.10"):
+        assert cli("eval", text, "--bpb", "ckpt=a") == 0
+        assert cli.jobs[0]["data"]["path"] == text
+    assert cli("train", r"name=a\${b}") == 0
+    assert cli.jobs[0]["name"] == "a${b}"
+
+
 def test_a_file_with_an_equals_sign_is_the_file_to_compress(cli):
     (cli.folder / "a=b.txt").write_text("text")
     assert cli("compress", "a=b.txt", "ckpt=a") == 0

@@ -39,6 +39,13 @@ def test_the_places_can_be_chosen(configure, finished: Path, tmp_path: Path, cap
     assert capsys.readouterr().out.endswith(f"{tmp_path}/back: {len(TEXT):,} bytes\n")
 
 
+@pytest.mark.parametrize("file", ["-", "/dev/null", "."])
+def test_what_is_no_regular_file_is_said(file: str, configure, finished: Path, tmp_path: Path) -> None:
+    settings = configure("compress", f"ckpt={finished}", f"file={file}", f"out={tmp_path}/out.mbc")
+    with pytest.raises(UserError, match="is not a regular file; write what is to be read to one first"):
+        find("compress").run(settings)
+
+
 @pytest.mark.parametrize("command", ["compress", "decompress"])
 @pytest.mark.parametrize("override", ["ckpt=nowhere", "file=nowhere.mbc", "device=cuda:99"])
 def test_wrong_settings_are_reported_in_a_sentence(

@@ -58,6 +58,8 @@ def test_inspect_reports_and_plots(configure, places, capsys, tmp_path: Path) ->
     out = capsys.readouterr().out
     for part in ("documents, ", "bytes per document: min ", "valid UTF-8: 100.00% of the documents", "zstd"):
         assert part in out
+    assert out.startswith("the train split: ")
+    assert "data.validation_fraction=0.2 of the data is held out" in out.splitlines()[0]
     assert out.count("window ") == 2
     plot = Path(next(line for line in out.splitlines() if line.startswith("plot: ")).removeprefix("plot: "))
     assert plot.read_bytes().startswith(b"\x89PNG")

@@ -98,6 +98,7 @@ def test_the_sentence_names_the_protocol(configure, finished: Path, capsys) -> N
         ["metrics=[proof]", "protocol=sliding"],
         ["metrics=[proof]", "precision=bf16"],
         ["protocol=sliding", "stride=99"],
+        ["protocol=stateful", "stride=8"],
         ["metrics=[bpb,utf8]", "samples=0"],
     ],
 )

@@ -64,10 +64,11 @@ def test_a_run_of_which_nothing_is_recorded_has_no_figures(finished: Path, tmp_p
     assert "<img" not in (tmp_path / "report" / "report.html").read_text()
 
 
-def test_the_table_fits_80_columns(finished: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.parametrize("columns", [80, 40])
+def test_the_tables_fit_the_terminal(columns: int, finished: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     assert main(["report", str(finished), "--literature"]) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= columns
 
 
 def test_literature_and_markdown(finished: Path, capsys) -> None:

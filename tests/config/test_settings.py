@@ -94,7 +94,11 @@ def test_values_are_converted(given, expected):
         ({"weights": {"a": "x"}}, "trainer.weights.a must be a number, not 'x'"),
         ({"stepz": 3}, "there is no setting trainer.stepz; did you mean steps?"),
         ({"inner": {"_target_": "a.B"}}, "there is no setting trainer.inner._target_; choose from width"),
-        ({"rate": "${nowhere}"}, "Interpolation key 'nowhere' not found (at trainer.rate)"),
+        (
+            {"rate": "${nowhere}"},
+            "trainer.rate=${nowhere} refers to a setting nowhere, which there is not; for the characters ${ "
+            "write 'trainer.rate=\\${nowhere}'",
+        ),
     ],
 )
 def test_a_wrong_value_is_one_sentence(given, sentence):
@@ -121,7 +125,7 @@ class Ranged(Settings):
     [
         ("steps", 0, "trainer.steps must be at least 1, not 0"),
         ("steps", "some", "trainer.steps must be an integer or auto, not 'some'"),
-        ("betas", [0.9, 1], "trainer.betas must be at least 0 and below 1, not (0.9, 1.0)"),
+        ("betas", [0.9, 1], "trainer.betas must be at least 0 and below 1, not [0.9, 1.0]"),
         ("clip", 0, "trainer.clip must be above 0, or null, not 0.0"),
         ("clip", float("nan"), "trainer.clip must be a number or null, not nan"),
         ("clip", float("inf"), "trainer.clip must be a number or null, not inf"),

@@ -372,3 +372,10 @@ def test_workers_survive_a_signal_to_all_processes(number, streaming, make):
 def test_ill_typed_settings(field, value, make):
     with pytest.raises(UserError, match="must be"):
         make(**{field: value})
+
+
+def test_more_workers_than_the_machine_can_start_are_refused(make, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    make(workers=8)
+    with pytest.raises(UserError, match=r"data\.workers=9 are too many .* 2 CPUs: set 8 or fewer"):
+        make(workers=9)

@@ -139,6 +139,7 @@ def test_bf16_is_near_fp32_and_said(model: ByteLM, corpus: ByteCorpus) -> None:
         {"batch_size": 0},
         {"context_length": 0},
         {"name": "sliding", "stride": 0},
+        {"name": "disjoint", "stride": 4},
         {"name": "sliding", "context_length": 8, "stride": 9},
     ],
 )

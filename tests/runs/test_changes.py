@@ -8,7 +8,7 @@ import pytest
 
 from mambabyte.config.settings import to_plain
 from mambabyte.errors import UserError
-from mambabyte.runs.changes import changes, refuse_other_run
+from mambabyte.runs.changes import changes, in_words, refuse_other_run
 from mambabyte.training.settings import TrainSettings
 
 
@@ -86,3 +86,9 @@ def test_an_old_name_is_no_change(settings: TrainSettings) -> None:
     assert changes(recorded, settings) == {}
     recorded["logger"] = {"service": "wandb", "project": None, "entity": None}
     assert changes(recorded, settings) == {"logger.wandb": (True, False)}
+
+
+def test_changes_are_written_as_in_yaml() -> None:
+    changed = {"a": (None, ["packed"]), "b": ("text", True), "c": ((0.9, 1.0), 3)}
+    said = "a (null then, [packed] now), b (text then, true now), c ([0.9, 1.0] then, 3 now)"
+    assert in_words(changed, "then") == said

@@ -119,7 +119,7 @@ def available() -> tuple[bool, str]:
         library()
     except KernelUnavailable as error:
         return False, str(error)
-    return True, f"compiled for {os.environ.get('MAMBABYTE_ISA', 'this processor')}"
+    return True, f"compiled for {os.environ.get('MAMBABYTE_ISA') or 'this processor'}"
 
 
 def _built(compiler: str) -> Path:
@@ -211,7 +211,7 @@ def available_instruction_sets() -> list[str]:
 def _tuning() -> tuple[tuple[str, ...], ...]:
     """The compiler's flags to try: for this very processor, or for what MAMBABYTE_ISA names."""
     name = os.environ.get("MAMBABYTE_ISA")
-    if name is None:
+    if not name:
         return TUNING
     if name not in available_instruction_sets():
         known = ", ".join(available_instruction_sets()) or "none to choose from"

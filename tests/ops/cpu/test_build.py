@@ -56,7 +56,9 @@ def test_without_a_compiler_the_reference_serves_and_one_line_says_so(fresh_cach
     assert done.stderr.count("no C++ compiler found") == 1
 
 
-@pytest.mark.parametrize(("name", "served", "said"), [("reference", "reference", 0), ("fast", "cpu", 1)])
+@pytest.mark.parametrize(
+    ("name", "served", "said"), [("reference", "reference", 0), ("fast", "cpu", 1), ("", "cpu", 0)]
+)
 def test_the_environment_overrides_the_choice(name, served, said):
     program = (
         "import torch; from mambabyte.ops import backend_for;"

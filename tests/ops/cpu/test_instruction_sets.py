@@ -46,8 +46,13 @@ def test_the_layout_of_the_states_follows_the_instruction_set():
     assert shapes.get("avx512", "(2, 4, 2, 3, 16)") == "(2, 4, 2, 3, 16)"
 
 
-@pytest.mark.parametrize("name", ["avx1024", ""])
-def test_an_instruction_set_that_is_not_there_is_said(name):
+def test_an_empty_name_is_none(monkeypatch):
+    monkeypatch.setenv("MAMBABYTE_ISA", "")
+    assert build._tuning() == build.TUNING
+
+
+def test_an_instruction_set_that_is_not_there_is_said():
+    name = "avx1024"
     code = "from mambabyte.ops.cpu import build; print(build.available())"
     environment = {**os.environ, "MAMBABYTE_ISA": name}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
