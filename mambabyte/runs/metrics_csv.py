@@ -6,6 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
 
 COLUMNS = (
@@ -14,20 +15,42 @@ COLUMNS = (
     *("clipped_share", "skipped_steps", "delta_mean", "delta_minimum", "delta_maximum"),
     *("A_mean", "A_minimum", "A_maximum"),
 )
+_NEVER_EMPTY = ("step", "bytes", "seconds", "bits_per_byte")
 _INTEGERS = ("step", "bytes", "peak_memory_bytes", "skipped_steps")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of a metrics.csv, with empty cells as None; no rows if there is no such file."""
-    if not path.is_file():
+    """The complete rows of a metrics.csv, with empty cells as None; no rows if there is no such file.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            for name in reader.fieldnames or ():
+                if name not in COLUMNS:
+                    raise ValueError(f"there is no column {name[:40]!r}")
+            return [_numbers(row) for row in reader if None not in row.values()]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [{name: _number(name, cell) if cell else None for name, cell in row.items()} for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"'{path}' is damaged or of another version ({error}): move it away to go on without its rows"
+        ) from error
+
+
+def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
+    if missing := [name for name in _NEVER_EMPTY if not row.get(name)]:
+        raise ValueError(f"a row has no {missing[0]}")
+    return {name: _number(name, cell) if cell else None for name, cell in row.items()}
 
 
 def _number(column: str, cell: str) -> float:
-    return int(cell) if column in _INTEGERS else float(cell)
+    try:
+        return int(cell) if column in _INTEGERS else float(cell)
+    except (TypeError, ValueError):  # TypeError: more cells than columns
+        raise ValueError(f"{column or 'a cell too many'} is {str(cell)[:40]!r}") from None
 
 
 def write_metrics(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -143,8 +143,8 @@ def read_run(directory: Path) -> Run:
         callbacks = config["callbacks"]
         curve_bytes = callbacks.get("validate_bytes", callbacks.get("validation_bytes"))  # its old name
         data = to_plain(DataSettings.from_settings(data, "data")) if "source" in data else data
-    with _reading(directory / "metrics.csv") as path:
-        rows = read_metrics(path)
+    rows = read_metrics(directory / "metrics.csv")
+    with _reading(directory / "metrics.csv"):
         points = [(row["bytes"], row["seconds"], row["validation_bits_per_byte"]) for row in rows]
         curve = [point for point in points if point[2] is not None]
         training = [(row["bytes"], row["seconds"], row["bits_per_byte"]) for row in rows]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -18,9 +18,12 @@ import yaml
 import mambabyte
 from mambabyte.errors import UserError
 from mambabyte.runs.changes import Changes
+from mambabyte.runs.metrics_csv import read_metrics
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.secrets import redact
 from mambabyte.runtime.valid_json import valid_json
+
+T = TypeVar("T", dict, list)
 
 
 @contextmanager
@@ -60,6 +63,37 @@ def explaining_full_disk(run_dir: Path) -> Iterator[None]:
         ) from error
 
 
+def check_records(run_dir: Path) -> None:
+    """Raise UserError if a file of the run that training continues is damaged."""
+    read_metrics(run_dir / "metrics.csv")
+    _read_sittings(run_dir)
+
+
+def read_record(path: Path, empty: T, remedy: str) -> T:
+    """The JSON mapping or list in a file of a run; ``empty`` if there is no such file.
+
+    Args:
+        empty: an empty mapping or list, whichever the file should hold.
+        remedy: what to do about a damaged file.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, type(empty)):
+            raise ValueError(f"it holds no {'mapping' if isinstance(empty, dict) else 'list'}")
+    except (FileNotFoundError, NotADirectoryError):
+        return empty
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' cannot be read ({error}); {remedy}") from error
+    return content
+
+
+def _read_sittings(run_dir: Path) -> list[Any]:
+    return read_record(run_dir / "sittings.json", [], "move it away to begin a new record")
+
+
 def record_sitting(run_dir: Path, step: int, changed: Changes) -> None:
     """Add an entry to sittings.json: when and how a process began to train, from which ``step``, and
     which settings have changed since the checkpoint of that step was written."""
@@ -72,11 +106,6 @@ def record_sitting(run_dir: Path, step: int, changed: Changes) -> None:
         "python": platform.python_version(),
         "changed": changed,
     }
-    path = run_dir / "sittings.json"
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there is none
-        earlier = None
-    sittings = [*earlier, sitting] if isinstance(earlier, list) else [sitting]
-    with atomic_write(path) as file:
-        file.write(valid_json(sittings, indent=2).encode() + b"\n")
+    text = valid_json([*_read_sittings(run_dir), sitting], indent=2)
+    with atomic_write(run_dir / "sittings.json") as file:
+        file.write(text.encode() + b"\n")

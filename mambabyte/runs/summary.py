@@ -21,24 +21,28 @@ def set_summary_aside(run_dir: Path) -> None:
     """Rename the summary of earlier weights, if there is one, before others are trained."""
     path = run_dir / "summary.json"
     try:
-        step = json.loads(path.read_text(encoding="utf-8"))["step"]
-        path.replace(path.with_name(f"summary_at_step_{int(step)}.json"))
-    except (OSError, ValueError, TypeError, KeyError):
-        path.unlink(missing_ok=True)  # no summary, or none that can be read
+        step = int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        path.replace(path.with_name("summary_damaged.json"))
+    else:
+        path.replace(path.with_name(f"summary_at_step_{step}.json"))
 
 
 def read_summary(run_dir: Path, step: int, evaluate_bytes: int | None = None) -> dict[str, Any] | None:
     """The summary of the run at ``step``, measured on all validation bytes or on the first
-    ``evaluate_bytes`` (0: or not measured); None if there is none."""
+    ``evaluate_bytes`` (0: or not measured); None if there is none, or one that cannot be reported: all
+    of it can be measured again."""
     try:
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report(summary)
+        validation = summary["validation"]
+        measured = validation["protocol"].get("max_bytes") if validation else 0
+        whole = measured is None or evaluate_bytes in (0, measured)
+        return summary if summary["step"] == step and whole else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    if summary.get("step") != step:
-        return None
-    validation = summary.get("validation")
-    measured = validation["protocol"].get("max_bytes") if validation else 0
-    return summary if measured is None or evaluate_bytes in (0, measured) else None
 
 
 def report(summary: Mapping[str, Any]) -> str:

@@ -11,7 +11,12 @@ from lightning.pytorch import Trainer, seed_everything
 from mambabyte.errors import Interrupted, UserError, is_out_of_memory
 from mambabyte.models import MambaByte
 from mambabyte.ops import backend_for
-from mambabyte.runs.run_directory import explaining_full_disk, lock_run_directory, record_sitting
+from mambabyte.runs.run_directory import (
+    check_records,
+    explaining_full_disk,
+    lock_run_directory,
+    record_sitting,
+)
 from mambabyte.runs.summary import read_summary, set_summary_aside
 from mambabyte.training.distributed.launching import lost_rank
 from mambabyte.training.final_evaluation import summarize
@@ -49,6 +54,7 @@ def _train_and_measure(run: Plan) -> dict[str, Any] | None:
     if step < run.settings.trainer.max_steps:
         MemoryBudget.of(run.settings).check_least()
         if run.main_process:  # data that cannot be read leaves no run directory
+            check_records(run.settings.run_dir)
             run.data.prepare_data()
         with lock_run_directory(run.settings.run_dir, run.config) if run.main_process else nullcontext():
             step = _fit(run)

@@ -46,3 +46,30 @@ def test_wrong_types_in_a_checkpoint_are_one_sentence(
         start("finished", "trainer.max_steps=14")
     assert "\n" not in str(refusal.value)
     assert "another configuration" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("metrics.csv", b"step,bytes,seconds,bits_per_byte\nsix,1,1,1\n", "move it away to go on"),
+        ("metrics.csv", b"\xff\xfe", "move it away to go on"),
+        ("sittings.json", b"{}", "move it away to begin a new record"),
+        ("sittings.json", b"[{", "move it away to begin a new record"),
+        ("sittings.json", b"[" * 100_000, "move it away to begin a new record"),
+        ("sittings.json", b"\xff", "move it away to begin a new record"),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_named_and_kept(
+    name: str, content: bytes, remedy: str, start, finished: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "runs" / "finished"
+    shutil.copytree(finished, run_dir, symlinks=True)
+    shutil.copytree(finished.parents[1] / "prepared", tmp_path / "prepared")
+    (run_dir / name).write_bytes(content)
+    with pytest.raises(UserError, match=remedy) as refusal:
+        start("finished", "trainer.max_steps=14")
+    assert str(refusal.value).startswith(f"'{run_dir / name}'") and "\n" not in str(refusal.value)
+    assert (run_dir / name).read_bytes() == content
+    (run_dir / name).unlink()
+    start("finished", "trainer.max_steps=13", "callbacks.evaluate_bytes=0")
+    assert checkpoints.read(run_dir).step == 13

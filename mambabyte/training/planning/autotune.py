@@ -7,7 +7,6 @@ other ranks wait for that file, and a resumed run reads it.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 
 from mambabyte.config.settings import to_plain
 from mambabyte.errors import UserError
+from mambabyte.runs.run_directory import read_record
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.units import counted
 from mambabyte.runtime.valid_json import valid_json
@@ -32,6 +32,7 @@ from mambabyte.training.settings import TrainSettings
 from mambabyte.training.threads import threads_of_each
 
 LONGEST_WAIT = 1800.0  # seconds that rank 0 may take
+_REMEDY = "remove it to measure anew"
 _SLOWER = 0.9  # of the best speed so far: larger sizes are not worth trying
 _SPEED_DEPENDS_ON = (
     *("global_batch_bytes", "precision", "accelerator", "devices", "num_nodes", "strategy"),
@@ -167,16 +168,16 @@ class _Record:
         return known
 
     def _known(self, name: str, question: dict[str, Any]) -> int | None:
-        entry = self._read().get(name, {})
-        return entry["answer"] if entry.get("question") == question else None
+        entry = self._read().get(name)
+        if entry is None:
+            return None
+        answer = entry.get("answer") if isinstance(entry, dict) else None
+        if type(answer) is not int or answer < 1:
+            raise UserError(f"'{self._path}' cannot be read (it has no number of {name}); {_REMEDY}")
+        return answer if entry.get("question") == question else None
 
     def _read(self) -> dict[str, Any]:
-        try:
-            return json.loads(self._path.read_text())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"'{self._path}' cannot be read ({error}); remove it to measure anew") from error
+        return read_record(self._path, {}, _REMEDY)
 
     def _write(self, name: str, entry: dict[str, Any]) -> None:
         text = valid_json({**self._read(), name: entry}, indent=2)

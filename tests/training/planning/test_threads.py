@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mambabyte import checkpoints
+from mambabyte.errors import UserError
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.planning import autotune
 from mambabyte.training.planning.step_timing import StepTiming
@@ -108,3 +109,20 @@ def test_auto_really_measures(start, monkeypatch, capsys) -> None:
         torch.set_num_threads(1)
     said = capsys.readouterr().err
     assert "1 thread: " in said and "2 threads: " in said and "trainer.threads=" in said
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *([], 3, {"threads": []}, {"threads": {"question": {}}}, {"threads": {"answer": "two"}}),
+        *({"threads": {"answer": 0}}, {"threads": {"answer": True}}, {"threads": {"answer": 2.5}}),
+    ],
+)
+def test_a_damaged_record_is_named_and_kept(configure, four_threads, damaged, tmp_path: Path) -> None:
+    settings = configure("train", AUTO, "trainer.accelerator=cpu", f"run_dir={tmp_path}")
+    path = tmp_path / "measured.json"
+    path.write_text(json.dumps(damaged))
+    with pytest.raises(UserError, match=r"cannot be read \(it .*\); remove it to measure anew") as refusal:
+        autotune.with_measurements(settings)
+    assert str(path) in str(refusal.value)
+    assert json.loads(path.read_text()) == damaged
