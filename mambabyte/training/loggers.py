@@ -3,6 +3,9 @@
 import os
 import sys
 import uuid
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -13,6 +16,22 @@ from mambabyte.runtime.credentials import has_wandb_credentials
 from mambabyte.training.settings import TrainSettings
 
 
+def check_loggers(settings: TrainSettings) -> None:
+    """Raise UserError if the package of a logger that is chosen is not installed. Writes nothing."""
+    loads: dict[str, Callable[[], Any]] = {
+        "tensorboard": partial(_tensorboard, settings),
+        "wandb": partial(import_module, "wandb"),
+    }
+    for service, load in loads.items():
+        try:
+            if getattr(settings.logger, service):
+                load()
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"logger={service} needs a package that is not installed: pip install {service}"
+            ) from error
+
+
 def build_loggers(settings: TrainSettings, config: dict[str, Any]) -> list[Logger]:
     """The loggers of a run: none for ``csv``, since metrics.csv is always written.
 
@@ -20,20 +39,18 @@ def build_loggers(settings: TrainSettings, config: dict[str, Any]) -> list[Logge
         config: the configuration that wandb shows with the run.
 
     Raises:
-        UserError: the service's package is not installed, or the service refuses the run.
+        UserError: the service refuses the run.
     """
     loggers: list[Logger] = []
-    for service in ("tensorboard", "wandb"):
-        try:
-            if service == "tensorboard" and settings.logger.tensorboard:
-                loggers.append(TensorBoardLogger(str(settings.run_dir), name=service, version=""))
-            elif service == "wandb" and settings.logger.wandb:
-                loggers.append(_wandb(settings, config))
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"logger={service} needs a package that is not installed: pip install {service}"
-            ) from error
+    if settings.logger.tensorboard:
+        loggers.append(_tensorboard(settings))
+    if settings.logger.wandb:
+        loggers.append(_wandb(settings, config))
     return loggers
+
+
+def _tensorboard(settings: TrainSettings) -> TensorBoardLogger:
+    return TensorBoardLogger(str(settings.run_dir), name="tensorboard", version="")
 
 
 def _wandb(settings: TrainSettings, config: dict[str, Any]) -> WandbLogger:
@@ -51,12 +68,16 @@ def _wandb(settings: TrainSettings, config: dict[str, Any]) -> WandbLogger:
         with atomic_write(id_file) as file:
             file.write(uuid.uuid4().hex[:12].encode())
     try:
+        identity = id_file.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{id_file}' cannot be read ({error}): remove it to begin a new one") from error
+    try:
         run = wandb.init(
             name=settings.name,
             project=settings.logger.project,
             entity=settings.logger.entity,
             dir=run_dir,
-            id=id_file.read_text(encoding="ascii").strip(),
+            id=identity,
             resume="allow",
             reinit="finish_previous",  # the previous job of a sweep
             mode="offline" if offline else None,

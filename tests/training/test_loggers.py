@@ -29,3 +29,10 @@ def test_a_project_without_wandb_and_an_unknown_logger_are_refused():
         TrainSettings.compose("+logger.project=mine")
     with pytest.raises(UserError, match="there is no logger 'mlflow'; choose from csv, tensorboard, wandb"):
         TrainSettings.compose("logger=mlflow")
+
+
+def test_a_damaged_wandb_id_is_named(tmp_path):
+    settings = TrainSettings.compose("logger=wandb", f"run_dir={tmp_path}")
+    (tmp_path / "wandb_id").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"wandb_id' cannot be read .* remove it"):
+        loggers.build_loggers(settings, {})

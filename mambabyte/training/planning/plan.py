@@ -15,9 +15,11 @@ from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 from mambabyte.runs.changes import Changes, changes, in_words, refuse_other_run
 from mambabyte.training.distributed.launching import is_main_process, resolve_devices
+from mambabyte.training.loggers import check_loggers
 from mambabyte.training.planning.autotune import with_measurements
 from mambabyte.training.planning.budget import within_budget
 from mambabyte.training.settings import TrainSettings
+from mambabyte.training.trainer import build_trainer
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,13 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         saved_data = DataSettings.from_settings(saved.config.get("data"), "data").with_absolute_paths()
         recorded = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
         refuse_other_run(settings.run_dir, changes(recorded, settings))
-    if keep_measurements and step < settings.trainer.max_steps:
-        settings.data.prepare("validation")  # what is wrong with it is found before there is a run directory
-    settings = with_measurements(settings, keep_measurements)
     if settings.budget.training_seconds is None:
         settings.check_warmup()
-    elif main_process and settings.optimizer.warmup_steps > settings.trainer.max_steps:
+    if keep_measurements and step < settings.trainer.max_steps:
+        _check_parts(settings, main_process)
+        settings.data.prepare("validation")  # what is wrong with it is found before there is a run directory
+    settings = with_measurements(settings, keep_measurements)
+    if main_process and settings.optimizer.warmup_steps > settings.trainer.max_steps:
         print(  # and not refused: it depends on this machine's speed
             "mambabyte: the learning rate never reaches its peak: optimizer.warmup_steps="
             f"{settings.optimizer.warmup_steps:,}, and the time is enough for {settings.trainer.max_steps:,}",
@@ -94,6 +97,16 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     )
     resume_from = saved.path if saved else None
     return Plan(settings, config, data, resume_from, step, changed, main_process)
+
+
+def _check_parts(settings: TrainSettings, main_process: bool) -> None:
+    """Raise UserError if a callback, a logger's package or the devices of the trainer are not there."""
+    settings.callbacks.build_extra()
+    if main_process:
+        check_loggers(settings)
+    size = 1 if settings.trainer.micro_batch_size == "auto" else settings.trainer.micro_batch_size
+    trainer = resolve_devices(replace(settings.trainer, micro_batch_size=size))
+    build_trainer(replace(settings, trainer=trainer), [], [])
 
 
 def _jump(settings: TrainSettings, step: int, changed: Changes) -> str:
