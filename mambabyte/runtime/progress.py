@@ -28,9 +28,9 @@ class StatusLine(tqdm):
         self._terminal = sys.stderr.isatty()
         # keeps tqdm's cursor movements out of log files
         file = sys.stderr if self._terminal else io.StringIO()
-        super().__init__(
-            file=file, delay=first_after, mininterval=first_after, miniters=1, dynamic_ncols=True, **settings
-        )
+        how = {"delay": first_after, "mininterval": first_after, "miniters": 1, "dynamic_ncols": True}
+        # position: below a bar that an error has left behind, tqdm would move it down a line
+        super().__init__(file=file, position=0, **how, **settings)
 
     @property
     def width(self) -> int | None:

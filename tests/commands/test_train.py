@@ -197,7 +197,7 @@ def test_the_first_step_is_shown_without_a_row_of_its_own(start, capsys) -> None
         ("optimizer.final_learning_rate_ratio=0.5", "optimizer.final_learning_rate_ratio"),
         ("optimizer.betas=[0.8,0.95]", r"optimizer\.betas \(\[0\.9, 0\.95\] there, \[0\.8, 0\.95\] now\)"),
         ("trainer.precision=bf16", r"trainer\.precision \(fp32 there, bf16 now\)"),
-        ("trainer.gradient_clip=null", r"trainer\.gradient_clip \(1\.0 there, None now\)"),
+        ("trainer.gradient_clip=null", r"trainer\.gradient_clip \(1\.0 there, null now\)"),
         ("data.validation_fraction=0.4", "data.source.validation_fraction"),
     ],
 )

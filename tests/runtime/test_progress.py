@@ -91,3 +91,15 @@ def test_a_terminal_line_is_rewritten(wait, monkeypatch) -> None:
     assert terminal.getvalue().count("\n") == 1
     assert any("disjoint:  60%" in each and "100B/s" in each for each in drawn), "from 100 bytes on"
     assert "100%" in end
+
+
+def test_a_bar_that_an_error_left_behind_moves_no_other(wait, monkeypatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    left_behind = Progress("interrupted", 1000)
+    show = progress_bar("disjoint")
+    for done in (100, 1000):
+        wait(5)
+        show(done, 1000)
+    assert terminal.getvalue().count("\n") == 1 and "\x1b" not in terminal.getvalue()
+    assert left_behind.n == 0
