@@ -54,7 +54,7 @@ def as_meant(overrides: Iterable[str], schema: Any, sweeping: bool = False) -> l
         sweeping: whether a comma separates the values of a sweep.
 
     Raises:
-        UserError: several choices for a group that takes one.
+        UserError: several choices for a group that takes one, or a new setting of Hydra.
     """
     texts = text_settings(schema)
     return [_as_meant(override, texts, sweeping) for override in overrides]
@@ -63,6 +63,8 @@ def as_meant(overrides: Iterable[str], schema: Any, sweeping: bool = False) -> l
 def _as_meant(override: str, texts: dict[str, Text], sweeping: bool) -> str:
     key, equals, value = override.partition("=")
     name = key.lstrip("+")
+    if key.startswith("+hydra."):  # Hydra would take it and read none of it
+        raise UserError(f"there is no setting {name}; write a setting that Hydra has, without the +")
     if name in _PROMPTS and equals:
         return f"{key}={quoted(value)}"
     if name in _ONE_CHOICE and value.startswith("["):

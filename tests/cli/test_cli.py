@@ -142,6 +142,7 @@ def test_cfg_prints_one_group_and_runs_nothing(cli):
         (["train", "experiment=quikstart"], "there is no experiment 'quikstart'; did you mean quickstart?"),
         (["train", "+experiment=x"], "there is no experiment 'x'; choose from plain, quickstart"),
         (["train", "model=smal"], "there is no model 'smal'; did you mean small?"),
+        (["train", "+hydra.foo=1"], "there is no setting hydra.foo; write a setting that Hydra has"),
         (["train", "modle=small"], "there is no setting modle; did you mean model?"),
         (["train", "trainer.max_step=3"], "there is no setting trainer.max_step; did you mean max_steps?"),
         (["train", "trainr.max_steps=3"], "there is no setting trainr; did you mean trainer?"),
