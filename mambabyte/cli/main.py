@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None, find: Find = commands.find) -> int:
 
 
 def _say(message: object) -> None:
-    print(visible(redact(f"mambabyte: {message}")), file=sys.stderr)
+    print(redact(f"mambabyte: {message}"), file=sys.stderr)
 
 
 def _say_what_failed(fault: Exception) -> None:

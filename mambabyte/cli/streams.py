@@ -53,10 +53,9 @@ class StandardOutput(_Stream):
             return super().write(text)
 
     def write_bytes(self, data: bytes) -> None:
-        """Write bytes as they are, at once."""
+        """Write bytes as they are."""
         with self._noting_faults():
             self.buffer.write(data)
-            self.buffer.flush()
 
     def flush(self) -> None:
         if self.fault is not None:  # argparse drops what its own writes raise

@@ -27,7 +27,7 @@ _OF_ONE_COMMAND = ("run_dir", "dry_run", "json")
 def changes(recorded: Mapping[str, Any], settings: Any) -> Changes:
     """The settings that differ from a run's ``recorded`` configuration, perhaps of an earlier version: what
     did not exist then had its default."""
-    then, now = _flat(_as_now(_renamed(recorded), settings)), _flat(to_plain(settings))
+    then, now = _flat(_as_now(with_new_names(recorded), settings)), _flat(to_plain(settings))
     differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     return {key: (then.get(key), now.get(key)) for key in differing if key not in _OF_ONE_COMMAND}
 
@@ -57,8 +57,8 @@ def _may_change(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
 
 
-def _renamed(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of an earlier version with the keys of today."""
+def with_new_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's recorded configuration, perhaps of an earlier version, with the keys of today."""
     renamed = dict(recorded)
     callbacks, logger = renamed.get("callbacks"), renamed.get("logger")
     if isinstance(callbacks, Mapping) and "validation_bytes" in callbacks:

@@ -20,6 +20,7 @@ from mambabyte.config.settings import to_plain
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 from mambabyte.models import config_from_dict
+from mambabyte.runs.changes import with_new_names
 from mambabyte.runs.metrics_csv import read_metrics
 
 _NO_RUNS_INSIDE = ("checkpoints", "wandb", "tensorboard")  # wandb writes a config.yaml too
@@ -130,7 +131,7 @@ def read_run(directory: Path) -> Run:
         UserError: one of its files is missing, damaged or of another version.
     """
     with _reading(directory / "config.yaml") as path:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = with_new_names(yaml.safe_load(path.read_text(encoding="utf-8")))
         _refuse_models_of_others(directory, config["model"])
         model = config_from_dict(config["model"])
         with torch.device("meta"):
@@ -140,8 +141,7 @@ def read_run(directory: Path) -> Run:
         max_steps, bytes_per_step = trainer["max_steps"], trainer["global_batch_bytes"]
         optimizer, precision = config["optimizer"], trainer["precision"]
         learning_rate = float(optimizer["learning_rate"])
-        callbacks = config["callbacks"]
-        curve_bytes = callbacks.get("validate_bytes", callbacks.get("validation_bytes"))  # its old name
+        curve_bytes = config["callbacks"].get("validate_bytes")
         data = to_plain(DataSettings.from_settings(data, "data")) if "source" in data else data
     rows = read_metrics(directory / "metrics.csv")
     with _reading(directory / "metrics.csv"):

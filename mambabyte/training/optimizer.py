@@ -71,10 +71,8 @@ class AdamWConfig(OptimizerConfig):
         for group, weight_decay in zip(optimizer.param_groups, (self.weight_decay, 0.0), strict=True):
             group["betas"] = self.betas
             group["weight_decay"] = weight_decay
-        for (
-            parameter,
-            state,
-        ) in optimizer.state.items():  # the fused kernel reads past moments that are shorter
+        # the fused kernel reads past the end of moments that are shorter than their parameter
+        for parameter, state in optimizer.state.items():
             if any(state[moment].shape != parameter.shape for moment in ("exp_avg", "exp_avg_sq")):
                 raise ValueError("the optimizer's moments have other shapes than the model's weights")
 

@@ -32,16 +32,6 @@ class AfterOneStep(Callback):
         self.bits_per_byte = module.row()["bits_per_byte"]
 
 
-@pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents of 4 to 120 bytes: most are shorter than a window of 32."""
-    folder = tmp_path_factory.mktemp("documents")
-    for number in range(24):
-        text = f"{number} short and long documents. " * (1 + number % 4)
-        (folder / f"{number:02}.txt").write_text(text[: 4 + 5 * number])
-    return folder
-
-
 @pytest.fixture
 def configured(documents: Path, tmp_path: Path):
     def configured(policy: str, micro_batch_size: int, *overrides: str) -> TrainSettings:

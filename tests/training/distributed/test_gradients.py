@@ -36,16 +36,6 @@ class InFloat64(Callback):
             torch.save({"norm": module.gradient_norm, **whole}, self.path)
 
 
-@pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents of 4 to 120 bytes: most are shorter than a window of 32."""
-    folder = tmp_path_factory.mktemp("documents")
-    for number in range(24):
-        text = f"{number} short and long documents. " * (1 + number % 4)
-        (folder / f"{number:02}.txt").write_text(text[: 4 + 5 * number])
-    return folder
-
-
 @pytest.fixture
 def gradients(ranks: Ranks, documents: Path, tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
     """gradients("name", 2, "key=value", ..., half=True) -> those of the first step of two ranks."""
