@@ -24,6 +24,7 @@ TINY = [
     "trainer.global_batch_bytes=256",
     "trainer.micro_batch_size=2",
     "trainer.accelerator=cpu",
+    "trainer.precision=fp32",  # for equal bits, wherever the tests run
     "optimizer.warmup_steps=2",
     "optimizer.learning_rate=1e-2",
     "callbacks.log_every=2",

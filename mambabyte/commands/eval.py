@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from mambabyte.errors import UserError
 from mambabyte.runtime.valid_json import valid_json
 
 if TYPE_CHECKING:
+    import torch
+
     from mambabyte.checkpoints import Checkpoint
     from mambabyte.data import ByteCorpus
 
@@ -33,7 +36,7 @@ class EvalSettings(CommandSettings):
     context_length: int | None = setting(at_least=1, at_most=2**30)
     stride: int | None = setting(at_least=1, at_most=2**30)
     batch_size: int = setting(at_least=1, at_most=2**20)
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16"]
     max_bytes: int | None = setting(at_least=1, at_most=2**62)
     device: str
     json: bool
@@ -93,7 +96,8 @@ def run(settings: EvalSettings) -> None:
         corpus = data.prepare(split, only_ours=settings.data is None)
         context_length = settings.context_length or training_length
         protocol = Protocol(
-            settings.protocol, context_length, settings.stride, settings.batch_size, settings.precision
+            *(settings.protocol, context_length, settings.stride, settings.batch_size),
+            _precision(settings.precision, device, rank),
         )
         folder = settings.out or _folder_beside(checkpoint.path)
         if rank == 0 and {"lengths", "heatmap"} & set(metrics):
@@ -144,6 +148,22 @@ def run(settings: EvalSettings) -> None:
         if settings.out is None:
             with suppress(OSError):  # it holds figures, or the progress of another evaluation
                 folder.rmdir()
+
+
+def _precision(asked: str, device: torch.device, rank: int) -> str:
+    """For ``auto``, the faster precision on rank 0's device, so that all ranks compute alike."""
+    from mambabyte.runtime.precision import fastest_precision, slowness_of_bf16
+    from mambabyte.runtime.process_group import gather_objects
+
+    said = chosen = None
+    if asked == "auto" and rank == 0:
+        fastest = fastest_precision(device)
+        chosen, said = fastest.name, f"precision={fastest.name} ({fastest.reason})"
+    elif asked == "bf16" and rank == 0 and (slow := slowness_of_bf16(device)):
+        said = f"{slow}: precision=auto takes the faster"
+    if said:
+        print(f"mambabyte: {said}", file=sys.stderr)
+    return gather_objects(chosen)[0] if asked == "auto" else asked
 
 
 def _training_length(checkpoint: Checkpoint, settings: EvalSettings) -> int:

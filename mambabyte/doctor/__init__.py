@@ -22,6 +22,7 @@ def examine(offline: bool = False) -> Iterator[Finding]:
 
         yield software.cuda()
         yield machine.memory()
+        yield machine.precision()
         yield kernels.compiler()
         yield kernels.cache()
         yield from kernels.backends()

@@ -1,4 +1,4 @@
-"""Disk, memory and cache folders."""
+"""Disk, memory, arithmetic and cache folders."""
 
 import os
 import shutil
@@ -32,6 +32,19 @@ def memory() -> Finding:
         return Finding("memory", "unknown on this system")
     fix = "end other programs, or give the container more" if available < GIB else None
     return Finding("memory", f"{available / GIB:.1f} GiB available", fix)
+
+
+def precision() -> Finding:
+    from mambabyte.runtime.devices import choose_device
+    from mambabyte.runtime.precision import fastest_precision, slowness_of_bf16
+
+    device = choose_device("auto")
+    try:
+        fastest, slow = fastest_precision(device), slowness_of_bf16(device)
+    except RuntimeError as fault:  # of a GPU that other processes have filled, for example
+        return Finding("precision", f"not measured: {str(fault).splitlines()[0]}")
+    slowness = f"; {slow}" if slow else ""
+    return Finding("precision", f"{fastest.name} is fast here ({fastest.reason}){slowness}")
 
 
 def caches() -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """The device a command computes on."""
 
+import time
 from typing import TYPE_CHECKING
 
 from mambabyte.errors import UserError
@@ -26,3 +27,12 @@ def choose_device(name: str) -> "torch.device":
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"there is no device '{name}' here: use device=auto, cpu or cuda") from error
     return device
+
+
+def synchronized_clock(device: "torch.device") -> float:
+    """The clock in seconds, once the device has finished its work."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

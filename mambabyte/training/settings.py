@@ -25,7 +25,7 @@ class TrainerSettings(Settings):
     max_steps: int = setting(at_least=1, at_most=10**9)
     global_batch_bytes: int = setting(at_least=1, at_most=2**32)
     micro_batch_size: int | Literal["auto"] = setting(at_least=1, at_most=2**20)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int | Literal["auto"] | None = setting(default=None, at_least=1, at_most=1024)
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
     devices: int | Literal["auto"] = setting(default=1, at_least=1, at_most=1024)

@@ -82,7 +82,7 @@ def _fit(run: Plan) -> int:
     loggers = build_loggers(settings, run.config) if run.main_process else []
     trainer = build_trainer(settings, callbacks, loggers)
     if run.main_process:
-        _announce(settings, module, trainer)
+        _announce(run, module, trainer)
     try:
         trainer.fit(module, datamodule=run.data, ckpt_path=run.resume_from, weights_only=True)
     except RuntimeError as error:
@@ -111,12 +111,13 @@ def _not_resumable(run: Plan, module: ByteLMModule, error: Exception) -> UserErr
     )
 
 
-def _announce(settings: TrainSettings, module: ByteLMModule, trainer: Trainer) -> None:
-    model, device = module.model, trainer.strategy.root_device
+def _announce(run: Plan, module: ByteLMModule, trainer: Trainer) -> None:
+    settings, model, device = run.settings, module.model, trainer.strategy.root_device
+    reason = f" ({run.precision_reason})" if run.precision_reason else ""
     scan = f", {backend_for(device)} scan" if isinstance(model, MambaByte) else ""
     print(
         f"mambabyte: run '{settings.name}' in {settings.run_dir}: {model.num_parameters():,} parameters, "
         f"{settings.trainer.max_steps:,} steps, {trainer.world_size} x {device.type}, "
-        f"{settings.trainer.precision}{scan}",
+        f"{settings.trainer.precision}{reason}{scan}",
         file=sys.stderr,
     )

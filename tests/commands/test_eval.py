@@ -12,6 +12,7 @@ import pytest
 
 from mambabyte.commands import eval as evaluate
 from mambabyte.errors import UserError
+from mambabyte.runtime.precision import Precision
 
 
 def measured(configure, capsys, *overrides: str) -> dict:
@@ -80,6 +81,24 @@ def test_other_data_context_and_protocol(
     assert train["data_fingerprint"] != result["data_fingerprint"]
 
 
+def test_auto_measures_in_the_faster_precision_and_says_why(configure, finished, monkeypatch, capsys) -> None:
+    fastest = Precision("bf16", "3.1 times as fast as fp32 on this processor")
+    monkeypatch.setattr("mambabyte.runtime.precision.fastest_precision", lambda device: fastest)
+    evaluate.run(configure("eval", f"ckpt={finished}", "precision=auto", "json=true", "max_bytes=200"))
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["precision"] == "bf16"
+    assert f"mambabyte: precision=bf16 ({fastest.reason})" in captured.err
+
+
+@pytest.mark.parametrize("slow", ["bf16 products take 14 times as long", None])
+def test_bf16_is_obeyed_and_said_to_be_slow(slow, configure, finished, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("mambabyte.runtime.precision.slowness_of_bf16", lambda device: slow)
+    evaluate.run(configure("eval", f"ckpt={finished}", "precision=bf16", "json=true", "max_bytes=200"))
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["precision"] == "bf16"
+    assert captured.err.count(f"mambabyte: {slow}: precision=auto takes the faster") == (slow is not None)
+
+
 def test_the_sentence_names_the_protocol(configure, finished: Path, capsys) -> None:
     evaluate.run(configure("eval", f"ckpt={finished}/checkpoints/last.ckpt"))
     assert "bits per byte (disjoint, context 32 bytes" in capsys.readouterr().out
@@ -97,6 +116,7 @@ def test_the_sentence_names_the_protocol(configure, finished: Path, capsys) -> N
         ["metrics=[heatmap]", "heatmap_bytes=-1"],
         ["metrics=[proof]", "protocol=sliding"],
         ["metrics=[proof]", "precision=bf16"],
+        ["metrics=[proof]", "precision=auto"],
         ["protocol=sliding", "stride=99"],
         ["protocol=stateful", "stride=8"],
         ["metrics=[bpb,utf8]", "samples=0"],

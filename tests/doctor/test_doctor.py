@@ -17,8 +17,10 @@ import torch
 import mambabyte.ops
 from mambabyte.commands import doctor
 from mambabyte.doctor import kernels, machine, services, software
+from mambabyte.doctor.finding import Finding
 from mambabyte.ops.backends import backend_for
 from mambabyte.runtime.credentials import has_wandb_credentials
+from mambabyte.runtime.precision import Precision
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
@@ -172,6 +174,29 @@ def test_little_memory_is_reported(monkeypatch):
     assert "container" in (machine.memory().fix or "")
     monkeypatch.setattr("mambabyte.runtime.memory.available_memory", lambda device: None)
     assert machine.memory().fix is None
+
+
+@pytest.mark.parametrize(
+    ("fastest", "slow", "said"),
+    [
+        (Precision("bf16", "3 times as fast"), None, "bf16 is fast here (3 times as fast)"),
+        (Precision("fp32", "no"), "bf16 takes longer", "fp32 is fast here (no); bf16 takes longer"),
+    ],
+    ids=["bf16", "fp32"],
+)
+def test_the_fast_precision_is_named(fastest, slow, said, monkeypatch, capsys):
+    monkeypatch.setattr("mambabyte.runtime.precision.fastest_precision", lambda device: fastest)
+    monkeypatch.setattr("mambabyte.runtime.precision.slowness_of_bf16", lambda device: slow)
+    code, found = findings(capsys)
+    assert (code, found["precision"]["value"], found["precision"]["fix"]) == (0, said, None)
+
+
+def test_a_device_that_cannot_be_timed_is_no_obstacle(monkeypatch):
+    def full(device):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nAnd more")
+
+    monkeypatch.setattr("mambabyte.runtime.precision.fastest_precision", full)
+    assert machine.precision() == Finding("precision", "not measured: CUDA out of memory.")
 
 
 def test_credentials_are_seen_wherever_they_are_and_never_shown(home, monkeypatch, capsys):

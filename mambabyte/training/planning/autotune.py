@@ -1,4 +1,4 @@
-"""Settings that depend on this machine's speed and memory: ``trainer.threads`` and
+"""Settings that depend on this machine's speed and memory: ``trainer.precision``, ``trainer.threads`` and
 ``trainer.micro_batch_size`` where they are ``auto``, and the steps within ``budget.training_seconds``.
 
 Rank 0 decides them once for a run and writes them to ``run_dir/measured.json``, with what they depend on. The
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import torch
 
@@ -22,16 +22,18 @@ from mambabyte.config.settings import to_plain
 from mambabyte.errors import UserError
 from mambabyte.runs.run_directory import read_record
 from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.runtime.precision import PrecisionName, fastest_precision
 from mambabyte.runtime.units import counted
 from mambabyte.runtime.valid_json import valid_json
 from mambabyte.training.distributed.launching import is_main_process, resolve_devices
 from mambabyte.training.planning.budget import whole_steps
-from mambabyte.training.planning.memory_estimate import MemoryBudget
+from mambabyte.training.planning.memory_estimate import MemoryBudget, training_device
 from mambabyte.training.planning.step_timing import time_steps
 from mambabyte.training.settings import TrainSettings
 from mambabyte.training.threads import threads_of_each
 
 LONGEST_WAIT = 1800.0  # seconds that rank 0 may take
+T = TypeVar("T", int, PrecisionName)
 _REMEDY = "remove it to measure anew"
 _SLOWER = 0.9  # of the best speed so far: larger sizes are not worth trying
 _SPEED_DEPENDS_ON = (
@@ -50,6 +52,9 @@ def with_measurements(settings: TrainSettings, keep: bool = True) -> TrainSettin
         UserError: a step cannot fit, or takes longer than the budget; rank 0 has not answered.
     """
     record = _Record(settings.run_dir, keep)
+    if settings.trainer.precision == "auto":
+        precision = _precision(settings, record)
+        settings = replace(settings, trainer=replace(settings.trainer, precision=precision))
     about_speed = {"model": to_plain(settings.model), "context_length": settings.context_length}
     if settings.trainer.threads == "auto":
         size = settings.trainer.micro_batch_size
@@ -72,6 +77,17 @@ def with_measurements(settings: TrainSettings, keep: bool = True) -> TrainSettin
         steps = record.answer("max_steps", question, lambda: steps_for(counted, seconds))
         settings = replace(settings, trainer=replace(settings.trainer, max_steps=steps))
     return settings
+
+
+def _precision(settings: TrainSettings, record: _Record) -> PrecisionName:
+    """The faster one. Of one process it needs no record: its machine answers alike each time."""
+
+    def decide() -> PrecisionName:
+        return fastest_precision(training_device(settings.trainer.accelerator)).name
+
+    if resolve_devices(settings.trainer).world_size == 1:
+        return decide()
+    return record.answer("precision", {"accelerator": settings.trainer.accelerator}, decide)
 
 
 def steps_for(settings: TrainSettings, training_seconds: float) -> int:
@@ -143,20 +159,20 @@ def _counted(settings: TrainSettings, **changes: Any) -> TrainSettings:
 
 
 class _Record:
-    """run_dir/measured.json: for each name, a question and its answer."""
+    """run_dir/measured.json: for each name, a question and its answer, a number or a precision."""
 
     def __init__(self, run_dir: Path, keep: bool) -> None:
         self._path = run_dir / "measured.json"
         self._keep = keep
 
-    def answer(self, name: str, question: dict[str, Any], measure: Callable[[], int]) -> int:
+    def answer(self, name: str, question: dict[str, Any], measure: Callable[[], T]) -> T:
         deadline = time.monotonic() + LONGEST_WAIT
         while (known := self._known(name, question)) is None and not is_main_process():
             if time.monotonic() > deadline:
                 raise UserError(
                     f"rank 0 has not written {name} to '{self._path}' in {LONGEST_WAIT / 60:.0f} minutes: "
                     "run_dir must lie on a file system that all nodes share; or set "
-                    f"trainer.{name}= to a number"
+                    f"trainer.{name}= yourself"
                 )
             time.sleep(0.2)
         if known is None:
@@ -167,13 +183,14 @@ class _Record:
                 self._write(name, {"question": question, "answer": known})
         return known
 
-    def _known(self, name: str, question: dict[str, Any]) -> int | None:
+    def _known(self, name: str, question: dict[str, Any]) -> Any:
         entry = self._read().get(name)
         if entry is None:
             return None
         answer = entry.get("answer") if isinstance(entry, dict) else None
-        if type(answer) is not int or answer < 1:
-            raise UserError(f"'{self._path}' cannot be read (it has no number of {name}); {_REMEDY}")
+        is_number = type(answer) is int and answer >= 1
+        if not (answer in get_args(PrecisionName) if name == "precision" else is_number):
+            raise UserError(f"'{self._path}' cannot be read (it has no valid {name}); {_REMEDY}")
         return answer if entry.get("question") == question else None
 
     def _read(self) -> dict[str, Any]:

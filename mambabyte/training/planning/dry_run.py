@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mambabyte.runtime.units import byte_count, duration, short_count
+from mambabyte.training.distributed.launching import is_main_process
 from mambabyte.training.planning.memory_estimate import MemoryBudget, on_meta
 from mambabyte.training.planning.peak_flops import peak_flops, utilization
 from mambabyte.training.planning.plan import plan
@@ -24,9 +25,9 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
     Raises:
         UserError: a step cannot fit.
     """
-    run = plan(settings, keep_measurements=False)
-    if not run.main_process:
+    if not is_main_process():
         return None
+    run = plan(settings, keep_measurements=False)
     settings, trainer = run.settings, run.settings.trainer
     micro_batch_size = int(trainer.micro_batch_size)
     memory = MemoryBudget.of(settings)
@@ -50,6 +51,7 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
         "device": str(memory.device),
         "devices": trainer.world_size,
         "precision": trainer.precision,
+        "precision_reason": run.precision_reason,
         "memory": {**vars(estimate), "total": estimate.total, "available": memory.available},
         "fits_comfortably": memory.fits(micro_batch_size),
         "activation_checkpointing": trainer.activation_checkpointing,
@@ -80,6 +82,7 @@ def describe(run: dict[str, Any]) -> str:
     verdict = "fits" if run["fits_comfortably"] else "fits, with little to spare"
     left = f" for the {run['steps'] - run['steps_done']:,} steps left" if run["steps_done"] else ""
     alone = "; measured on one of them, without what passes between them" if world > 1 else ""
+    reason = f" ({run['precision_reason']})" if run["precision_reason"] else ""
     corpus = "a streamed corpus"
     if run["corpus_bytes"] is not None:
         corpus = f"{run['epochs']:.2f} epochs of {byte_count(run['corpus_bytes'])}"
@@ -87,7 +90,7 @@ def describe(run: dict[str, Any]) -> str:
         "model": f"{run['model']}, {run['parameters']:,} parameters",
         "compute": f"{short_count(run['inference_flops_per_byte'], 'FLOP')} a byte in inference, "
         f"{short_count(run['training_flops_per_byte'], 'FLOP')} in training; "
-        f"{run['training_flops']:.3g} FLOP in all",
+        f"{run['training_flops']:.3g} FLOP in all, in {run['precision']}{reason}",
         "memory": f"{' + '.join(parts)} (micro-batch {run['micro_batch_size']}{recomputed}) = "
         f"{memory['total']} of {memory['available']} ({device}): {verdict}",
         "bytes": f"{byte_count(run['bytes'])} in {run['steps']:,} steps of {run['bytes_per_step']:,}"

@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from mambabyte.runtime.devices import synchronized_clock
+
 # Dense (bf16, fp32) FLOP/s: bf16 on the tensor cores with fp32 accumulation, fp32 outside them, PyTorch's
 # default. From NVIDIA's data sheets and its white papers on the GA102 (A40, A6000, 3090) and Ada (4090)
 # architectures. Keys are the driver's exact names: MIG slices, laptop GPUs and other cards are measured.
@@ -77,10 +79,3 @@ def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     while time.perf_counter() < deadline:
         fastest = min(fastest, seconds())
     return 2 * size**3 / fastest
-
-
-def synchronized_clock(device: torch.device) -> float:
-    """The clock in seconds, once the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

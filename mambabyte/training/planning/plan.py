@@ -14,11 +14,13 @@ from mambabyte.data import ByteDataModule
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 from mambabyte.runs.changes import Changes, changes, in_words, refuse_other_run
+from mambabyte.runtime.precision import fastest_precision, slowness_of_bf16
 from mambabyte.training.distributed.launching import is_main_process, resolve_devices
 from mambabyte.training.loggers import check_loggers
 from mambabyte.training.planning.autotune import with_measurements
 from mambabyte.training.planning.budget import within_budget
-from mambabyte.training.settings import TrainSettings
+from mambabyte.training.planning.memory_estimate import training_device
+from mambabyte.training.settings import TrainerSettings, TrainSettings
 from mambabyte.training.trainer import build_trainer
 
 
@@ -32,6 +34,8 @@ class Plan:
         resume_from: the run's newest undamaged checkpoint, saved after ``step`` optimizer steps.
         changed: the settings that differ from those of that checkpoint.
         main_process: whether this process has rank 0, which prints and writes.
+        precision_reason: why ``trainer.precision``, which the user left to us, is what it is; None if the
+            user has set it, or if nothing is left to train.
     """
 
     settings: TrainSettings
@@ -41,6 +45,7 @@ class Plan:
     step: int
     changed: Changes
     main_process: bool
+    precision_reason: str | None
 
 
 def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
@@ -56,9 +61,11 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     saved, damaged = checkpoints.read_newest(settings.run_dir) or (None, [])
     step = saved.step if saved else 0
     recorded: dict[str, Any] = {}
+    asked = settings.trainer.precision
     if saved:
         saved_data = DataSettings.from_settings(saved.config.get("data"), "data").with_absolute_paths()
         recorded = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
+        settings = _with_recorded_precision(settings, recorded)
         refuse_other_run(settings.run_dir, changes(recorded, settings))
     if settings.budget.training_seconds is None:
         settings.check_warmup()
@@ -88,6 +95,10 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         if changed and step < settings.trainer.max_steps:
             said = f"{in_words(changed, 'then')}{_jump(settings, step, changed)}"
             print(f"mambabyte: changed since then: {said}", file=sys.stderr)
+    reason = None
+    if main_process and step < settings.trainer.max_steps:
+        reason = _precision_reason(asked, settings.trainer)
+        _warn_of_slow_bf16(settings.trainer)
     data = ByteDataModule(
         settings.data,
         settings.context_length,
@@ -96,7 +107,29 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         settings.seed,
     )
     resume_from = saved.path if saved else None
-    return Plan(settings, config, data, resume_from, step, changed, main_process)
+    return Plan(settings, config, data, resume_from, step, changed, main_process, reason)
+
+
+def _with_recorded_precision(settings: TrainSettings, recorded: dict[str, Any]) -> TrainSettings:
+    """``auto`` is what the run has begun with, on whichever machine."""
+    trainer = recorded.get("trainer")
+    then = trainer.get("precision") if isinstance(trainer, dict) else None
+    if settings.trainer.precision == "auto" and (then == "fp32" or then == "bf16"):
+        settings = replace(settings, trainer=replace(settings.trainer, precision=then))
+    return settings
+
+
+def _precision_reason(asked: str, trainer: TrainerSettings) -> str | None:
+    if asked != "auto":
+        return None
+    fastest = fastest_precision(training_device(trainer.accelerator))
+    return fastest.reason if fastest.name == trainer.precision else "as the run began"
+
+
+def _warn_of_slow_bf16(trainer: TrainerSettings) -> None:
+    device = training_device(trainer.accelerator)
+    if trainer.precision == "bf16" and (slow := slowness_of_bf16(device)):
+        print(f"mambabyte: {slow}: a new run takes the faster with trainer.precision=auto", file=sys.stderr)
 
 
 def _check_parts(settings: TrainSettings, main_process: bool) -> None:

@@ -14,10 +14,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from mambabyte.config.settings import to_plain
 from mambabyte.data import ByteDataModule
 from mambabyte.errors import UserError
+from mambabyte.runtime.devices import synchronized_clock
 from mambabyte.runtime.memory import PeakMemory
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.planning.memory_estimate import MemoryBudget
-from mambabyte.training.planning.peak_flops import synchronized_clock
 from mambabyte.training.settings import TrainSettings
 from mambabyte.training.threads import using_threads
 from mambabyte.training.trainer import build_trainer
