@@ -19,6 +19,7 @@ from mambabyte.training.loggers import check_loggers
 from mambabyte.training.planning.autotune import with_measurements
 from mambabyte.training.planning.budget import within_budget
 from mambabyte.training.settings import TrainSettings
+from mambabyte.training.time_budget import refuse_time_spent, with_known_end
 from mambabyte.training.trainer import build_trainer
 
 
@@ -27,9 +28,11 @@ class Plan:
     """A run that can start.
 
     Attributes:
-        settings: with numbers for all that was ``auto`` or a budget.
+        settings: with numbers for all that was ``auto`` or a budget; ``trainer.max_steps`` is None while
+            ``budget.training_seconds`` has not decided it.
         config: the settings to save, in plain values; devices are as the user gave them.
-        resume_from: the run's newest undamaged checkpoint, saved after ``step`` optimizer steps.
+        resume_from: the run's newest undamaged checkpoint, saved after ``step`` optimizer steps and
+            ``seconds`` of training.
         changed: the settings that differ from those of that checkpoint.
         main_process: whether this process has rank 0, which prints and writes.
     """
@@ -39,8 +42,14 @@ class Plan:
     data: ByteDataModule
     resume_from: Path | None
     step: int
+    seconds: float
     changed: Changes
     main_process: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether no step is left to train."""
+        return _is_complete(self.settings, self.step)
 
 
 def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
@@ -54,25 +63,24 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     settings = within_budget(settings)
     main_process = is_main_process()
     saved, damaged = checkpoints.read_newest(settings.run_dir) or (None, [])
-    step = saved.step if saved else 0
+    step, seconds = (saved.step, _seconds(saved.content)) if saved else (0, 0.0)
     recorded: dict[str, Any] = {}
     if saved:
         saved_data = DataSettings.from_settings(saved.config.get("data"), "data").with_absolute_paths()
         recorded = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
+    asked = settings
+    settings, recorded, about_the_end = with_known_end(settings, recorded)
+    if saved:
         refuse_other_run(settings.run_dir, changes(recorded, settings))
-    if settings.budget.training_seconds is None:
-        settings.check_warmup()
-    if keep_measurements and step < settings.trainer.max_steps:
+        refuse_time_spent(settings, step, seconds)
+    asked.check_schedule()
+    if keep_measurements and not _is_complete(settings, step):
         _check_parts(settings, main_process)
         settings.data.prepare("validation")  # what is wrong with it is found before there is a run directory
     settings = with_measurements(settings, keep_measurements)
-    if main_process and settings.optimizer.warmup_steps > settings.trainer.max_steps:
-        print(  # and not refused: it depends on this machine's speed
-            "mambabyte: the learning rate never reaches its peak: optimizer.warmup_steps="
-            f"{settings.optimizer.warmup_steps:,}, and the time is enough for {settings.trainer.max_steps:,}",
-            file=sys.stderr,
-        )
-    if step > settings.trainer.max_steps:
+    if main_process and about_the_end is not None:
+        print(f"mambabyte: {about_the_end}", file=sys.stderr)
+    if settings.trainer.max_steps is not None and step > settings.trainer.max_steps:
         raise UserError(
             f"run '{settings.name}' has taken {step:,} steps already, more than trainer.max_steps="
             f"{settings.trainer.max_steps:,}: set {step:,} to end it there, or give the new run its own name="
@@ -83,9 +91,10 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     if saved and main_process:
         for each in damaged:
             print(f"mambabyte: '{each}' is damaged; the checkpoint before it is used", file=sys.stderr)
-        verb = "is complete at" if step >= settings.trainer.max_steps else "resumes from"
+        complete = _is_complete(settings, step)
+        verb = "is complete at" if complete else "resumes from"
         print(f"mambabyte: run '{settings.name}' {verb} step {step}", file=sys.stderr)
-        if changed and step < settings.trainer.max_steps:
+        if changed and not complete:
             said = f"{in_words(changed, 'then')}{_jump(settings, step, changed)}"
             print(f"mambabyte: changed since then: {said}", file=sys.stderr)
     data = ByteDataModule(
@@ -96,7 +105,19 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         settings.seed,
     )
     resume_from = saved.path if saved else None
-    return Plan(settings, config, data, resume_from, step, changed, main_process)
+    return Plan(settings, config, data, resume_from, step, seconds, changed, main_process)
+
+
+def _is_complete(settings: TrainSettings, step: int) -> bool:
+    return settings.trainer.max_steps is not None and step >= settings.trainer.max_steps
+
+
+def _seconds(checkpoint: dict[str, Any]) -> float:
+    """Those spent on the steps of a checkpoint; 0 if it does not say so, as one of another program."""
+    callbacks = checkpoint.get("callbacks")
+    state = callbacks.get("Metrics") if isinstance(callbacks, dict) else None
+    seconds = state.get("seconds") if isinstance(state, dict) else None
+    return seconds if isinstance(seconds, float) else 0.0
 
 
 def _check_parts(settings: TrainSettings, main_process: bool) -> None:
@@ -110,12 +131,15 @@ def _check_parts(settings: TrainSettings, main_process: bool) -> None:
 
 
 def _jump(settings: TrainSettings, step: int, changed: Changes) -> str:
-    """What another number of steps does to the learning rate, if anything."""
-    steps_then, steps_now = changed.get("trainer.max_steps", (None, 0))
-    rate = settings.optimizer.learning_rate_at
-    if not isinstance(steps_then, int) or math.isclose(
-        rate(step, steps_then), now := rate(step, steps_now), rel_tol=1e-3
-    ):
+    """What another end does to the learning rate, if anything."""
+    optimizer, steps = settings.optimizer, settings.trainer.max_steps
+    steps_then, _ = changed.get("trainer.max_steps", (steps, steps))
+    decay_then, _ = changed.get("optimizer.decay_from", (optimizer.decay_from, None))
+    if not all(number is None or type(number) is int for number in (steps_then, decay_then)):
         return ""
-    last = rate(step - 1, steps_then)
+    then = replace(optimizer, decay_from=decay_then)
+    now = optimizer.learning_rate_at(step, steps)
+    if math.isclose(then.learning_rate_at(step, steps_then), now, rel_tol=1e-3):
+        return ""
+    last = then.learning_rate_at(step - 1, steps_then)
     return f"; so the learning rate goes from {last:.2g} at step {step} to {now:.2g} at step {step + 1}"
