@@ -121,7 +121,12 @@ def _settings(run: Run) -> dict[str, Any]:
     """What decides the weights of a run, its seed excepted, under dotted names."""
     trainer = {key: run.trainer[key] for key in _TRAINER_SETTINGS if key in run.trainer}
     data = {key: value for key, value in run.data.items() if key not in _IRRELEVANT_DATA_SETTINGS}
-    sections = {"model": run.model, "optimizer": run.optimizer, "trainer": trainer, "data": data}
+    optimizer = dict(run.optimizer)
+    if run.training_seconds is not None:  # the steps are the machine's
+        trainer["training_seconds"] = run.training_seconds
+        trainer.pop("max_steps")
+        optimizer.pop("decay_from", None)
+    sections = {"model": run.model, "optimizer": optimizer, "trainer": trainer, "data": data}
     return {"context_length": run.context_length, **dict(_flat(sections))}
 
 

@@ -18,6 +18,7 @@ _MAY_CHANGE = (
     *("data.workers", "data.folder", "data.source.retries"),
     "data.source.revision",  # the data module compares the data itself
     *("trainer.max_steps", "trainer.micro_batch_size", "trainer.on_spike", "trainer.spike_threshold"),
+    "optimizer.decay_from",
     *("trainer.threads", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.sharded_checkpoints", "trainer.activation_checkpointing"),
 )

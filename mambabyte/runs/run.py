@@ -48,6 +48,8 @@ class Run:
 
     kind, model: the model's class and its settings.
     inference_flops_per_byte, training_flops_per_byte: in windows of ``context_length`` bytes.
+    max_steps: None while the clock has not decided it.
+    training_seconds: the time budget, if that decides the steps.
     seconds, bytes_per_second: spent on steps, and the median of metrics.csv; None before its first row.
     peak_memory_bytes: the largest recorded, if any.
     device, validation, stateful: None unless the run is complete and measured; the last also if the model's
@@ -70,7 +72,8 @@ class Run:
     seed: int
     precision: str
     step: int
-    max_steps: int
+    max_steps: int | None
+    training_seconds: float | None
     bytes_trained: int
     seconds: float | None
     bytes_per_second: float | None
@@ -95,6 +98,8 @@ class Run:
         """ "complete", or how far it has come."""
         if self.validation is not None:
             return "complete"
+        if self.max_steps is None:
+            return f"not complete: {self.seconds or 0:.0f} s of {self.training_seconds:g} s"
         if self.step >= self.max_steps:
             return "trained, not measured"
         return f"not complete: step {self.step:,} of {self.max_steps:,}"
@@ -142,6 +147,11 @@ def read_run(directory: Path) -> Run:
         optimizer, precision = config["optimizer"], trainer["precision"]
         learning_rate = float(optimizer["learning_rate"])
         curve_bytes = config["callbacks"].get("validate_bytes")
+        training_seconds = config.get("budget", {}).get("training_seconds")
+        if max_steps is None:
+            training_seconds = float(training_seconds)
+        elif optimizer.get("decay_from") is None:  # a number of steps was asked for
+            training_seconds = None
         data = to_plain(DataSettings.from_settings(data, "data")) if "source" in data else data
     rows = read_metrics(directory / "metrics.csv")
     with _reading(directory / "metrics.csv"):
@@ -152,7 +162,7 @@ def read_run(directory: Path) -> Run:
         peaks = [row["peak_memory_bytes"] for row in rows if row.get("peak_memory_bytes")]
     with _reading(directory / "summary.json") as path:
         summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        complete = bool(summary) and summary["step"] >= max_steps
+        complete = bool(summary) and max_steps is not None and summary["step"] >= max_steps
         validation = Measurement.of(summary["validation"]) if complete else None
         stateful = Measurement.of(summary["validation_stateful"]) if complete else None
         device = summary["validation"]["device"] if validation else None
@@ -170,6 +180,7 @@ def read_run(directory: Path) -> Run:
         precision=precision,
         step=reached,
         max_steps=max_steps,
+        training_seconds=training_seconds,
         bytes_trained=reached * bytes_per_step,
         seconds=rows[-1]["seconds"] if rows else None,
         bytes_per_second=median(rates) if rates else None,

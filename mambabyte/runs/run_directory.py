@@ -44,10 +44,15 @@ def lock_run_directory(run_dir: Path, config: Mapping[str, Any]) -> Iterator[Non
         except BlockingIOError as error:
             busy = f"another process is training in '{run_dir}'"
             raise UserError(f"{busy}; wait for it, or set name=") from error
-        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        with atomic_write(run_dir / "config.yaml") as file:
-            file.write(text.encode())
+        write_config(run_dir, config)
         yield
+
+
+def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Write config.yaml, whole or not at all."""
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    with atomic_write(run_dir / "config.yaml") as file:
+        file.write(text.encode())
 
 
 @contextmanager

@@ -49,6 +49,13 @@ def build_loggers(settings: TrainSettings, config: dict[str, Any]) -> list[Logge
     return loggers
 
 
+def update_config(loggers: list[Logger], config: dict[str, Any]) -> None:
+    """Show a run's configuration in wandb as it has become."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.config.update(config, allow_val_change=True)
+
+
 def _tensorboard(settings: TrainSettings) -> TensorBoardLogger:
     return TensorBoardLogger(str(settings.run_dir), name="tensorboard", version="")
 

@@ -18,6 +18,7 @@ from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.distributed.fsdp import shard, unsharded_copy
 from mambabyte.training.settings import TrainSettings
 from mambabyte.training.spikes import SpikeDetector, SpikePolicy
+from mambabyte.training.time_budget import End
 
 
 class ByteLMModule(LightningModule):
@@ -36,6 +37,7 @@ class ByteLMModule(LightningModule):
         policy: what to do about spikes in loss or gradient; None if :meth:`check_spikes` is never called.
 
     Attributes:
+        config: that configuration, with the end of the run once it is decided.
         seconds_excluded: spent within :meth:`excluded_from_timing`.
         has_trained: whether an optimizer step was taken since training began or was resumed.
     """
@@ -52,7 +54,7 @@ class ByteLMModule(LightningModule):
         self._settings = settings
         self._clip = settings.trainer.gradient_clip or math.inf
         self._batch_bytes = settings.trainer.global_batch_bytes
-        self._config = config
+        self.config = config
         self._policy = policy
         self._restored: dict[str, Any] | None = None
 
@@ -133,6 +135,17 @@ class ByteLMModule(LightningModule):
         row = torch.stack((nats, scored, torch.ones_like(nats), clipped.float()))
         self._row_sums += torch.where(counted, row, 0.0)
 
+    @property
+    def max_steps(self) -> int | None:
+        """The optimizer steps of the run; None while ``budget.training_seconds`` has not decided them."""
+        return self._settings.trainer.max_steps
+
+    def decide(self, end: End) -> None:
+        """Let the learning rate fall and training end at the steps of ``end``. Every rank must call this."""
+        self._settings = end.applied_to(self._settings)
+        self.config = end.recorded_in(self.config)
+        self.trainer.fit_loop.epoch_loop.max_steps = end.max_steps
+
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of optimizer step ``step``, counted from 0."""
         return self._settings.optimizer.learning_rate_at(step, self._settings.trainer.max_steps)
@@ -174,7 +187,7 @@ class ByteLMModule(LightningModule):
         checkpoint["mambabyte"] = {
             "format": FORMAT,
             "model": self.model.config.to_dict(),
-            "config": self._config,
+            "config": self.config,
             "training": {"row_sums": self._row_sums, "spikes": self._spikes.state_dict()},
         }
 

@@ -1,4 +1,5 @@
-"""Optimizers with linear warm-up and cosine decay (the recipe of arXiv 2401.13660, section 4)."""
+"""Optimizers and their learning rates: linear warm-up and cosine decay (the recipe of arXiv 2401.13660,
+section 4), or warm-up, a constant rate and a late linear decay (WSD, arXiv 2404.06395, section 4)."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ class OptimizerConfig(TargetSettings):
     learning_rate: float = setting(above=0, at_most=10**6)
     warmup_steps: int = setting(at_least=0, at_most=10**9)
     final_learning_rate_ratio: float = setting(default=0.1, at_least=0, at_most=1)
+    decay_from: int | None = setting(default=None, at_least=0, at_most=10**9)
 
     @classmethod
     def from_settings(cls, values: Any, where: str) -> TargetSettings:
@@ -34,14 +36,23 @@ class OptimizerConfig(TargetSettings):
             values = {"_target_": AdamWConfig.target(), **values}
         return super().from_settings(values, where)
 
-    def learning_rate_at(self, step: int, max_steps: int) -> float:
+    def learning_rate_at(self, step: int, max_steps: int | None) -> float:
         """The learning rate of optimizer step ``step`` (from 0): linear to the peak over ``warmup_steps``,
-        then a cosine to ``final_learning_rate_ratio`` of the peak at ``max_steps``."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        done = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
-        ratio = self.final_learning_rate_ratio
-        return self.learning_rate * (ratio + (1 - ratio) * (1 + math.cos(math.pi * done)) / 2)
+        then a cosine to ``final_learning_rate_ratio`` of the peak at ``max_steps``.
+
+        With ``decay_from``, it stays as it is at that step, and from there falls linearly to that ratio.
+        While ``max_steps`` is None, not decided yet, it does not fall.
+        """
+        until = step if self.decay_from is None else min(step, self.decay_from)
+        rate, ratio = self.learning_rate, self.final_learning_rate_ratio
+        if until < self.warmup_steps:
+            rate = self.learning_rate * (until + 1) / self.warmup_steps
+        begin = self.warmup_steps if self.decay_from is None else self.decay_from
+        if max_steps is None or step < begin:
+            return rate
+        done = min(1.0, (step - begin) / max(1, max_steps - begin))
+        left = (1 + math.cos(math.pi * done)) / 2 if self.decay_from is None else 1 - done
+        return rate * (ratio + (1 - ratio) * left)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over the model's trainable parameters."""

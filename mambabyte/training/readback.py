@@ -1,9 +1,10 @@
-"""Reading numbers back from a device without waiting for it."""
+"""Reading numbers back from a device without waiting for it, and what all ranks learn at the same step."""
 
 from collections import deque
 from collections.abc import Iterator
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 
@@ -35,3 +36,19 @@ class DeferredReadback:
                 event.synchronize()
             self._pending.popleft()
             yield step, values.tolist()
+
+
+class AnyRank:
+    """Tells all ranks at the same step that one of them has said so: on GPUs, where no rank waits for the
+    answer, a step later."""
+
+    def __init__(self) -> None:
+        self._counts = DeferredReadback()
+
+    def says(self, trainer: Trainer, step: int, mine: bool) -> bool:
+        """Whether any rank has said so. Every rank must call this after every ``step``."""
+        if trainer.world_size == 1:
+            return mine
+        count = torch.tensor([float(mine)], device=trainer.strategy.root_device)
+        self._counts.start(step, trainer.strategy.reduce(count, reduce_op="sum"))
+        return any(count for _, [count] in self._counts.completed())

@@ -22,7 +22,7 @@ class TrainerSettings(Settings):
     """
 
     section: ClassVar[str] = "trainer"
-    max_steps: int = setting(at_least=1, at_most=10**9)
+    max_steps: int | None = setting(at_least=1, at_most=10**9)
     global_batch_bytes: int = setting(at_least=1, at_most=2**32)
     micro_batch_size: int | Literal["auto"] = setting(at_least=1, at_most=2**20)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -135,6 +135,7 @@ class BudgetSettings(Settings):
     parameters: float | None = setting(default=None, at_least=1, at_most=10**13)
     training_flops: float | None = setting(default=None, above=0)
     training_seconds: float | None = setting(default=None, above=0, at_most=10**10)
+    decay_share: float = setting(default=0.3, above=0, below=1)
 
     def __post_init__(self) -> None:
         if self.training_flops is not None and self.training_seconds is not None:
@@ -169,9 +170,23 @@ class TrainSettings(CommandSettings):
         if not self.name.isprintable() or any(part.strip() in ("", ".", "..") for part in parts):
             raise UserError(f"name must name a folder, in letters that can be printed, not {self.name!r}")
 
-    def check_warmup(self) -> None:
-        """Raise UserError if training ends before the learning rate has reached its peak."""
+    def check_schedule(self) -> None:
+        """Raise UserError if training ends before the learning rate has reached its peak, or begins to decay
+        only after the end. With a time budget, both are known only later."""
         warmup, steps = self.optimizer.warmup_steps, self.trainer.max_steps
+        decay = self.optimizer.decay_from
+        if steps is None:
+            if decay is not None:
+                raise UserError(
+                    f"optimizer.decay_from={decay:,} is what budget.training_seconds decides: set it to "
+                    "null, or trainer.max_steps to a number"
+                )
+            return
+        if decay is not None and decay >= steps:
+            raise UserError(
+                f"optimizer.decay_from={decay:,} is not below trainer.max_steps={steps:,}, so the learning "
+                "rate would never fall: lower the first or raise the second"
+            )
         if warmup > steps:
             raise UserError(
                 f"optimizer.warmup_steps={warmup:,} is more than all trainer.max_steps={steps:,}, so the "

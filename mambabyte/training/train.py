@@ -31,7 +31,8 @@ from mambabyte.training.trainer import build_callbacks, build_trainer
 
 
 def train(settings: TrainSettings) -> dict[str, Any] | None:
-    """Train until ``trainer.max_steps``, resuming a run that was stopped; then measure the result.
+    """Train until ``trainer.max_steps`` or for ``budget.training_seconds``, resuming a run that was stopped;
+    then measure the result.
 
     Returns:
         The content of summary.json; None on every rank but the first.
@@ -51,7 +52,7 @@ def train(settings: TrainSettings) -> dict[str, Any] | None:
 
 def _train_and_measure(run: Plan) -> dict[str, Any] | None:
     step = run.step
-    if step < run.settings.trainer.max_steps:
+    if not run.complete:
         MemoryBudget.of(run.settings).check_least()
         if run.main_process:  # data that cannot be read leaves no run directory
             check_records(run.settings.run_dir)
@@ -117,7 +118,14 @@ def _announce(run: Plan, module: ByteLMModule, trainer: Trainer) -> None:
     scan = f", {backend_for(device)} scan" if isinstance(model, MambaByte) else ""
     print(
         f"mambabyte: run '{settings.name}' in {settings.run_dir}: {model.num_parameters():,} parameters, "
-        f"{settings.trainer.max_steps:,} steps, {trainer.world_size} x {device.type}, "
+        f"{_length(settings)}, {trainer.world_size} x {device.type}, "
         f"{settings.trainer.precision}{reason}{scan}",
         file=sys.stderr,
     )
+
+
+def _length(settings: TrainSettings) -> str:
+    """ "1,000 steps", or the time where that decides."""
+    if settings.trainer.max_steps is None:
+        return f"{settings.budget.training_seconds:g} s of training"
+    return f"{settings.trainer.max_steps:,} steps"

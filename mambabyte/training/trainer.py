@@ -18,6 +18,7 @@ from mambabyte.training.callbacks.preemption import Preemption
 from mambabyte.training.callbacks.samples import Samples
 from mambabyte.training.callbacks.scan_statistics import ScanStatistics
 from mambabyte.training.callbacks.step_callback import Spikes
+from mambabyte.training.callbacks.time_budget import TimeBudget
 from mambabyte.training.callbacks.validation import Validation
 from mambabyte.training.distributed.launching import SameCheckpoint, started_by_srun
 from mambabyte.training.distributed.strategies import DataParallel, ShardedDataParallel
@@ -53,7 +54,7 @@ def build_trainer(settings: TrainSettings, callbacks: list[Callback], loggers: l
             num_nodes=int(config.num_nodes),
             strategy=strategy,
             precision="bf16-mixed" if config.precision == "bf16" else "32-true",
-            max_steps=config.max_steps,
+            max_steps=-1 if config.max_steps is None else config.max_steps,  # -1: endless
             max_epochs=-1,
             limit_val_batches=0,
             num_sanity_val_steps=0,
@@ -85,7 +86,7 @@ def build_callbacks(settings: TrainSettings, corpus: ByteCorpus) -> tuple[list[C
     config = settings.callbacks
     metrics = Metrics(settings)
     statistics, validation = ScanStatistics(metrics.is_logged), Validation(settings, corpus)
-    ours = [Spikes(), statistics, validation, metrics, Samples(settings)]
+    ours = [Spikes(), statistics, validation, metrics, TimeBudget(settings, metrics), Samples(settings)]
     folder = checkpoint_folder(settings.run_dir)
     checkpoints = Checkpoints(folder, config.checkpoint_every, config.checkpoints_kept)
     preemption = Preemption(checkpoints)

@@ -83,7 +83,7 @@ def use(settings: Any) -> None:
         settings.callbacks.build_extra()
         run = plan(settings, keep_measurements=False)
         MemoryBudget.of(run.settings).check_least()
-        model, steps = on_meta(run.settings.model), run.settings.trainer.max_steps
+        model, steps = on_meta(run.settings.model), run.settings.trainer.max_steps or 1000
         assert model.flops_per_byte(settings.context_length).training > 0
         assert all(settings.optimizer.learning_rate_at(step, steps) >= 0 for step in (0, steps - 1, steps))
 

@@ -71,6 +71,20 @@ def test_learning_rates_of_one_model_have_labels_of_their_own(write_run) -> None
     assert len(set(comparison.models)) == 1, "the table has a column for it"
 
 
+def test_what_the_clock_decided_does_not_tell_runs_of_one_time_apart(write_run) -> None:
+    runs = [write_run(name, learning_rate=rate) for name, rate in {"low": 1e-4, "high": 3e-3}.items()]
+    for steps, run in zip((8, 10), runs, strict=True):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["budget"] = {"training_seconds": 10.0}
+        config["trainer"]["max_steps"], config["optimizer"]["decay_from"] = steps, steps - 3
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (comparison,), _ = comparisons_of(*runs)
+    assert [label.partition(" (")[2] for label in comparison.labels] == [
+        "learning_rate=0.0001)",
+        "learning_rate=0.003)",
+    ]
+
+
 @pytest.mark.parametrize("section", ["trainer: {gradient_clip: 3.5, ", "data: {windows: packed, "])
 def test_any_setting_that_decides_the_weights_tells_runs_apart(write_run, section: str) -> None:
     runs = [write_run("a"), write_run("b")]

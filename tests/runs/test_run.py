@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mambabyte.errors import UserError
 from mambabyte.models import LSTMConfig
@@ -52,6 +53,25 @@ def test_a_run_that_is_not_complete_has_no_figure(write_run, steps, bits_per_byt
     assert run.validation is None
     assert run.stateful is None
     assert run.bytes_trained == steps * 256
+
+
+def test_a_run_by_the_clock_is_told_by_its_time_until_its_end_is_decided(write_run) -> None:
+    path = write_run("timed", steps=4, bits_per_byte=2.5) / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["budget"] = {"training_seconds": 10.0}
+    config["trainer"]["max_steps"] = None
+    path.write_text(yaml.safe_dump(config))
+    run = read_run(path.parent)
+    assert run.state == "not complete: 2 s of 10 s"
+    assert (run.max_steps, run.training_seconds, run.validation) == (None, 10.0, None)
+    config["trainer"]["max_steps"], config["optimizer"]["decay_from"] = 4, 3
+    path.write_text(yaml.safe_dump(config))
+    assert read_run(path.parent).state == "complete"
+    config["budget"] = {}
+    config["trainer"]["max_steps"] = None
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="is damaged or of another version"):
+        read_run(path.parent)
 
 
 def test_a_complete_run_that_was_not_measured_has_no_figure(write_run) -> None:

@@ -20,6 +20,26 @@ def test_schedule_warms_up_and_decays() -> None:
     assert config.learning_rate_at(500, 110) == pytest.approx(0.1)
 
 
+def test_a_late_decay_begins_at_its_step_and_is_linear() -> None:
+    config = AdamWConfig(learning_rate=1.0, warmup_steps=10, final_learning_rate_ratio=0.1, decay_from=60)
+    rates = [config.learning_rate_at(step, 110) for step in range(111)]
+    assert rates[9:61] == [1.0] * 52
+    assert rates[85] == pytest.approx(0.55)
+    assert rates[110] == config.learning_rate_at(500, 110) == pytest.approx(0.1)
+
+
+def test_without_an_end_the_rate_stays_at_its_peak() -> None:
+    config = AdamWConfig(learning_rate=1.0, warmup_steps=10)
+    assert config.learning_rate_at(4, None) == 0.5
+    assert config.learning_rate_at(9, None) == config.learning_rate_at(10**6, None) == 1.0
+
+
+def test_a_decay_within_the_warm_up_begins_at_the_rate_reached() -> None:
+    config = AdamWConfig(learning_rate=1.0, warmup_steps=10, final_learning_rate_ratio=0.0, decay_from=3)
+    rates = [config.learning_rate_at(step, 7) for step in range(8)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.3, 0.2, 0.1, 0.0])
+
+
 def test_without_warm_up_the_peak_comes_first() -> None:
     assert AdamWConfig(learning_rate=2.0, warmup_steps=0).learning_rate_at(0, 10) == 2.0
 

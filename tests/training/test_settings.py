@@ -55,7 +55,18 @@ def test_data_by_text_that_looks_like_numbers() -> None:
 
 def test_a_warmup_longer_than_the_run_is_refused() -> None:
     settings = TrainSettings.compose("trainer.max_steps=50")
-    settings.check_warmup()
+    settings.check_schedule()
     settings.trainer.max_steps = 49
     with pytest.raises(UserError, match="warmup_steps=50 is more than all"):
-        settings.check_warmup()
+        settings.check_schedule()
+
+
+def test_a_decay_that_never_begins_or_that_the_clock_decides_is_refused() -> None:
+    settings = TrainSettings.compose("trainer.max_steps=80", "optimizer.decay_from=79")
+    settings.check_schedule()
+    settings.optimizer.decay_from = 80
+    with pytest.raises(UserError, match=r"decay_from=80 is not below trainer\.max_steps=80"):
+        settings.check_schedule()
+    settings.trainer.max_steps = None
+    with pytest.raises(UserError, match=r"decay_from=80 is what budget\.training_seconds decides"):
+        settings.check_schedule()

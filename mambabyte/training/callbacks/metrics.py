@@ -35,22 +35,32 @@ class Metrics(StepCallback):
     def __init__(self, settings: TrainSettings) -> None:
         self._path = settings.run_dir / "metrics.csv"
         self._settings = settings
-        self._max_steps = settings.trainer.max_steps
         self._bytes_per_step = settings.trainer.global_batch_bytes
         self._seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._seconds + self._since_row()}
+        return {"seconds": self.training_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds = float(state_dict["seconds"])
+
+    @property
+    def training_seconds(self) -> float:
+        """Spent on steps so far, earlier sittings included: what a time budget counts. On Linux and macOS
+        the clock stands still while a laptop sleeps."""
+        return self._seconds + self._since_row()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
         assert isinstance(module, ByteLMModule)
         self._module = module
         if trainer.is_global_zero:
-            self._line = ProgressLine(self._max_steps, self._bytes_per_step, trainer.global_step)
+            self._line = ProgressLine(
+                module.max_steps,
+                self._bytes_per_step,
+                trainer.global_step,
+                self._settings.budget.training_seconds,
+            )
             self._line.begin()
             # steps after the checkpoint are repeated: drop their rows
             keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
@@ -64,7 +74,11 @@ class Metrics(StepCallback):
     def is_logged(self, step: int) -> bool:
         """Whether a row is written after ``step``."""
         every = self._settings.callbacks
-        return is_due(step, every.log_every) or is_due(step, every.validate_every) or step == self._max_steps
+        return (
+            is_due(step, every.log_every)
+            or is_due(step, every.validate_every)
+            or step == self._module.max_steps
+        )
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
         first = step == self._first_step
@@ -83,7 +97,8 @@ class Metrics(StepCallback):
             if isinstance(callback, StepCallback):
                 row.update(callback.columns())
         append_metrics(self._path, row)
-        self._line.show(row, final=step == self._max_steps, urgent=first)
+        self._line.max_steps = module.max_steps
+        self._line.show(row, final=step == module.max_steps, urgent=first)
         values = {name: value for name, value in row.items() if name != "step" and value is not None}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
@@ -115,17 +130,32 @@ class Metrics(StepCallback):
 
 
 class ProgressLine:
-    """Shows rows of metrics on stderr: rewritten in place on a terminal, else a line every ten seconds."""
+    """Shows rows of metrics on stderr: rewritten in place on a terminal, else a line every ten seconds.
 
-    def __init__(self, max_steps: int, bytes_per_step: int, first_step: int) -> None:
+    Args:
+        training_seconds: of the run, where ``max_steps`` is not decided yet.
+
+    Attributes:
+        max_steps: the run's; None while the clock has not decided them.
+    """
+
+    def __init__(
+        self,
+        max_steps: int | None,
+        bytes_per_step: int,
+        first_step: int,
+        training_seconds: float | None = None,
+    ) -> None:
+        self.max_steps = max_steps
         self._bytes_per_step = bytes_per_step
+        self._training_seconds = training_seconds
         self._validation: float | None = None
-        self._bar = StatusLine(total=max_steps, initial=first_step, bar_format="{desc}")
+        self._bar = StatusLine(initial=first_step, bar_format="{desc}")
 
     def begin(self) -> None:
         """Show that training has begun, since the first step can take minutes."""
-        step, max_steps = self._bar.initial, self._bar.total
-        self._bar.set_description_str(f"step {step}/{max_steps} | waiting for the first step", refresh=True)
+        step = self._of_all(self._bar.initial)
+        self._bar.set_description_str(f"{step} | waiting for the first step", refresh=True)
 
     def show(self, row: Mapping[str, Any], final: bool = False, urgent: bool = False) -> None:
         """Show a row of metrics if it is ``final`` or ``urgent``, or if the last was shown long ago."""
@@ -139,23 +169,30 @@ class ProgressLine:
             self._bar.update(row["step"] - self._bar.n)
 
     def _text(self, row: Mapping[str, Any]) -> str:
-        step, max_steps = row["step"], self._bar.total
-        # wall time of this process, validation and samples included
-        seconds_per_step = self._bar.format_dict["elapsed"] / max(1, step - self._bar.initial)
+        step, max_steps = row["step"], self.max_steps
+        if max_steps is None:
+            all_bytes, left = None, max(0.0, (self._training_seconds or 0.0) - row["seconds"])
+        else:
+            # wall time of this process, validation and samples included
+            seconds_per_step = self._bar.format_dict["elapsed"] / max(1, step - self._bar.initial)
+            all_bytes, left = max_steps * self._bytes_per_step, (max_steps - step) * seconds_per_step
         used, validation = row["model_flops_utilization"], self._validation
         parts = {
-            "step": f"step {step}/{max_steps}",
+            "step": self._of_all(step),
             "loss": f"{row['bits_per_byte']:.3f} bpb",
             "validation": f"{validation:.3f} validation bpb" if validation else None,
             "learning rate": f"lr {row['learning_rate']:.1e}",
             "gradient": f"gradient {row['gradient_norm']:.2f}",
             "speed": f"{byte_count(row['bytes_per_second'])}/s",
             "utilization": f"mfu {100 * used:.1f} %" if used is not None else None,
-            "bytes": byte_count(row["bytes"], of=max_steps * self._bytes_per_step),
-            "time left": f"eta {duration((max_steps - step) * seconds_per_step)}",
+            "bytes": byte_count(row["bytes"], of=all_bytes),
+            "time left": f"eta {duration(left)}",
         }
         shown = {name: text for name, text in parts.items() if text}
         for name in _LEFT_OUT_FIRST:
             if self._bar.width is not None and len(" | ".join(shown.values())) > self._bar.width:
                 shown.pop(name, None)
         return " | ".join(shown.values())
+
+    def _of_all(self, step: int) -> str:
+        return f"step {step}" if self.max_steps is None else f"step {step}/{self.max_steps}"

@@ -5,14 +5,13 @@ import sys
 import threading
 from types import FrameType
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from mambabyte.runtime.signals import STOP_SIGNALS, exit_at_once
 from mambabyte.training.callbacks.checkpoints import Checkpoints
 from mambabyte.training.callbacks.step_callback import StepCallback
 from mambabyte.training.module import ByteLMModule
-from mambabyte.training.readback import DeferredReadback
+from mambabyte.training.readback import AnyRank
 
 
 class Preemption(StepCallback):
@@ -23,7 +22,7 @@ class Preemption(StepCallback):
         self.stopped = False  # whether a signal has stopped training
         self._checkpoints = checkpoints
         self._signal: int | None = None
-        self._ranks_signalled = DeferredReadback()
+        self._any_rank = AnyRank()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -32,18 +31,12 @@ class Preemption(StepCallback):
                 signal.signal(number, self._on_signal)
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
-        if self._requested(trainer, step) and step < trainer.max_steps:
+        # signals reach the ranks at different times, but all must stop at the same step
+        requested = self._any_rank.says(trainer, step, self._signal is not None)
+        if requested and step != trainer.max_steps:
             self._checkpoints.save(trainer, module)
             self.stopped = True
             trainer.should_stop = True
-
-    def _requested(self, trainer: Trainer, step: int) -> bool:
-        if trainer.world_size == 1:
-            return self._signal is not None
-        # signals reach the ranks at different times, but all must stop at the same step
-        mine = torch.tensor([float(self._signal is not None)], device=trainer.strategy.root_device)
-        self._ranks_signalled.start(step, trainer.strategy.reduce(mine, reduce_op="sum"))
-        return any(count for _, [count] in self._ranks_signalled.completed())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:

@@ -1,5 +1,5 @@
 """Settings that depend on this machine's speed and memory: ``trainer.precision``, ``trainer.threads`` and
-``trainer.micro_batch_size`` where they are ``auto``, and the steps within ``budget.training_seconds``.
+``trainer.micro_batch_size`` where they are ``auto``.
 
 Rank 0 decides them once for a run and writes them to ``run_dir/measured.json``, with what they depend on. The
 other ranks wait for that file, and a resumed run reads it.
@@ -26,7 +26,6 @@ from mambabyte.runtime.precision import PrecisionName, fastest_precision
 from mambabyte.runtime.units import counted
 from mambabyte.runtime.valid_json import valid_json
 from mambabyte.training.distributed.launching import is_main_process, resolve_devices
-from mambabyte.training.planning.budget import whole_steps
 from mambabyte.training.planning.memory_estimate import MemoryBudget, training_device
 from mambabyte.training.planning.step_timing import time_steps
 from mambabyte.training.settings import TrainSettings
@@ -49,7 +48,7 @@ def with_measurements(settings: TrainSettings, keep: bool = True) -> TrainSettin
         keep: write the numbers to the run directory. They are read from there in any case.
 
     Raises:
-        UserError: a step cannot fit, or takes longer than the budget; rank 0 has not answered.
+        UserError: a step cannot fit; rank 0 has not answered.
     """
     record = _Record(settings.run_dir, keep)
     if settings.trainer.precision == "auto":
@@ -69,13 +68,6 @@ def with_measurements(settings: TrainSettings, keep: bool = True) -> TrainSettin
         question = {**about_speed, "trainer": trainer}
         size = record.answer("micro_batch_size", question, lambda: best_micro_batch_size(one))
         settings = replace(settings, trainer=replace(settings.trainer, micro_batch_size=size))
-    seconds = settings.budget.training_seconds
-    if seconds is not None:
-        counted = _counted(settings)
-        batch_bytes = settings.trainer.global_batch_bytes
-        question = {**about_speed, "global_batch_bytes": batch_bytes, "training_seconds": seconds}
-        steps = record.answer("max_steps", question, lambda: steps_for(counted, seconds))
-        settings = replace(settings, trainer=replace(settings.trainer, max_steps=steps))
     return settings
 
 
@@ -88,16 +80,6 @@ def _precision(settings: TrainSettings, record: _Record) -> PrecisionName:
     if resolve_devices(settings.trainer).world_size == 1:
         return decide()
     return record.answer("precision", {"accelerator": settings.trainer.accelerator}, decide)
-
-
-def steps_for(settings: TrainSettings, training_seconds: float) -> int:
-    """The steps that fit a time budget, at the speed of ten steps measured now.
-
-    Raises:
-        UserError: a step cannot fit, or takes longer than the budget.
-    """
-    MemoryBudget.of(settings).check(int(settings.trainer.micro_batch_size))
-    return whole_steps("training_seconds", training_seconds, time_steps(settings).seconds_per_step)
 
 
 def best_threads(settings: TrainSettings) -> int:

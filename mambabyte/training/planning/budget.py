@@ -15,12 +15,13 @@ _WIDTHS = ("d_model", "d_ff", "local_d_model", "local_d_ff")
 _HEADS = ("n_head", "local_n_head")
 _LARGEST_MISS = 0.05
 _SAME_DEPTH_WITHIN = 2.0
+_STEPS_WITHOUT_A_BUDGET = 1000
 
 
 def within_budget(settings: TrainSettings) -> TrainSettings:
     """The settings with their budget solved: the model's widths for ``budget.parameters``, then
-    ``trainer.max_steps`` for ``budget.training_flops``. For ``budget.training_seconds`` see
-    `autotune.with_measurements`.
+    ``trainer.max_steps`` for ``budget.training_flops``. Where it is null, it stays so only if
+    ``budget.training_seconds`` is given: the run decides late (`mambabyte.training.time_budget`).
 
     Raises:
         UserError: no width has nearly that many parameters, or the compute is less than a step's.
@@ -32,6 +33,8 @@ def within_budget(settings: TrainSettings) -> TrainSettings:
         per_byte = on_meta(model).flops_per_byte(settings.context_length).training
         steps = whole_steps("training_flops", budget.training_flops, per_byte * trainer.global_batch_bytes)
         trainer = replace(trainer, max_steps=steps)
+    elif trainer.max_steps is None and budget.training_seconds is None:
+        trainer = replace(trainer, max_steps=_STEPS_WITHOUT_A_BUDGET)
     return replace(settings, model=model, trainer=trainer)
 
 

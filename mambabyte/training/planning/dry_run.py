@@ -17,7 +17,8 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
     """The figures of a run, in plain JSON: bytes, seconds, floating-point operations.
 
     Ten steps are timed on this process's device. If only several devices together hold the model, none are,
-    and the figures that depend on them are None.
+    and the figures that depend on them are None; among those are the steps of a time budget, which the run
+    itself decides by its own speed.
 
     Returns:
         The figures; None on every rank but the first.
@@ -39,7 +40,11 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
     measured = time_steps(settings) if fits_one_device(settings) else None
     step_seconds = measured and measured.seconds_per_step
     speed = step_seconds and trainer.global_batch_bytes / step_seconds
-    total = trainer.max_steps * trainer.global_batch_bytes
+    steps = trainer.max_steps
+    by_clock = settings.budget.training_seconds if steps is None else None
+    if by_clock is not None and step_seconds:
+        steps = run.step + max(1, round((by_clock - run.seconds) / step_seconds))
+    total = None if steps is None else steps * trainer.global_batch_bytes
     corpus = None if run.data.settings.streaming else run.data.train_corpus().num_bytes
     return {
         "name": settings.name,
@@ -47,7 +52,7 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
         "parameters": model.num_parameters(),
         "inference_flops_per_byte": flops.inference,
         "training_flops_per_byte": flops.training,
-        "training_flops": flops.training * total,
+        "training_flops": total and flops.training * total,
         "device": str(memory.device),
         "devices": trainer.world_size,
         "precision": trainer.precision,
@@ -58,13 +63,14 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
         "context_length": settings.context_length,
         "micro_batch_size": micro_batch_size,
         "bytes_per_step": trainer.global_batch_bytes,
-        "steps": trainer.max_steps,
+        "steps": steps,
+        "training_seconds": by_clock,
         "steps_done": run.step,
         "bytes": total,
         "corpus_bytes": corpus,
-        "epochs": corpus and total / corpus,
+        "epochs": corpus and total and total / corpus,
         "seconds_per_step": step_seconds,
-        "seconds": step_seconds and max(0, trainer.max_steps - run.step) * step_seconds,
+        "seconds": step_seconds and steps and max(0, steps - run.step) * step_seconds,
         "bytes_per_second": speed,
         "measured_peak_memory": measured and measured.peak_memory_bytes,
         "peak_flops": peak.flops,
@@ -85,19 +91,26 @@ def describe(run: dict[str, Any]) -> str:
     reason = f" ({run['precision_reason']})" if run["precision_reason"] else ""
     corpus = "a streamed corpus"
     if run["corpus_bytes"] is not None:
-        corpus = f"{run['epochs']:.2f} epochs of {byte_count(run['corpus_bytes'])}"
+        epochs = "" if run["epochs"] is None else f"{run['epochs']:.2f} epochs of "
+        corpus = f"{epochs}{byte_count(run['corpus_bytes'])}"
+    if run["steps"] is None:
+        length = f"as many as the time gives, in steps of {run['bytes_per_step']:,}"
+    else:
+        about = "about " if run["training_seconds"] else ""
+        length = f"{byte_count(run['bytes'])} in {about}{run['steps']:,} steps of {run['bytes_per_step']:,}"
+    in_all = "" if run["training_flops"] is None else f"; {run['training_flops']:.3g} FLOP in all"
     lines = {
         "model": f"{run['model']}, {run['parameters']:,} parameters",
         "compute": f"{short_count(run['inference_flops_per_byte'], 'FLOP')} a byte in inference, "
-        f"{short_count(run['training_flops_per_byte'], 'FLOP')} in training; "
-        f"{run['training_flops']:.3g} FLOP in all, in {run['precision']}{reason}",
+        f"{short_count(run['training_flops_per_byte'], 'FLOP')} in training{in_all}, "
+        f"in {run['precision']}{reason}",
         "memory": f"{' + '.join(parts)} (micro-batch {run['micro_batch_size']}{recomputed}) = "
         f"{memory['total']} of {memory['available']} ({device}): {verdict}",
-        "bytes": f"{byte_count(run['bytes'])} in {run['steps']:,} steps of {run['bytes_per_step']:,}"
-        f", {corpus}",
+        "bytes": f"{length}, {corpus}",
     }
     if run["seconds"] is None:
-        lines["time"] = "not measured: one device does not hold the whole model"
+        budget = f"{duration(run['training_seconds'])}; " if run["training_seconds"] else ""
+        lines["time"] = f"{budget}not measured: one device does not hold the whole model"
     else:
         speed = f"{byte_count(run['bytes_per_second'])}/s, {run['seconds_per_step']:.3g} s a step"
         used, most = run["model_flops_utilization"], f"{short_count(run['peak_flops'], 'FLOP')}/s"

@@ -21,6 +21,7 @@ from mambabyte.training.planning.autotune import with_measurements
 from mambabyte.training.planning.budget import within_budget
 from mambabyte.training.planning.memory_estimate import training_device
 from mambabyte.training.settings import TrainerSettings, TrainSettings
+from mambabyte.training.time_budget import refuse_time_spent, with_known_end
 from mambabyte.training.trainer import build_trainer
 
 
@@ -29,9 +30,11 @@ class Plan:
     """A run that can start.
 
     Attributes:
-        settings: with numbers for all that was ``auto`` or a budget.
+        settings: with numbers for all that was ``auto`` or a budget; ``trainer.max_steps`` is None while
+            ``budget.training_seconds`` has not decided it.
         config: the settings to save, in plain values; devices are as the user gave them.
-        resume_from: the run's newest undamaged checkpoint, saved after ``step`` optimizer steps.
+        resume_from: the run's newest undamaged checkpoint, saved after ``step`` optimizer steps and
+            ``seconds`` of training.
         changed: the settings that differ from those of that checkpoint.
         main_process: whether this process has rank 0, which prints and writes.
         precision_reason: why ``trainer.precision``, which the user left to us, is what it is; None if the
@@ -43,9 +46,15 @@ class Plan:
     data: ByteDataModule
     resume_from: Path | None
     step: int
+    seconds: float
     changed: Changes
     main_process: bool
     precision_reason: str | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether no step is left to train."""
+        return _is_complete(self.settings, self.step)
 
 
 def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
@@ -59,27 +68,26 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     settings = within_budget(settings)
     main_process = is_main_process()
     saved, damaged = checkpoints.read_newest(settings.run_dir) or (None, [])
-    step = saved.step if saved else 0
+    step, seconds = (saved.step, _seconds(saved.content)) if saved else (0, 0.0)
     recorded: dict[str, Any] = {}
-    asked = settings.trainer.precision
+    precision_asked = settings.trainer.precision
     if saved:
         saved_data = DataSettings.from_settings(saved.config.get("data"), "data").with_absolute_paths()
         recorded = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
         settings = _with_recorded_precision(settings, recorded)
+    given = settings
+    settings, recorded, about_the_end = with_known_end(settings, recorded)
+    if saved:
         refuse_other_run(settings.run_dir, changes(recorded, settings))
-    if settings.budget.training_seconds is None:
-        settings.check_warmup()
-    if keep_measurements and step < settings.trainer.max_steps:
+        refuse_time_spent(settings, step, seconds)
+    given.check_schedule()
+    if keep_measurements and not _is_complete(settings, step):
         _check_parts(settings, main_process)
         settings.data.prepare("validation")  # what is wrong with it is found before there is a run directory
     settings = with_measurements(settings, keep_measurements)
-    if main_process and settings.optimizer.warmup_steps > settings.trainer.max_steps:
-        print(  # and not refused: it depends on this machine's speed
-            "mambabyte: the learning rate never reaches its peak: optimizer.warmup_steps="
-            f"{settings.optimizer.warmup_steps:,}, and the time is enough for {settings.trainer.max_steps:,}",
-            file=sys.stderr,
-        )
-    if step > settings.trainer.max_steps:
+    if main_process and about_the_end is not None:
+        print(f"mambabyte: {about_the_end}", file=sys.stderr)
+    if settings.trainer.max_steps is not None and step > settings.trainer.max_steps:
         raise UserError(
             f"run '{settings.name}' has taken {step:,} steps already, more than trainer.max_steps="
             f"{settings.trainer.max_steps:,}: set {step:,} to end it there, or give the new run its own name="
@@ -90,14 +98,15 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     if saved and main_process:
         for each in damaged:
             print(f"mambabyte: '{each}' is damaged; the checkpoint before it is used", file=sys.stderr)
-        verb = "is complete at" if step >= settings.trainer.max_steps else "resumes from"
+        complete = _is_complete(settings, step)
+        verb = "is complete at" if complete else "resumes from"
         print(f"mambabyte: run '{settings.name}' {verb} step {step}", file=sys.stderr)
-        if changed and step < settings.trainer.max_steps:
+        if changed and not complete:
             said = f"{in_words(changed, 'then')}{_jump(settings, step, changed)}"
             print(f"mambabyte: changed since then: {said}", file=sys.stderr)
     reason = None
-    if main_process and step < settings.trainer.max_steps:
-        reason = _precision_reason(asked, settings.trainer)
+    if main_process and not _is_complete(settings, step):
+        reason = _precision_reason(precision_asked, settings.trainer)
         _warn_of_slow_bf16(settings.trainer)
     data = ByteDataModule(
         settings.data,
@@ -107,7 +116,7 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         settings.seed,
     )
     resume_from = saved.path if saved else None
-    return Plan(settings, config, data, resume_from, step, changed, main_process, reason)
+    return Plan(settings, config, data, resume_from, step, seconds, changed, main_process, reason)
 
 
 def _with_recorded_precision(settings: TrainSettings, recorded: dict[str, Any]) -> TrainSettings:
@@ -132,6 +141,18 @@ def _warn_of_slow_bf16(trainer: TrainerSettings) -> None:
         print(f"mambabyte: {slow}: a new run takes the faster with trainer.precision=auto", file=sys.stderr)
 
 
+def _is_complete(settings: TrainSettings, step: int) -> bool:
+    return settings.trainer.max_steps is not None and step >= settings.trainer.max_steps
+
+
+def _seconds(checkpoint: dict[str, Any]) -> float:
+    """Those spent on the steps of a checkpoint; 0 if it does not say so, as one of another program."""
+    callbacks = checkpoint.get("callbacks")
+    state = callbacks.get("Metrics") if isinstance(callbacks, dict) else None
+    seconds = state.get("seconds") if isinstance(state, dict) else None
+    return seconds if isinstance(seconds, float) else 0.0
+
+
 def _check_parts(settings: TrainSettings, main_process: bool) -> None:
     """Raise UserError if a callback, a logger's package or the devices of the trainer are not there."""
     settings.callbacks.build_extra()
@@ -143,12 +164,15 @@ def _check_parts(settings: TrainSettings, main_process: bool) -> None:
 
 
 def _jump(settings: TrainSettings, step: int, changed: Changes) -> str:
-    """What another number of steps does to the learning rate, if anything."""
-    steps_then, steps_now = changed.get("trainer.max_steps", (None, 0))
-    rate = settings.optimizer.learning_rate_at
-    if not isinstance(steps_then, int) or math.isclose(
-        rate(step, steps_then), now := rate(step, steps_now), rel_tol=1e-3
-    ):
+    """What another end does to the learning rate, if anything."""
+    optimizer, steps = settings.optimizer, settings.trainer.max_steps
+    steps_then, _ = changed.get("trainer.max_steps", (steps, steps))
+    decay_then, _ = changed.get("optimizer.decay_from", (optimizer.decay_from, None))
+    if not all(number is None or type(number) is int for number in (steps_then, decay_then)):
         return ""
-    last = rate(step - 1, steps_then)
+    then = replace(optimizer, decay_from=decay_then)
+    now = optimizer.learning_rate_at(step, steps)
+    if math.isclose(then.learning_rate_at(step, steps_then), now, rel_tol=1e-3):
+        return ""
+    last = then.learning_rate_at(step - 1, steps_then)
     return f"; so the learning rate goes from {last:.2g} at step {step} to {now:.2g} at step {step + 1}"

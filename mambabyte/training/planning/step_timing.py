@@ -55,7 +55,7 @@ def time_steps(settings: TrainSettings, steps: int = 10) -> StepTiming:
     if not fits_one_device(settings):
         raise UserError(
             "steps are tried on one device, which does not hold the whole of this model: set "
-            "trainer.micro_batch_size and trainer.max_steps to numbers"
+            "trainer.micro_batch_size and trainer.threads to numbers"
         )
     try:
         return _take_steps(settings, steps)

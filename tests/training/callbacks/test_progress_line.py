@@ -32,6 +32,18 @@ def test_a_line_every_ten_seconds_without_a_terminal(monkeypatch, capsys) -> Non
     )
 
 
+def test_until_the_clock_has_decided_the_last_step_the_time_left_is_the_clocks(capsys) -> None:
+    line = ProgressLine(None, 100, 0, training_seconds=7.0)
+    line.begin()
+    line.show(row(4), urgent=True)  # after two seconds
+    line.max_steps = 10
+    line.show(row(10), final=True)
+    shown = capsys.readouterr().err.splitlines()
+    assert [text.split(" | ")[0] for text in shown] == ["step 0", "step 4", "step 10/10"]
+    assert shown[1].endswith("| 400 B | eta 5 s")
+    assert shown[2].endswith("| 1.0/1.0 kB | eta 0 s")
+
+
 @pytest.mark.parametrize("first_step", [0, 9])
 def test_a_run_of_one_row_shows_it(first_step: int, capsys) -> None:
     ProgressLine(10, 100, first_step).show(row(10), final=True)

@@ -116,6 +116,23 @@ def test_a_run_resumed_with_other_ranks_and_strategies_ends_the_same(
     assert_same_run(run_dir, alone[0])
 
 
+def test_the_clock_of_rank_zero_ends_the_run_of_both(train: Callable[..., End], tmp_path: Path) -> None:
+    settings = ["trainer=ddp", "trainer.max_steps=null", "budget.training_seconds=20"]
+    settings.append("callbacks.extra=[{_target_: tests.training.distributed.clock.OwnClock}]")
+    end = train(2, tmp_path / "run", *settings)
+    assert end.codes == [0, 0], end.err
+    found = checkpoints.read(tmp_path / "run")
+    assert found.step == found.config["trainer"]["max_steps"] == 20
+    assert found.config["optimizer"]["decay_from"] == 14
+    assert len(end.windows[0]) == len(end.windows[1]) == 2 * 20
+    stopped = train(2, tmp_path / "parts", *settings, step=16, number=SIGTERM)
+    assert stopped.codes == [75, 0], stopped.err
+    assert train(2, tmp_path / "parts", *settings).codes == [0, 0]
+    parts = checkpoints.read(tmp_path / "parts")
+    for name, tensor in found.state_dict.items():
+        assert torch.equal(tensor, parts.state_dict[name]), name
+
+
 def test_bf16_is_the_same_under_fsdp(train: Callable[..., End], tmp_path: Path) -> None:
     curves = []
     for name, ranks, overrides in (("one", 1, []), ("two", 2, ["trainer=fsdp"])):

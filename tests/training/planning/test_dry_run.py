@@ -18,8 +18,6 @@ from mambabyte.training.planning import autotune, dry_run, memory_estimate, step
 from mambabyte.training.planning.autotune import with_measurements
 from mambabyte.training.planning.step_timing import StepTiming
 
-MODELS = ["mambabyte", "megabyte", "transformer", "perceiver_ar", "gated_s4d"]
-
 
 @pytest.fixture
 def speed(monkeypatch):
@@ -107,8 +105,25 @@ def test_a_model_that_only_several_devices_hold_is_told_without_its_time(
         monkeypatch.setattr(module, "fits_one_device", lambda settings: False)
     start("several", "dry_run=true")
     assert "time    not measured: one device does not hold" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"set trainer\.micro_batch_size and trainer\.max_steps to numbers"):
-        start("several", "budget.training_seconds=5")
+    with pytest.raises(UserError, match=r"set trainer\.micro_batch_size and trainer\.threads to numbers"):
+        start("several", "trainer.micro_batch_size=auto")
+    by_clock = ["trainer.max_steps=null", "budget.training_seconds=5"]
+    start("several", "dry_run=true", *by_clock)
+    told = capsys.readouterr().out
+    assert "bytes   as many as the time gives, in steps of 256, " in told
+    assert "time    5 s; not measured: one device does not hold" in told
+    start("several", "dry_run=true", "json=true", *by_clock)
+    assert json.loads(capsys.readouterr().out)["steps"] is None
+
+
+def test_the_steps_of_a_time_budget_are_foretold(start, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(dry_run, "time_steps", lambda settings: StepTiming(0.25, None))
+    by_clock = ["dry_run=true", "trainer.max_steps=null", "budget.training_seconds=5"]
+    assert not start("timed", *by_clock).exists()
+    assert "5.1 kB in about 20 steps of 256, " in capsys.readouterr().out
+    start("timed", *by_clock, "json=true")
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["steps"], figures["seconds"], figures["training_seconds"]) == (20, 5.0, 5.0)
 
 
 def test_the_flags(tmp_path: Path, corpus, monkeypatch, capsys) -> None:
@@ -202,92 +217,34 @@ def test_on_a_gpu_the_largest_that_really_runs_is_taken(configure, monkeypatch, 
     assert tried == [8, 4, 2]
 
 
-def test_the_steps_of_a_time_budget_are_measured_once_for_a_run(start, speed, at_stop) -> None:
-    speed(lambda size: 0.5)
-    at_stop(4)
-    with pytest.raises(Interrupted):
-        start("timed", "budget.training_seconds=5")
-    speed(lambda size: 0.01)  # as if the rest of the run were made on a faster machine
-    run_dir = start("timed", "budget.training_seconds=5")
-    assert checkpoints.read(run_dir).step == config(run_dir)["trainer"]["max_steps"] == 10
-    start("timed", "budget.training_seconds=5")  # complete
-    assert checkpoints.read(run_dir).step == 10
-    start("timed", "budget.training_seconds=0.12")  # another budget is another question
-    assert json.loads((run_dir / "measured.json").read_text())["max_steps"]["answer"] == 12
-
-
 def test_a_run_that_does_not_belong_there_leaves_the_answers_alone(start, speed) -> None:
     speed(lambda size: 1.0)
-    run_dir = start("taken", "budget.training_seconds=3")
+    run_dir = start("taken", "trainer.micro_batch_size=auto")
     before = (run_dir / "measured.json").read_bytes()
     with pytest.raises(UserError, match=r"model\.d_model"):
-        start("taken", "budget.training_seconds=3", "model.d_model=16")
+        start("taken", "trainer.micro_batch_size=auto", "model.d_model=16")
     assert (run_dir / "measured.json").read_bytes() == before
 
 
-def test_a_warm_up_longer_than_the_time_is_said(start, speed, capsys) -> None:
-    """How many steps the time is enough for depends on the machine: that is no mistake in the settings."""
-    speed(lambda size: 1.0)
-    start("brief", "budget.training_seconds=3", "optimizer.warmup_steps=4")
-    said = "optimizer.warmup_steps=4, and the time is enough for 3"
-    assert f"the learning rate never reaches its peak: {said}" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"optimizer\.warmup_steps=4 is more than all trainer\.max_steps=3"):
-        start("fixed", "trainer.max_steps=3", "optimizer.warmup_steps=4")
-
-
-def test_a_budget_of_less_than_a_step_is_refused(start, speed) -> None:
-    speed(lambda size: 1.0)
-    with pytest.raises(UserError, match=r"budget\.training_seconds=0\.1 is less than one step's 1"):
-        start("short", "budget.training_seconds=0.1")
-
-
 def test_other_ranks_wait_for_what_rank_zero_measures(configure, speed, monkeypatch, tmp_path) -> None:
-    speed(lambda size: 1.0)
-    cfg = configure(
-        "train", "budget.training_seconds=7", f"run_dir={tmp_path}/run", "trainer.accelerator=cpu"
-    )
-    first = replace(cfg, budget=replace(cfg.budget, training_seconds=9))
+    speed({1: 8.0, 2: 4.0, 4: 2.0, 8: 3.0}.__getitem__)
+    overrides = ["trainer.micro_batch_size=auto", "trainer.accelerator=cpu", f"run_dir={tmp_path}/run"]
+    cfg = configure("train", "experiment=tiny", *overrides)
+    first = replace(cfg, context_length=128)
     with_measurements(first)  # an answer to another question is not theirs
     monkeypatch.setattr(
         autotune, "is_main_process", lambda: threading.current_thread() is threading.main_thread()
     )
     answers: list[int] = []
-    rank = threading.Thread(target=lambda: answers.append(with_measurements(cfg).trainer.max_steps))
+    rank = threading.Thread(target=lambda: answers.append(with_measurements(cfg).trainer.micro_batch_size))
     rank.start()
     rank.join(0.5)
     assert rank.is_alive() and not answers
     with_measurements(cfg)
     rank.join(20)
-    assert answers == [7]
+    assert answers == [4]
     monkeypatch.setattr(autotune, "is_main_process", lambda: False)
     monkeypatch.setattr(autotune, "LONGEST_WAIT", 0.1)
-    cfg.budget.training_seconds = 8
+    cfg.context_length = 64
     with pytest.raises(UserError, match="all nodes share"):
         with_measurements(cfg)
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_time_matched_gives_every_model_its_time(
-    model: str, configure, corpus, tmp_path, monkeypatch
-) -> None:
-    from mambabyte.commands import train
-
-    def rounded(settings) -> StepTiming:
-        took = step_timing.time_steps(settings, steps=3)
-        assert took.seconds_per_step > 0
-        return StepTiming(0.1, took.peak_memory_bytes)  # whatever the machine is busy with
-
-    monkeypatch.setattr(autotune, "time_steps", rounded)
-    small = ["budget.parameters=null", "model.d_model=16", "model.n_layer=1", "context_length=64"]
-    small += ["trainer.global_batch_bytes=256"]
-    data = ["data=files", f"data.path={corpus}", "data.validation_fraction=0.2", "data.windows=packed"]
-    places = [f"run_dir={tmp_path}/run", f"data.folder={tmp_path}/prepared", "trainer.accelerator=cpu"]
-    brief = [
-        "budget.training_seconds=0.3",
-        "optimizer.warmup_steps=2",
-        "callbacks.validate_bytes=256",
-        "callbacks.sample_bytes=4",
-    ]
-    train.run(configure("train", "experiment=time_matched", f"model={model}", *small, *data, *places, *brief))
-    assert config(tmp_path / "run")["trainer"]["max_steps"] == 3
-    assert checkpoints.read(tmp_path / "run").step == 3
