@@ -11,7 +11,6 @@ from typing import Any
 from mambabyte import checkpoints
 from mambabyte.config.settings import fill, to_plain
 from mambabyte.data import ByteDataModule
-from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 from mambabyte.runs.changes import Changes, changes, in_words, refuse_other_run
 from mambabyte.training.distributed.launching import is_main_process, resolve_devices
@@ -55,11 +54,8 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     main_process = is_main_process()
     saved, damaged = checkpoints.read_newest(settings.run_dir) or (None, [])
     step = saved.step if saved else 0
-    recorded: dict[str, Any] = {}
     if saved:
-        saved_data = DataSettings.from_settings(saved.config.get("data"), "data").with_absolute_paths()
-        recorded = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
-        refuse_other_run(settings.run_dir, changes(recorded, settings))
+        refuse_other_run(settings.run_dir, changes(saved.config, settings))
     if settings.budget.training_seconds is None:
         settings.check_warmup()
     if keep_measurements and step < settings.trainer.max_steps:
@@ -77,7 +73,7 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
             f"run '{settings.name}' has taken {step:,} steps already, more than trainer.max_steps="
             f"{settings.trainer.max_steps:,}: set {step:,} to end it there, or give the new run its own name="
         )
-    changed = changes(recorded, settings) if saved else {}
+    changed = changes(saved.config, settings) if saved else {}
     config = to_plain(settings)
     settings = replace(settings, trainer=resolve_devices(settings.trainer))
     if saved and main_process:
