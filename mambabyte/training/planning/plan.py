@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
+
 from mambabyte import checkpoints
 from mambabyte.config.settings import fill, to_plain
 from mambabyte.data import ByteDataModule
@@ -30,6 +32,7 @@ class Plan:
         config: the settings to save, in plain values; devices are as the user gave them.
         resume_from: the run's newest undamaged checkpoint, saved after ``step`` optimizer steps.
         changed: the settings that differ from those of that checkpoint.
+        callbacks: the user's, of ``callbacks.extra``; none if nothing is to be trained.
         main_process: whether this process has rank 0, which prints and writes.
     """
 
@@ -39,6 +42,7 @@ class Plan:
     resume_from: Path | None
     step: int
     changed: Changes
+    callbacks: list[Callback]
     main_process: bool
 
 
@@ -58,7 +62,9 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         refuse_other_run(settings.run_dir, changes(saved.config, settings))
     if settings.budget.training_seconds is None:
         settings.check_warmup()
+    callbacks: list[Callback] = []
     if keep_measurements and step < settings.trainer.max_steps:
+        callbacks = settings.callbacks.build_extra()
         _check_parts(settings, main_process)
         settings.data.prepare("validation")  # what is wrong with it is found before there is a run directory
     settings = with_measurements(settings, keep_measurements)
@@ -92,12 +98,11 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         settings.seed,
     )
     resume_from = saved.path if saved else None
-    return Plan(settings, config, data, resume_from, step, changed, main_process)
+    return Plan(settings, config, data, resume_from, step, changed, callbacks, main_process)
 
 
 def _check_parts(settings: TrainSettings, main_process: bool) -> None:
-    """Raise UserError if a callback, a logger's package or the devices of the trainer are not there."""
-    settings.callbacks.build_extra()
+    """Raise UserError if a logger's package or the devices of the trainer are not there."""
     if main_process:
         check_loggers(settings)
     size = 1 if settings.trainer.micro_batch_size == "auto" else settings.trainer.micro_batch_size
