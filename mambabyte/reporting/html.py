@@ -28,7 +28,7 @@ def to_html(tables: Sequence[Table], notes: Sequence[str], figures: Mapping[str,
         body += [f"<p class=note>{escape(remark)}</p>" for remark in table.remarks]
     for title, image in figures.items():
         source = f"data:image/png;base64,{b64encode(image).decode('ascii')}"
-        body += [f"<h2>{escape(title)}</h2>", f"<img alt='{escape(title)}' src='{source}'>"]
+        body.append(f"<p><img alt='{escape(title)}' src='{source}'>")
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width,initial-scale=1'><title>mambabyte report</title>"
