@@ -13,7 +13,8 @@ _STYLE = (
     "overflow-wrap:anywhere}"
     "table{border-collapse:collapse;font-size:.9em}div{overflow-x:auto}"
     "th,td{padding:.3em .6em;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
-    "th{border-bottom:2px solid #888}h2{font-size:1.05em;margin:2em 0 .6em}"
+    "th{border-bottom:2px solid #888;white-space:normal;overflow-wrap:normal;vertical-align:bottom}"
+    "h2{font-size:1.05em;margin:2em 0 .6em}"
     ".words{text-align:left;white-space:normal;min-width:8em}"
     "img{width:45em;max-width:100%;height:auto}.note{color:#555;max-width:50em}"
 )
