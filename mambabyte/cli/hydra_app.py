@@ -48,8 +48,6 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
             # Lightning starts the other ranks with this program's arguments: those of this job alone.
             arguments += [flag for flag in flags if flag.startswith("--config-dir=")]
             sys.argv = [program[0], *name.split(" "), *arguments]
-            if name == "train" and sys.stderr.isatty():
-                print("mambabyte: loading PyTorch", file=sys.stderr)  # which takes seconds
             schema: Any = command.settings
             return command.run(schema.from_composed(composed, settings.runtime.choices, command.check))
         except Exception as fault:

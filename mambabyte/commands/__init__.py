@@ -49,7 +49,7 @@ class Command:
     settings: the dataclass that ``run`` takes. Hydra composes one with a ``yaml`` from conf/; any other is
         filled from flags and words alone.
     run: does the work; returns the exit code, None for 0.
-    check: what of the composed values can be refused before ``settings`` takes them, which may import torch.
+    check: refuses what it can of the composed values before ``settings`` takes them, which may import torch.
     """
 
     help: str

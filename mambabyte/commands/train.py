@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+from dataclasses import fields
 from typing import Any
 
 from mambabyte.commands import DATA, JSON, Command, Flag
 from mambabyte.config.settings import fill
-from mambabyte.data.settings import DataSettings
+from mambabyte.runs.changes import refuse_recorded_run
 from mambabyte.runtime.valid_json import valid_json
-from mambabyte.training.settings import TrainerSettings, TrainSettings
+from mambabyte.training.settings import SettingsButModel, TrainSettings
+
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of torchrun, Lightning and srun
 
 
 def run(settings: TrainSettings) -> None:
@@ -28,15 +32,22 @@ def run(settings: TrainSettings) -> None:
 
 
 def check(values: dict[str, Any]) -> None:
-    """Raise UserError about what can be known before the model's class imports torch, which takes seconds."""
-    trainer = fill(TrainerSettings, values.get("trainer"))
-    length, run_dir = values.get("context_length"), values.get("run_dir")
-    if isinstance(length, int) and length > 0:
-        trainer.global_batch_size(length)
-        if "auto" not in (trainer.devices, trainer.num_nodes, trainer.micro_batch_size):
-            trainer.accumulation(length, trainer.world_size)
-    if isinstance(run_dir, str) and not os.path.exists(run_dir):  # a complete run reports without its data
-        DataSettings.from_settings(values.get("data"), "data").check_path()
+    """Raise UserError about what can be known before the model's class imports torch; then say that this
+    begins, since it takes seconds."""
+    known = [field.name for field in fields(SettingsButModel)]
+    settings = fill(SettingsButModel, {name: values[name] for name in known if name in values})
+    trainer, length = settings.trainer, settings.context_length
+    trainer.global_batch_size(length)
+    if "auto" not in (trainer.devices, trainer.num_nodes, trainer.micro_batch_size):
+        trainer.accumulation(length, trainer.world_size)
+    if os.path.exists(settings.run_dir):
+        refuse_recorded_run(settings.run_dir, settings, values.get("model"))
+    else:  # a complete run reports without its data
+        settings.data.check_path()
+    if settings.budget.training_flops is None:
+        settings.check_schedule()
+    if "torch" not in sys.modules and all(os.environ.get(name, "0") == "0" for name in _RANKS):
+        print("mambabyte: loading PyTorch", file=sys.stderr)
 
 
 COMMAND = Command(

@@ -54,7 +54,7 @@ def draw(figure: Figure, comparisons: Sequence[Comparison]) -> Canvas | None:
     """A panel for each comparison of which something is recorded, a colour for each label; None without any.
 
     Lines show validation during training, on a sample, or where there is none the training windows; stars the
-    figure over all of the validation data at the end.
+    figure of the table, at the end.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure as Canvas
@@ -138,11 +138,11 @@ def _panel(
     axes.grid(alpha=0.2)
     handles = {line.label: Line2D([], [], color=colors[line.label]) for line in lines if line.points}
     if any(line.curve and line.validated for line in lines):
-        handles["validation during training"] = Line2D([], [], color="0.4", marker=".")
+        handles["validation during training, a sample"] = Line2D([], [], color="0.4", marker=".")
     if any(line.curve and not line.validated for line in lines):
         handles["training, where nothing was validated"] = Line2D([], [], color="0.4", linestyle=":")
     if any(line.star for line in lines):
-        handles["validation at the end, on all bytes"] = Line2D([], [], color="0.4", marker="*", ls="none")
+        handles["validation at the end"] = Line2D([], [], color="0.4", marker="*", ls="none")
     names = [literal("\n".join(textwrap.wrap(label, 70))) for label in handles]
     below = (0.5, -0.14)  # in units of the panel
     axes.legend(

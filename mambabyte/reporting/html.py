@@ -13,7 +13,8 @@ _STYLE = (
     "overflow-wrap:anywhere}"
     "table{border-collapse:collapse;font-size:.9em}div{overflow-x:auto}"
     "th,td{padding:.3em .6em;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
-    "th{border-bottom:2px solid #888}h2{font-size:1.05em;margin:2em 0 .6em}"
+    "th{border-bottom:2px solid #888;white-space:normal;overflow-wrap:normal;vertical-align:bottom}"
+    "h2{font-size:1.05em;margin:2em 0 .6em}"
     ".words{text-align:left;white-space:normal;min-width:8em}"
     "img{width:45em;max-width:100%;height:auto}.note{color:#555;max-width:50em}"
 )
@@ -28,7 +29,7 @@ def to_html(tables: Sequence[Table], notes: Sequence[str], figures: Mapping[str,
         body += [f"<p class=note>{escape(remark)}</p>" for remark in table.remarks]
     for title, image in figures.items():
         source = f"data:image/png;base64,{b64encode(image).decode('ascii')}"
-        body += [f"<h2>{escape(title)}</h2>", f"<img alt='{escape(title)}' src='{source}'>"]
+        body.append(f"<p><img alt='{escape(title)}' src='{source}'>")
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width,initial-scale=1'><title>mambabyte report</title>"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mambabyte.config.settings import find_class, shown, to_plain
+from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 
 Changes = dict[str, tuple[Any, Any]]  # by key: the recorded value and the new one
@@ -28,9 +29,41 @@ _OF_ONE_COMMAND = ("run_dir", "dry_run", "json")
 def changes(recorded: Mapping[str, Any], settings: Any) -> Changes:
     """The settings that differ from a run's ``recorded`` configuration, perhaps of an earlier version: what
     did not exist then had its default."""
-    then, now = _flat(_as_now(with_new_names(recorded), settings)), _flat(to_plain(settings))
+    recorded = with_new_names(recorded)
+    data = DataSettings.from_settings(recorded.get("data"), "data")
+    recorded["data"] = to_plain(data.with_absolute_paths())
+    settings = replace(settings, data=settings.data.with_absolute_paths())
+    then, now = _flat(_as_now(recorded, settings)), _flat(to_plain(settings))
     differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     return {key: (then.get(key), now.get(key)) for key in differing if key not in _OF_ONE_COMMAND}
+
+
+def refuse_recorded_run(run_dir: Path, settings: Any, model: Any) -> None:
+    """Raise UserError if config.yaml says that the run, which has checkpoints, must keep other settings.
+
+    Imports no torch. The newest checkpoint has the last word, so a file that cannot be read refuses nothing.
+
+    Args:
+        settings: all but the model's.
+        model: the plain ``model`` section; compared are the keys that the file has too.
+    """
+    import yaml  # a tenth of a second that `mambabyte --help` need not wait
+
+    try:
+        if not any((run_dir / "checkpoints").glob("step_*.ckpt")):
+            return
+        recorded = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+        changed = changes(recorded, settings)
+        if settings.trainer.precision == "auto":  # that of the run
+            changed.pop("trainer.precision", None)
+        ours = model["_target_"].removeprefix("mambabyte.models.").isidentifier()  # others may mean anything
+        if ours and settings.budget.parameters is None:  # which decides the widths
+            then, now = _flat(recorded["model"]), _flat(model)
+            both = {f"model.{key}": (then[key], now[key]) for key in sorted(then.keys() & now.keys())}
+            changed |= {key: values for key, values in both.items() if values[0] != values[1]}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, UserError):
+        return
+    refuse_other_run(run_dir, changed)
 
 
 def refuse_other_run(run_dir: Path, changed: Changes) -> None:

@@ -146,8 +146,8 @@ class BudgetSettings(Settings):
 
 
 @dataclass(kw_only=True)
-class TrainSettings(CommandSettings):
-    """conf/train.yaml: one run, in ``run_dir``."""
+class SettingsButModel(CommandSettings):
+    """conf/train.yaml without ``model``, whose class imports torch."""
 
     yaml: ClassVar[str] = "train"
     name: str
@@ -161,9 +161,7 @@ class TrainSettings(CommandSettings):
     budget: BudgetSettings
     logger: LoggerSettings
     callbacks: CallbackSettings
-    # last, so that mistakes elsewhere are found before these classes import torch
     optimizer: OptimizerConfig
-    model: ByteLMConfig
 
     def __post_init__(self) -> None:
         parts = self.name.split("/")
@@ -192,6 +190,13 @@ class TrainSettings(CommandSettings):
                 f"optimizer.warmup_steps={warmup:,} is more than all trainer.max_steps={steps:,}, so the "
                 "learning rate would never reach its peak: lower the first or raise the second"
             )
+
+
+@dataclass(kw_only=True)
+class TrainSettings(SettingsButModel):
+    """conf/train.yaml: one run, in ``run_dir``."""
+
+    model: ByteLMConfig
 
 
 def _nearest_multiples(value: int, unit: int) -> str:

@@ -77,7 +77,7 @@ def _fit(run: Plan) -> int:
     if run.main_process:
         set_summary_aside(run_dir)
         record_sitting(run_dir, run.step, run.changed)
-    callbacks, preemption = build_callbacks(settings, run.data.validation_corpus())
+    callbacks, preemption = build_callbacks(settings, run.data.validation_corpus(), run.callbacks)
     seed_everything(settings.seed, workers=True, verbose=False)
     module = ByteLMModule(settings, run.config, SpikePolicy(settings))
     loggers = build_loggers(settings, run.config) if run.main_process else []

@@ -77,8 +77,11 @@ def build_trainer(settings: TrainSettings, callbacks: list[Callback], loggers: l
     return trainer
 
 
-def build_callbacks(settings: TrainSettings, corpus: ByteCorpus) -> tuple[list[Callback], Preemption]:
-    """The callbacks of a run with validation ``corpus``; also the one that knows whether a signal stopped it.
+def build_callbacks(
+    settings: TrainSettings, corpus: ByteCorpus, extra: list[Callback]
+) -> tuple[list[Callback], Preemption]:
+    """The callbacks of a run with validation ``corpus`` and the ``extra`` ones of its user; also the one that
+    knows whether a signal stopped it.
 
     They see a step in this order: a validation's result belongs in that step's row of metrics, and a
     checkpoint is saved when all others, the user's included, are done.
@@ -90,4 +93,4 @@ def build_callbacks(settings: TrainSettings, corpus: ByteCorpus) -> tuple[list[C
     folder = checkpoint_folder(settings.run_dir)
     checkpoints = Checkpoints(folder, config.checkpoint_every, config.checkpoints_kept)
     preemption = Preemption(checkpoints)
-    return [*ours, *config.build_extra(), checkpoints, preemption], preemption
+    return [*ours, *extra, checkpoints, preemption], preemption

@@ -132,7 +132,7 @@ def test_a_label_has_one_colour_and_a_figure_its_own_axis(comparisons) -> None:
         colors = [line.get_color() for line in lines]
         assert colors[0] == colors[3] != colors[1] == colors[2]
         entries = [text.get_text() for text in axes.get_legend().get_texts()]
-        during, end = "validation during training", "validation at the end, on all bytes"
+        during, end = "validation during training, a sample", "validation at the end"
         assert entries == [*dict.fromkeys(comparisons[0].labels), during, end]
         ends.append((stars[0].get_xdata()[0], axes.get_xlabel()))
     assert ends[0] == (2.56, "bytes trained (kB)")
@@ -190,6 +190,7 @@ def test_the_page_needs_no_other_file(comparisons) -> None:
     assert re.findall(r"(?:src|href)=.{6}", page) == ["src='data:"]
     assert "url(" not in page
     assert page.count("<tr>") == 5
+    assert page.count("Bits by bytes") == 1, "the figure itself shows its title"
 
 
 def test_the_page_fits_a_phone(comparisons) -> None:

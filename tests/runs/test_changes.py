@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from mambabyte.config.settings import to_plain
+from mambabyte.config.settings import fill, to_plain
 from mambabyte.errors import UserError
-from mambabyte.runs.changes import changes, in_words, refuse_other_run
-from mambabyte.training.settings import TrainSettings
+from mambabyte.runs.changes import changes, in_words, refuse_other_run, refuse_recorded_run
+from mambabyte.training.settings import SettingsButModel, TrainSettings
 
 
 @pytest.fixture
@@ -86,6 +88,56 @@ def test_an_old_name_is_no_change(settings: TrainSettings) -> None:
     assert changes(recorded, settings) == {}
     recorded["logger"] = {"service": "wandb", "project": None, "entity": None}
     assert changes(recorded, settings) == {"logger.wandb": (True, False)}
+
+
+def record(run_dir: Path, recorded: Any) -> Path:
+    """A run that has a checkpoint."""
+    (run_dir / "checkpoints").mkdir(exist_ok=True)
+    (run_dir / "checkpoints" / "step_00000001.ckpt").touch()
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(recorded))
+    return run_dir
+
+
+def compare(run_dir: Path, settings: TrainSettings, model: dict[str, Any]) -> None:
+    """As the command line does, before the model's class is imported."""
+    refuse_recorded_run(run_dir, fill(SettingsButModel, without(to_plain(settings), "model")), model)
+
+
+def test_the_record_of_an_earlier_version_is_read_as_today(settings: TrainSettings, tmp_path: Path) -> None:
+    recorded = without(to_plain(settings), "optimizer", "_target_")
+    recorded["callbacks"]["validation_bytes"] = recorded["callbacks"].pop("validate_bytes")
+    recorded["model"]["once"] = 1
+    record(tmp_path, without(recorded, "model", "tie_embeddings"))
+    model = to_plain(settings.model)
+    compare(tmp_path, settings, model)
+    with pytest.raises(UserError, match=r"model\.d_model \(64 there, 32 now\); give"):
+        compare(tmp_path, settings, {**model, "d_model": 32})
+    settings.optimizer.weight_decay = 0.5
+    with pytest.raises(UserError, match=r"optimizer\.weight_decay \(0\.1 there, 0\.5 now\); give"):
+        compare(tmp_path, settings, model)
+
+
+def test_what_only_the_checkpoint_can_tell_is_left_to_it(settings: TrainSettings, tmp_path: Path) -> None:
+    recorded, model = to_plain(settings), to_plain(settings.model)
+    compare(record(tmp_path, recorded), settings, {"_target_": "mine.Config", "d_model": 1})
+    settings.budget.parameters = 1e5
+    compare(tmp_path, settings, {**model, "d_model": 32})
+    settings.seed = 1
+    for damaged in ([], "text", {**recorded, "data": None}):
+        compare(record(tmp_path, damaged), settings, model)
+    (tmp_path / "config.yaml").write_bytes(b"\xff\n\t: [")
+    compare(tmp_path, settings, model)
+    (tmp_path / "config.yaml").unlink()
+    compare(tmp_path, settings, model)
+
+
+def test_a_run_without_a_checkpoint_keeps_nothing(settings: TrainSettings, tmp_path: Path) -> None:
+    record(tmp_path, to_plain(settings))
+    settings.seed = 1
+    with pytest.raises(UserError, match=r"seed \(0 there, 1 now\)"):
+        compare(tmp_path, settings, to_plain(settings.model))
+    (tmp_path / "checkpoints" / "step_00000001.ckpt").unlink()
+    compare(tmp_path, settings, to_plain(settings.model))
 
 
 def test_changes_are_written_as_in_yaml() -> None:

@@ -35,8 +35,11 @@ class MomentumConfig(OptimizerConfig):
 
 
 class Noting(Callback):
+    built = 0
+
     def __init__(self, path: str) -> None:
         self.path = path
+        Noting.built += 1
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         Path(self.path).write_text(f"{trainer.global_step} {type(trainer.optimizers[0]).__name__}")
@@ -111,7 +114,8 @@ def test_a_run_from_python_is_that_of_the_command_line(tmp_path, corpus, start, 
         mambabyte.train(mine)
 
 
-def test_an_optimizer_and_a_callback_of_ones_own(tmp_path, corpus) -> None:
+def test_an_optimizer_and_a_callback_of_ones_own(tmp_path, corpus, monkeypatch) -> None:
+    monkeypatch.setattr(Noting, "built", 0)
     note = tmp_path / "note"
     mine = settings(
         tmp_path,
@@ -125,6 +129,7 @@ def test_an_optimizer_and_a_callback_of_ones_own(tmp_path, corpus) -> None:
     assert isinstance(mine.optimizer, MomentumConfig)
     mambabyte.train(mine)
     assert note.read_text() == "12 SGD"
+    assert Noting.built == 1, "checked before there is a run directory, and used"
     saved = checkpoints.read(tmp_path / "run").config["optimizer"]
     assert (saved["_target_"], saved["momentum"]) == (f"{HERE}.MomentumConfig", 0.8)
     with pytest.raises(UserError, match=r"_target_=torch\.optim\.SGD is not a dataclass derived from"):

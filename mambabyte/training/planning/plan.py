@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
+
 from mambabyte import checkpoints
 from mambabyte.config.settings import fill, to_plain
 from mambabyte.data import ByteDataModule
-from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 from mambabyte.runs.changes import Changes, changes, in_words, refuse_other_run
 from mambabyte.runtime.precision import fastest_precision, slowness_of_bf16
@@ -36,6 +37,7 @@ class Plan:
         resume_from: the run's newest undamaged checkpoint, saved after ``step`` optimizer steps and
             ``seconds`` of training.
         changed: the settings that differ from those of that checkpoint.
+        callbacks: the user's, of ``callbacks.extra``; none if nothing is to be trained.
         main_process: whether this process has rank 0, which prints and writes.
         precision_reason: why ``trainer.precision``, which the user left to us, is what it is; None if the
             user has set it, or if nothing is left to train.
@@ -48,6 +50,7 @@ class Plan:
     step: int
     seconds: float
     changed: Changes
+    callbacks: list[Callback]
     main_process: bool
     precision_reason: str | None
 
@@ -69,19 +72,18 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     main_process = is_main_process()
     saved, damaged = checkpoints.read_newest(settings.run_dir) or (None, [])
     step, seconds = (saved.step, _seconds(saved.content)) if saved else (0, 0.0)
-    recorded: dict[str, Any] = {}
+    recorded: dict[str, Any] = saved.config if saved else {}
     precision_asked = settings.trainer.precision
-    if saved:
-        saved_data = DataSettings.from_settings(saved.config.get("data"), "data").with_absolute_paths()
-        recorded = {**saved.config, "data": to_plain(saved_data)}  # as this version writes it
-        settings = _with_recorded_precision(settings, recorded)
+    settings = _with_recorded_precision(settings, recorded)
     given = settings
     settings, recorded, about_the_end = with_known_end(settings, recorded)
     if saved:
         refuse_other_run(settings.run_dir, changes(recorded, settings))
         refuse_time_spent(settings, step, seconds)
     given.check_schedule()
+    callbacks: list[Callback] = []
     if keep_measurements and not _is_complete(settings, step):
+        callbacks = settings.callbacks.build_extra()
         _check_parts(settings, main_process)
         settings.data.prepare("validation")  # what is wrong with it is found before there is a run directory
     settings = with_measurements(settings, keep_measurements)
@@ -116,7 +118,7 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         settings.seed,
     )
     resume_from = saved.path if saved else None
-    return Plan(settings, config, data, resume_from, step, seconds, changed, main_process, reason)
+    return Plan(settings, config, data, resume_from, step, seconds, changed, callbacks, main_process, reason)
 
 
 def _with_recorded_precision(settings: TrainSettings, recorded: dict[str, Any]) -> TrainSettings:
@@ -154,8 +156,7 @@ def _seconds(checkpoint: dict[str, Any]) -> float:
 
 
 def _check_parts(settings: TrainSettings, main_process: bool) -> None:
-    """Raise UserError if a callback, a logger's package or the devices of the trainer are not there."""
-    settings.callbacks.build_extra()
+    """Raise UserError if a logger's package or the devices of the trainer are not there."""
     if main_process:
         check_loggers(settings)
     size = 1 if settings.trainer.micro_batch_size == "auto" else settings.trainer.micro_batch_size
