@@ -21,6 +21,7 @@ from mambabyte.runs.changes import Changes
 from mambabyte.runs.metrics_csv import read_metrics
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.secrets import redact
+from mambabyte.runtime.system_errors import cannot_write
 from mambabyte.runtime.valid_json import valid_json
 
 T = TypeVar("T", dict, list)
@@ -37,7 +38,7 @@ def lock_run_directory(run_dir: Path, config: Mapping[str, Any]) -> Iterator[Non
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"cannot write to '{run_dir}': {error.strerror}; choose another run_dir=") from error
+        raise cannot_write(run_dir, error, "run_dir=") from error
     with lock, explaining_full_disk(run_dir):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released however the process ends
