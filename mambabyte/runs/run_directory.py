@@ -51,6 +51,16 @@ def lock_run_directory(run_dir: Path, config: Mapping[str, Any]) -> Iterator[Non
         yield
 
 
+def has_config(run_dir: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the run's config.yaml can be read and has the sections of ``config``."""
+    try:
+        found = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError, yaml.YAMLError):
+        return False
+    sections = [key for key, value in config.items() if isinstance(value, Mapping)]
+    return isinstance(found, Mapping) and all(isinstance(found.get(key), Mapping) for key in sections)
+
+
 @contextmanager
 def explaining_full_disk(run_dir: Path) -> Iterator[None]:
     """Raise the system's error about a full disk as a UserError."""

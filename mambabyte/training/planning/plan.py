@@ -30,7 +30,8 @@ class Plan:
         settings: with numbers for all that was ``auto`` or a budget.
         config: the settings to save, in plain values; devices are as the user gave them.
         resume_from: the run's newest undamaged checkpoint, saved after ``step`` optimizer steps.
-        changed: the settings that differ from those of that checkpoint.
+        recorded: the configuration in that checkpoint; empty without one.
+        changed: the settings that differ from it.
         main_process: whether this process has rank 0, which prints and writes.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     data: ByteDataModule
     resume_from: Path | None
     step: int
+    recorded: dict[str, Any]
     changed: Changes
     main_process: bool
 
@@ -96,7 +98,7 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         settings.seed,
     )
     resume_from = saved.path if saved else None
-    return Plan(settings, config, data, resume_from, step, changed, main_process)
+    return Plan(settings, config, data, resume_from, step, recorded, changed, main_process)
 
 
 def _check_parts(settings: TrainSettings, main_process: bool) -> None:
