@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import builtins
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mambabyte import checkpoints
+from mambabyte.config.settings import Settings, setting
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
 from mambabyte.evaluation import Protocol, evaluate
+from mambabyte.evaluation.protocols import Precision, ProtocolName
 from mambabyte.generation import Sampler
 from mambabyte.generation import generate as generate_bytes
 from mambabyte.models import ByteLM
@@ -37,23 +41,22 @@ def generate(
         The bytes that follow the prompt, without it.
 
     Raises:
-        UserError: a setting is out of range, or the prompt is text.
+        UserError: an argument of another type or out of range, such as a prompt of text.
     """
+    _check_model(model)
     _check_bytes("prompt", prompt)
-    if bytes < 1:
-        raise UserError(f"bytes must be at least 1, not {bytes}")
-    sampler = Sampler(temperature, top_k, top_p, seed)
-    return builtins.bytes(generate_bytes(model, builtins.bytes(prompt), bytes, sampler))
+    length, sampler = _Length(bytes).bytes, Sampler(temperature, top_k, top_p, seed)
+    return builtins.bytes(generate_bytes(model, builtins.bytes(prompt), length, sampler))
 
 
 def bits_per_byte(
     model: ByteLM,
     data: bytes,
-    protocol: str = "disjoint",
+    protocol: ProtocolName = "disjoint",
     context_length: int = 1024,
     stride: int | None = None,
     batch_size: int = 8,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
 ) -> float:
     """The bits per byte of one document, as ``mambabyte eval`` measures them.
 
@@ -65,8 +68,10 @@ def bits_per_byte(
         precision: ``fp32`` or ``bf16``.
 
     Raises:
-        UserError: no bytes, a setting out of range, or a model that cannot do the protocol.
+        UserError: no bytes, an argument of another type or out of range, or a model that cannot do the
+            protocol.
     """
+    _check_model(model)
     _check_bytes("data", data)
     data = bytes(data)
     if not data:
@@ -82,11 +87,24 @@ def save(model: ByteLM, path: str | Path) -> None:
     Unlike ``mambabyte export``, it does not say how the model was trained.
 
     Raises:
-        UserError: the folder exists already, or cannot be written.
+        UserError: the folder exists already, or cannot be written; the model is none of ours.
     """
+    _check_model(model)
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"path must be text or a Path, not {type(path).__name__}")
     checkpoints.write_export(model, None, 0, path)
 
 
-def _check_bytes(name: str, data: bytes) -> None:
+@dataclass
+class _Length(Settings):
+    bytes: int = setting(at_least=1, at_most=10**12)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, ByteLM):
+        raise UserError(f"model must be a ByteLM, as mambabyte.load returns one, not {type(model).__name__}")
+
+
+def _check_bytes(name: str, data: Any) -> None:
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise UserError(f"{name} must be bytes, as text.encode() gives them, not {type(data).__name__}")

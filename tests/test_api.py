@@ -8,6 +8,7 @@ import sys
 from array import array
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,12 +98,6 @@ def test_the_bytes_of_wider_items_are_measured(model: ByteLM) -> None:
     assert mambabyte.bits_per_byte(model, memoryview(wide), context_length=64) == expected
 
 
-@pytest.mark.parametrize("wrong", [torch.zeros(3, dtype=torch.long), torch.zeros(1, 3), "text"])
-def test_what_is_no_batch_of_bytes_is_a_sentence(model: ByteLM, wrong: object) -> None:
-    with pytest.raises(UserError, match="a model reads bytes"):
-        model(wrong)
-
-
 def test_a_saved_model_is_measured_where_the_data_and_the_context_are_named(
     model: ByteLM, tmp_path: Path, configure, capsys
 ) -> None:
@@ -125,13 +120,42 @@ def test_a_model_takes_pythons_bytes(model: ByteLM) -> None:
             call("abc")
 
 
+def test_numbers_of_numpy_are_numbers(model: ByteLM) -> None:
+    plain = {"bytes": 4, "temperature": 0.5, "top_k": 9, "seed": 2}
+    of_numpy = {name: np.float32(v) if name == "temperature" else np.int64(v) for name, v in plain.items()}
+    assert mambabyte.generate(model, b"a", **of_numpy) == mambabyte.generate(model, b"a", **plain)
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
         (lambda model: mambabyte.generate(model, "def "), "prompt must be bytes"),
         (lambda model: mambabyte.generate(model, b"a", bytes=0), "bytes must be at least 1"),
         (lambda model: mambabyte.generate(model, b"a", top_p=2.0), "top_p must be above 0"),
+        (lambda model: mambabyte.generate(model, [1, 2]), "prompt must be bytes"),
+        (lambda model: mambabyte.generate(model, None), "prompt must be bytes"),
+        (lambda model: mambabyte.generate(model, b"a", bytes=1.5), "bytes must be an integer, not 1.5"),
+        (lambda model: mambabyte.generate(model, b"a", bytes="9"), "bytes must be an integer, not '9'"),
+        (
+            lambda model: mambabyte.generate(model, b"a", temperature=float("nan")),
+            "temperature must",
+        ),
+        (lambda model: mambabyte.generate(model, b"a", temperature=-1), "temperature must be at least 0"),
+        (lambda model: mambabyte.generate(model, b"a", temperature=None), "temperature must be a number"),
+        (lambda model: mambabyte.generate(model, b"a", top_k=1.5), "top_k must be an integer or null"),
+        (lambda model: mambabyte.generate(model, b"a", seed=-1), "seed must be at least 0"),
+        (lambda model: mambabyte.generate(model, b"a", seed=2**70), "seed must be .* below 4,294,967,296"),
+        (lambda _: mambabyte.generate(torch.nn.Linear(2, 2), b"a"), "model must be a ByteLM, .* not Linear"),
+        (lambda _: mambabyte.bits_per_byte("runs/a", b"a"), "model must be a ByteLM, .* not str"),
+        (lambda _: mambabyte.save(torch.nn.Linear(2, 2), "x"), "model must be a ByteLM, .* not Linear"),
+        (lambda model: mambabyte.save(model, None), "path must be text or a Path, not NoneType"),
         (lambda model: mambabyte.bits_per_byte(model, "text"), "data must be bytes"),
+        (
+            lambda model: mambabyte.bits_per_byte(model, b"ab", context_length=1.5),
+            "context_length must",
+        ),
+        (lambda model: mambabyte.bits_per_byte(model, b"ab", batch_size=0), "batch_size must be at least 1"),
+        (lambda model: mambabyte.bits_per_byte(model, b"ab", precision=16), "precision must be one of fp32"),
         (lambda model: mambabyte.bits_per_byte(model, b""), "there are no bytes to measure"),
         (lambda model: mambabyte.bits_per_byte(model, b"a", "other"), "protocol must be one of"),
         (lambda _: mambabyte.load("nowhere"), "there is no checkpoint at 'nowhere'"),

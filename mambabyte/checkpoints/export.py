@@ -14,6 +14,7 @@ from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
 from mambabyte.runtime.atomic_write import atomic_folder
+from mambabyte.runtime.system_errors import cannot_write
 from mambabyte.runtime.valid_json import valid_json
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -28,15 +29,15 @@ def write_export(model: ByteLM, config: Mapping[str, Any] | None, step: int, fol
         UserError: the folder exists already, or cannot be written.
     """
     folder = Path(folder).expanduser()
-    exists = f"'{folder}' already exists: remove it, or choose another out="
-    if folder.exists():
-        raise UserError(exists)
+    exists = f"'{folder}' already exists: remove it, or choose another folder"
     tensors, seen = {}, set()
     for name, tensor in model.state_dict().items():
         # safetensors refuses shared memory: a tied weight is written under both its names
         tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
         seen.add(tensor.data_ptr())
     try:
+        if folder.exists():
+            raise UserError(exists)
         with atomic_folder(folder) as temporary:
             save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
             description = {"format": FORMAT, "model": model.config.to_dict(), "config": _portable(config)}
@@ -45,12 +46,9 @@ def write_export(model: ByteLM, config: Mapping[str, Any] | None, step: int, fol
             # safetensors lets its owner alone read the weights
             shutil.copymode(temporary / _CONFIG, temporary / _WEIGHTS)
     except (OSError, SafetensorError) as error:
-        if folder.exists():  # another export was quicker
+        if os.path.exists(folder):  # another export was quicker
             raise UserError(exists) from error
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"cannot write '{folder}' ({reason}): free some space, or choose another out="
-        ) from error
+        raise cannot_write(folder, error) from error
 
 
 def _portable(value: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from mambabyte.checkpoints.checksum import ChecksummedWriter
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.runtime.system_errors import cannot_write
 
 FORMAT = 1
 
@@ -32,10 +33,8 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
                 raise writer.fault from None
             writer.append_checksum()
     except OSError as error:
-        raise UserError(
-            f"cannot write the checkpoint '{path}' ({error.strerror or error}): free some space or choose "
-            "another run_dir=, then repeat the command; earlier checkpoints are intact"
-        ) from error
+        fault = cannot_write(path, error, "run_dir=", kind="the checkpoint")
+        raise UserError(f"{fault}, then repeat the command; earlier checkpoints are intact") from error
 
 
 def point_last_at(path: Path) -> None:

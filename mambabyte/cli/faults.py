@@ -2,25 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-
 from mambabyte.errors import is_out_of_memory
-
-_SPACE = "free some space, or choose another folder"
-_ACCESS = "change its permissions, or choose another folder"
-_LIMIT = "raise the limit of open files (ulimit -n)"
-_ADVICE = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EFBIG: _SPACE,
-    errno.EROFS: "choose another folder",
-    errno.EACCES: _ACCESS,
-    errno.EPERM: _ACCESS,
-    errno.EMFILE: _LIMIT,
-    errno.ENFILE: _LIMIT,
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EIO: "check the disk, or the connection to it",
-}
+from mambabyte.runtime.system_errors import remedy
 
 
 def sentence(fault: BaseException) -> str | None:
@@ -29,10 +12,10 @@ def sentence(fault: BaseException) -> str | None:
         return said
     if isinstance(fault, RuntimeError) and str(fault) == "Could not determine home directory.":
         return "a path begins with ~ and the name of a user who is not known here: write the folder itself"
-    if not isinstance(fault, OSError) or fault.errno not in _ADVICE:
+    if not isinstance(fault, OSError) or (advice := remedy(fault)) is None:
         return None
     where = f" for '{fault.filename}'" if fault.filename else ""
-    return f"the system says '{fault.strerror}'{where}: {_ADVICE[fault.errno]}, and repeat the command"
+    return f"the system says '{fault.strerror}'{where}: {advice}, and repeat the command"
 
 
 def out_of_memory(fault: BaseException | None) -> str | None:

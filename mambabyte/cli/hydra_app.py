@@ -6,8 +6,10 @@ import hashlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mambabyte.cli.faults import sentence
 from mambabyte.commands import Command
 from mambabyte.config.overrides import quoted
 from mambabyte.errors import Interrupted, UserError
@@ -17,10 +19,38 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
+BASIC = ".BasicLauncher"  # runs all jobs in this process
+LONGEST_NAME = 200  # bytes; a file system ends at 255
 
 
 class _Escaped(BaseException):
     """Carries a job's exception past Hydra, which would print a line of its own or continue the sweep."""
+
+
+class _Failures:
+    """Faults of a sweep's jobs: each is said before the next job begins, the last is left to raise."""
+
+    def __init__(self, explained: Callable[[Exception], object]) -> None:
+        self._explained = explained
+        self._last: Exception | None = None
+        self._to_raise: Exception | None = None
+
+    def add(self, fault: Exception) -> None:
+        self._last = fault
+
+    def say(self) -> None:
+        if self._last is None:
+            return
+        if said := self._explained(self._last):
+            print(f"mambabyte: {redact(str(said))}", file=sys.stderr)
+            self._to_raise = self._to_raise or UserError("a job of the sweep failed, as said above")
+        else:  # a mistake of the program's own, with its traceback
+            self._to_raise = self._last
+        self._last = None
+
+    def to_raise(self) -> Exception | None:
+        ours = self._to_raise if not isinstance(self._to_raise, UserError) else None
+        return ours or self._last or self._to_raise
 
 
 def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str]) -> None:
@@ -39,6 +69,7 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
     def job(composed: DictConfig) -> Any:
         settings = HydraConfig.get()
         sweeping = settings.mode == RunMode.MULTIRUN
+        failures.say()
         try:
             arguments = list(settings.overrides.task)
             if sweeping and name == "train":
@@ -52,12 +83,16 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
             return command.run(schema.from_composed(composed, settings.runtime.choices, command.check))
         except Exception as fault:
             if sweeping and not isinstance(fault, Interrupted):
+                if settings.launcher._target_.endswith(BASIC):
+                    failures.add(fault)  # Hydra would print its own line before it raised the first
+                    return None
                 raise
             if settings.launcher._target_.startswith(SUBMITIT):
                 # The run is saved: submitit's handler queues the job again, and exits.
                 signal.raise_signal(signal.SIGUSR1)
             raise _Escaped from fault
 
+    failures = _Failures(lambda fault: sentence(fault) or explain(fault, overrides))
     for override in overrides:  # Hydra writes a sweep's to a file before any job begins
         key, _, value = override.partition("=")
         if key not in command.settings.not_kept:  # type: ignore[attr-defined]
@@ -81,6 +116,7 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
         fault = raised
     finally:
         sys.argv = program
+    fault = fault or failures.to_raise()
     if fault is not None:
         raise explain(fault, overrides) or fault
 
@@ -88,7 +124,7 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
 def check_devices(composed: DictConfig, launcher: str) -> None:
     """Hydra's launcher runs all jobs in this process, so the second would join the first's process group."""
     devices = composed.trainer.get("devices", 1)
-    if launcher.endswith(".BasicLauncher") and devices not in (1, "1"):
+    if launcher.endswith(BASIC) and devices not in (1, "1"):
         raise UserError(
             f"-m runs its jobs in one process, which cannot use trainer.devices={devices} twice; "
             "set trainer.devices=1, give each job a process by launcher=submitit_local or submitit_slurm, or "
@@ -98,8 +134,10 @@ def check_devices(composed: DictConfig, launcher: str) -> None:
 
 def own_run_dir(composed: DictConfig, job: str) -> str:
     """Give a job of a sweep a run directory below the sweep's; return the override that says the same."""
-    if len(job) > 200:  # a file name ends at 255 bytes
-        job = f"{job[:100]}-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
+    name = job.encode("utf-8", "surrogateescape")
+    if len(name) > LONGEST_NAME:
+        head = name[: LONGEST_NAME - 13].decode("utf-8", "ignore")
+        job = f"{head}-{hashlib.sha256(name).hexdigest()[:12]}"
     if job:
         composed.run_dir = f"{composed.run_dir}/{job.replace('/', '_')}"
     print(f"mambabyte: job in {redact(str(composed.run_dir))}", file=sys.stderr)

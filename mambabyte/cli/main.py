@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from tempfile import TemporaryDirectory
+from pathlib import Path
 
 from mambabyte import __version__, commands
 from mambabyte.cli.faults import out_of_memory, sentence
@@ -114,11 +117,15 @@ def run(argv: list[str], find: Find) -> int:
         command_parser(name, command).print_help()
         print("\n" + describe_settings(command.settings, overrides, folder))
         return 0
-    with raise_on_stop_signal() if name == "train" else nullcontext(), TemporaryDirectory() as scratch:
-        # Hydra records each sweep in a file. That of `train` belongs in its run_dir; the others leave none.
-        if name != "train" or "dry_run=true" in overrides:
-            overrides.insert(0, f"hydra.sweep.dir={quoted(scratch)}")
-        run_hydra(name, command, overrides, flags)
+    # Hydra records each sweep in a file. That of `train` belongs in its run_dir; the others leave none.
+    scratch = Path(tempfile.gettempdir()) / f"mambabyte-sweep-{secrets.token_hex(8)}"  # made by a sweep alone
+    if name != "train" or "dry_run=true" in overrides:
+        overrides.insert(0, f"hydra.sweep.dir={quoted(str(scratch))}")
+    try:
+        with raise_on_stop_signal() if name == "train" else nullcontext():
+            run_hydra(name, command, overrides, flags)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return 0
 
 

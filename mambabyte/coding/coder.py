@@ -22,6 +22,7 @@ from mambabyte.ops.backends import backend_for
 from mambabyte.runtime.progress import ProgressCallback
 
 _HASH_CHUNK = 1 << 24
+_SLACK_WORDS = 2  # more than a frame's words can fall short of the information in its bytes
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class _Encoder:
 
 
 class _OtherProbabilities(Exception):
-    """A whole frame decoded to other bytes than were encoded."""
+    """A frame decodes to other bytes than were encoded."""
 
 
 @dataclass
@@ -199,12 +200,18 @@ class _Decoder:
         self._coder = stream.queue.RangeDecoder(words)
         self._family: Any = stream.model.Categorical(perfect=False)
         self._checksum = 0
+        self._bits_left = 32.0 * (len(words) + _SLACK_WORDS)
 
     def __call__(self, positions: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         try:
             symbols = self._coder.decode(self._family, probabilities).astype(np.uint8)
         except (AssertionError, ValueError) as error:  # no byte fits the code word
             raise _OtherProbabilities from error
+        # `constriction` reads on past the end of its words. What has been decoded fits no longer into them
+        # soon after, however much text the header still claims.
+        self._bits_left += float(np.log2(_at_most(probabilities[np.arange(len(symbols)), symbols])).sum())
+        if self._bits_left < 0:
+            raise _OtherProbabilities
         self.data[positions] = symbols
         self._checksum = zlib.crc32(symbols.data, self._checksum)
         return symbols
@@ -212,3 +219,8 @@ class _Decoder:
     def end_frame(self) -> None:
         if self._checksum != self._expected:
             raise _OtherProbabilities
+
+
+def _at_most(probabilities: np.ndarray) -> np.ndarray:
+    """An upper bound of what the coder makes of these probabilities by rounding them."""
+    return np.minimum(probabilities + 2.0**-23, 1.0)

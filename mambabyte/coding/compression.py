@@ -15,6 +15,7 @@ from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.progress import ProgressCallback
+from mambabyte.runtime.system_errors import cannot_write
 
 _BYTES_PER_LANE = 1 << 14  # a lane begins without context, so shorter ones would compress worse
 
@@ -99,9 +100,9 @@ def _version(file: BinaryIO) -> tuple[int, int]:
 
 @contextmanager
 def _new_file(target: Path) -> Iterator[BinaryIO]:
-    if target.exists():
-        raise UserError(f"'{target}' already exists; remove it or choose another out=")
     try:
+        if target.exists():
+            raise UserError(f"'{target}' already exists; remove it or choose another out=")
         with atomic_write(target, replace=False) as file:
             yield file
     except FileExistsError as error:
@@ -109,4 +110,4 @@ def _new_file(target: Path) -> Iterator[BinaryIO]:
             f"another process wrote '{target}' meanwhile, which was left as it is; choose another out="
         ) from error
     except OSError as error:
-        raise UserError(f"cannot write '{target}': {error.strerror or error}") from error
+        raise cannot_write(target, error, "out=") from error

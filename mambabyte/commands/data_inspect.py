@@ -11,6 +11,7 @@ from mambabyte.config.composition import CommandSettings
 from mambabyte.config.settings import setting
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
+from mambabyte.runtime.system_errors import cannot_write
 from mambabyte.runtime.valid_json import valid_json
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def run(settings: DataInspectSettings) -> None:
     plot = settings.out or corpus.folder / "inspect.png"
     try:
         plot_inspection(inspection, np.diff(corpus.offsets), f"{split} data", plot)
-    except (OSError, ValueError) as error:  # ValueError: a kind of picture that matplotlib does not write
+    except OSError as error:
+        raise cannot_write(plot, error, "out=") from error
+    except ValueError as error:  # a kind of picture that matplotlib does not write
         raise UserError(f"cannot write the plot {plot}: {error}; set out=<another file.png>") from error
     samples = list(_windows(settings, corpus))
     if settings.json:

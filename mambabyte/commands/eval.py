@@ -14,6 +14,7 @@ from mambabyte.config.composition import CommandSettings
 from mambabyte.config.settings import setting, shown
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
+from mambabyte.runtime.system_errors import cannot_write
 from mambabyte.runtime.valid_json import valid_json
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to '{folder}': {error.strerror}; choose another out=") from error
+        raise cannot_write(folder, error, "out=") from error
 
 
 def _writable(folder: Path) -> bool:

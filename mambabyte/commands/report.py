@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from mambabyte.commands import Command, Flag, Words
 from mambabyte.config.settings import Settings
 from mambabyte.errors import UserError
+from mambabyte.runtime.system_errors import cannot_write
 
 if TYPE_CHECKING:
     from mambabyte.reporting import Comparison, tables
@@ -82,7 +83,7 @@ def _write(
                 images[figure.title] = (folder / figure.file).read_bytes()
         (folder / "report.html").write_text(to_html(shown, notes, images), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write to '{folder}': {error.strerror}; choose another --out") from error
+        raise cannot_write(folder, error, "--out") from error
     print(f"mambabyte: report.html, report.md, .csv, .json and the figures are in {folder}", file=sys.stderr)
 
 

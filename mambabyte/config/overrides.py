@@ -18,16 +18,20 @@ _ONE_CHOICE = ("model", "data", "optimizer", "trainer", "callbacks", "budget", "
 
 
 class Text(NamedTuple):
-    """A setting that holds text or a path, and what else it may hold."""
+    """A setting that holds text or a path, and what else it may hold.
+
+    place: whether a ~ at its start is the home folder.
+    """
 
     null: bool
     list: bool
+    place: bool
 
 
 def text_settings(schema: Any, above: str = "") -> dict[str, Text]:
     """The settings of a dataclass that hold text, by their keys."""
     found = {
-        f"{above}{key}": Text(null=True, list=key.endswith("path"))
+        f"{above}{key}": Text(null=True, list=key.endswith("path"), place=key != "name")
         for key in getattr(schema, "text_keys", ())
     }
     kinds = get_type_hints(schema)
@@ -35,9 +39,8 @@ def text_settings(schema: Any, above: str = "") -> dict[str, Text]:
         kind = kinds[field.name]
         choices = get_args(kind) or (kind,)
         if {str, Path} & {*choices}:
-            found[above + field.name] = Text(
-                NoneType in choices, any(get_origin(each) is list for each in choices)
-            )
+            lists = any(get_origin(each) is list for each in choices)
+            found[above + field.name] = Text(NoneType in choices, lists, place=field.name != "name")
         for choice in filter(is_dataclass, choices):
             found |= text_settings(choice, f"{above}{field.name}.")
     return found
@@ -91,7 +94,7 @@ def _as_text(value: str, kind: Text, sweeping: bool) -> str:
         return each(value)
     if kind.list and re.fullmatch(rf"\[{plain}\]", value):
         return f"[{each(value[1:-1])}]"
-    if _below_home(value):
+    if kind.place and _below_home(value):
         return quoted(os.path.expanduser(value))
     try:
         override = OverridesParser.create().parse_override(f"key={value}")

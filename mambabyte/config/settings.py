@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
+from numbers import Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -219,6 +220,8 @@ def _checked(value: Any, schema: type, field: dataclasses.Field, where: str) -> 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
+    if isinstance(value, Real) and hasattr(value, "item"):
+        value = value.item()  # NumPy's number as Python's
     if origin in (Union, UnionType):
         # The exact type first, so that in `int | float` 1.0 stays a float.
         for choice in sorted(inner, key=lambda choice: type(value) is not choice):

@@ -8,12 +8,13 @@ Padding only follows the bytes of a document, where a causal model cannot see it
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mambabyte.config.settings import Settings, setting
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
 from mambabyte.models.byte_lm import VOCABULARY
@@ -21,11 +22,12 @@ from mambabyte.models.states import restart_rows, select_rows
 from mambabyte.runtime.progress import ProgressCallback
 
 FIRST_BYTE_NATS = math.log(256)  # a document's first byte has no context: 8 bits
-PROTOCOLS = ("disjoint", "sliding", "stateful")
+ProtocolName = Literal["disjoint", "sliding", "stateful"]
+Precision = Literal["fp32", "bf16"]
 
 
-@dataclass(frozen=True)
-class Protocol:
+@dataclass
+class Protocol(Settings):
     """How documents are cut into windows, and how those are computed.
 
     Args:
@@ -38,29 +40,21 @@ class Protocol:
         precision: ``fp32`` (the weights' own), or ``bf16`` by autocast.
 
     Raises:
-        UserError: unknown name or precision, or a length or size out of range.
+        UserError: unknown name or precision, or a length or size of another type or out of range.
     """
 
-    name: str = "disjoint"
-    context_length: int = 1024
-    stride: int | None = None
-    batch_size: int = 8
-    precision: str = "fp32"
+    name: ProtocolName = field(default="disjoint", metadata={"key": "protocol"})
+    context_length: int = setting(default=1024, at_least=1, at_most=2**30)
+    stride: int | None = setting(default=None, at_least=1, at_most=2**30)
+    batch_size: int = setting(default=8, at_least=1, at_most=2**20)
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        if self.name not in PROTOCOLS:
-            raise UserError(f"protocol must be one of {', '.join(PROTOCOLS)}, not '{self.name}'")
-        for setting in ("context_length", "batch_size", "stride"):
-            value = getattr(self, setting)
-            if value is not None and value < 1:
-                raise UserError(f"{setting} must be 1 or more, not {value}")
         if self.stride is not None and self.name != "sliding":
             raise UserError(f"stride is of protocol=sliding only, not of {self.name}: leave it out")
         if self.stride is not None and self.stride > self.context_length:
             most = f"context_length ({self.context_length})"
             raise UserError(f"stride must be at most {most}, not {self.stride}")
-        if self.precision not in ("fp32", "bf16"):
-            raise UserError(f"precision must be fp32 or bf16, not '{self.precision}'")
 
     @property
     def step(self) -> int:

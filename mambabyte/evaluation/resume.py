@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mambabyte.errors import UserError
 from mambabyte.evaluation.protocols import Cursor
 from mambabyte.models.states import map_tensors
 from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.runtime.system_errors import cannot_write
 
 
 @dataclass
@@ -74,9 +74,7 @@ class Unfinished:
             with atomic_write(self.path) as file:
                 torch.save(saved, file)
         except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"cannot save the progress in '{self.path.parent}' ({error}); choose another out="
-            ) from error
+            raise cannot_write(self.path.parent, error, "out=") from error
         self.saved_at = time.monotonic()
 
     def remove(self) -> None:

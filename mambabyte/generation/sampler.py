@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from mambabyte.config.settings import Settings, setting
 from mambabyte.errors import UserError
 
 
 @dataclass
-class Sampler:
+class Sampler(Settings):
     """Temperature, then top-k, then top-p (nucleus sampling, arXiv 1904.09751), then one draw.
 
     Samples are drawn on the CPU in float64 from a separate generator, so that a seed means the same on every
@@ -18,21 +19,18 @@ class Sampler:
         temperature: divides the logits; 0 takes the likeliest byte and ignores the other settings.
         top_k: keep only this many of the likeliest bytes.
         top_p: keep the smallest set of likeliest bytes whose probabilities add up to this.
+
+    Raises:
+        UserError: a setting of another type or out of range.
     """
 
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
+    temperature: float = setting(default=0.8, at_least=0)
+    top_k: int | None = setting(default=None, at_least=1, at_most=256)
+    top_p: float | None = setting(default=None, above=0, at_most=1)
+    seed: int = setting(default=0, at_least=0, below=2**32)
     _generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise UserError(f"temperature must be 0 or more, not {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k must be 1 or more, not {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         self._generator = torch.Generator().manual_seed(self.seed)
 
     def __call__(self, logits: torch.Tensor) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from mambabyte.models.hyperparameters import ByteLMConfig
 
 VOCABULARY = 256
 State = list[tuple[Tensor, ...]]
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,15 @@ class ByteLM(nn.Module):
             bytes: a tensor, or Python's `bytes` as a batch of one.
             state: the state after the bytes before these, from `prefill` or `step`; None at a beginning.
             document_start: (B, L) boolean; a marked byte and those after it see nothing before it.
+
+        Raises:
+            UserError: see `as_batch`, which every model calls on what it is given.
         """
         raise NotImplementedError
 
     def initial_state(self, batch_size: int) -> State:
-        """The state before any byte: tensors with the batch as their first dimension."""
+        """The state before any byte: tensors with the batch as their first dimension. Dimensions that grow
+        with the bytes read are 0 here."""
         raise NotImplementedError
 
     def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
@@ -60,9 +66,9 @@ class ByteLM(nn.Module):
         byte."""
         raise NotImplementedError
 
-    def step(self, byte: Tensor, state: State) -> tuple[Tensor, State]:
-        """Logits (B, 256) after one more byte (B,), and the new state."""
-        logits, state = self.prefill(byte.unsqueeze(1), state)
+    def step(self, byte: Tensor | bytes, state: State) -> tuple[Tensor, State]:
+        """Logits (B, 256) after one more byte (B,) of each row, and the new state."""
+        logits, state = self.prefill(self.as_column(byte), state)
         return logits[:, 0], state
 
     def blocks(self) -> list[nn.Module]:
@@ -78,23 +84,99 @@ class ByteLM(nn.Module):
         """The number of parameters, with tied ones counted once."""
         return sum(p.numel() for p in self.parameters())
 
-    def as_batch(self, bytes: Tensor | bytes) -> Tensor:
+    def as_batch(
+        self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
+    ) -> Tensor:
         """An integer tensor (B, L) as it is; Python's `bytes` as one row (1, L) on the model's device.
+
+        Values are looked at on a CPU only: elsewhere that would wait for the device at every step.
+
+        Raises:
+            UserError: it is neither, is empty or holds what is no byte; the state or the marks are not of
+                this model and these bytes.
+        """
+        if not isinstance(bytes, Tensor):
+            bytes = self._row(bytes)
+        elif bytes.ndim != 2 or bytes.dtype not in _INTEGERS:
+            raise UserError(
+                f"a model reads bytes or an integer tensor (batch, length), not {_described(bytes)}"
+            )
+        if bytes.shape[1] == 0:
+            raise UserError("a model reads one byte or more, and was given none")
+        self._refuse_other_values(bytes)
+        if state is not None and not _fits(state, self._state_shapes, len(bytes)):
+            raise UserError(
+                f"this is no state of this model for a batch of {len(bytes)}: give the one that prefill or "
+                "step returned for the bytes before these"
+            )
+        if document_start is not None and (
+            not isinstance(document_start, Tensor)
+            or document_start.dtype != torch.bool
+            or document_start.shape != bytes.shape
+        ):
+            raise UserError(
+                f"document_start must be a boolean tensor of shape {tuple(bytes.shape)}, as the bytes have, "
+                f"not {_described(document_start)}"
+            )
+        return bytes
+
+    def as_column(self, byte: Tensor | bytes) -> Tensor:
+        """The next byte of each row, a tensor (B,) or Python's `bytes` of length B, as a window (B, 1).
 
         Raises:
             UserError: it is neither.
         """
-        if isinstance(bytes, Tensor):
-            if bytes.ndim != 2 or bytes.is_floating_point():
-                raise UserError(
-                    f"a model reads bytes or an integer tensor (batch, length), not {bytes.dtype} of shape "
-                    f"{tuple(bytes.shape)}"
-                )
-            return bytes
-        if isinstance(bytes, str):
+        if not isinstance(byte, Tensor):
+            return self._row(byte).T
+        if byte.ndim != 1 or byte.dtype not in _INTEGERS:
+            raise UserError(f"a step reads bytes or an integer tensor (batch), not {_described(byte)}")
+        return byte.unsqueeze(1)
+
+    def _row(self, data: Any) -> Tensor:
+        if isinstance(data, str):
             raise UserError("a model reads bytes and no text: give it text.encode()")
-        return torch.frombuffer(bytearray(bytes), dtype=torch.uint8)[None].to(self.device)
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise UserError(
+                f"a model reads bytes or an integer tensor, not {type(data).__name__}: give it bytes(...) or "
+                "torch.tensor(...)"
+            )
+        return torch.tensor(list(bytes(data)), dtype=torch.uint8, device=self.device)[None]
+
+    def _refuse_other_values(self, data: Tensor) -> None:
+        if data.dtype == torch.uint8 or data.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        least, most = map(int, data.aminmax())
+        if least < 0 or most >= VOCABULARY:
+            raise UserError(
+                f"bytes are from 0 to {VOCABULARY - 1}, and these hold {least if least < 0 else most}"
+            )
+
+    @cached_property
+    def _state_shapes(self) -> Any:
+        """The shapes of a state's tensors, without the batch, in the state's structure."""
+        return _shapes(self.initial_state(0))
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def _shapes(state: Any) -> Any:
+    return [_shapes(part) for part in state] if isinstance(state, (list, tuple)) else state.shape[1:]
+
+
+def _fits(state: Any, shapes: Any, batch: int) -> bool:
+    """Whether a state has these shapes, of which the dimensions of size 0 may have grown."""
+    if isinstance(shapes, torch.Size):
+        if not isinstance(state, Tensor) or state.ndim != len(shapes) + 1 or state.shape[0] != batch:
+            return False
+        here = state.shape[1:]
+        return here == shapes or all(size in (0, now) for size, now in zip(shapes, here, strict=True))
+    same = isinstance(state, (list, tuple)) and len(state) == len(shapes)
+    return same and all(_fits(part, shape, batch) for part, shape in zip(state, shapes, strict=True))
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return type(value).__name__

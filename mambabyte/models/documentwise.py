@@ -33,7 +33,7 @@ class DocumentwiseByteLM(ByteLM):
     def forward(
         self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
     ) -> Tensor:
-        bytes = self.as_batch(bytes)
+        bytes = self.as_batch(bytes, state, document_start)
         if document_start is None:
             return self._run(bytes, state)[0]
         groups = list(_groups(document_start.cpu().numpy(), state is not None))
@@ -54,7 +54,7 @@ class DocumentwiseByteLM(ByteLM):
         return torch.cat(logits)[torch.from_numpy(place).to(bytes.device)].unflatten(0, bytes.shape)
 
     def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
-        bytes = self.as_batch(bytes)
+        bytes = self.as_batch(bytes, state)
         return self._run(bytes, self.initial_state(len(bytes)) if state is None else state)
 
     def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:

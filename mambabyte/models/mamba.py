@@ -161,12 +161,12 @@ class MambaByte(ByteLM):
     def forward(
         self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
     ) -> Tensor:
-        return self._run(self.as_batch(bytes), state, document_start)[0]
+        return self._run(self.as_batch(bytes, state, document_start), state, document_start)[0]
 
     def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
-        return self._run(self.as_batch(bytes), state, None)
+        return self._run(self.as_batch(bytes, state), state, None)
 
-    def step(self, byte: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, byte: Tensor | bytes, state: State) -> tuple[Tensor, State]:
         if not serves_mamba_step(self.lm_head.weight):
             return super().step(byte, state)
         backbone, config = self.backbone, self.config
@@ -175,7 +175,12 @@ class MambaByte(ByteLM):
             backbone.embedding.weight, blocks, backbone.norm_f.weight, backbone.norm_f.bias,
             self.lm_head.weight, config.norm_epsilon, config.norm == "rms",
         )  # fmt: skip
-        return mamba_step(byte, state, weights)
+        column = self.as_column(byte)
+        try:
+            return mamba_step(column[:, 0], state, weights)
+        except Exception:  # the kernel looks for the mistakes of a caller itself
+            self.as_batch(column, state)
+            raise
 
     def initial_state(self, batch_size: int) -> State:
         config, zeros = self.config, self.lm_head.weight.new_zeros

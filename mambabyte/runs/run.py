@@ -135,7 +135,8 @@ def read_run(directory: Path) -> Run:
     Raises:
         UserError: one of its files is missing, damaged or of another version.
     """
-    with _reading(directory / "config.yaml") as path:
+    anew = "the command that trained the run writes it anew, without training again"
+    with _reading(directory / "config.yaml", remedy=anew) as path:
         config = with_new_names(yaml.safe_load(path.read_text(encoding="utf-8")))
         _refuse_models_of_others(directory, config["model"])
         model = config_from_dict(config["model"])
@@ -197,6 +198,12 @@ def read_run(directory: Path) -> Run:
     )
 
 
+_DAMAGE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(RecursionError, yaml.YAMLError, UserError),
+)
+
+
 class _OfOthers(UserError):
     """A run that is whole, but that this program does not read."""
 
@@ -211,11 +218,12 @@ def _refuse_models_of_others(directory: Path, model: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Path]:
+def _reading(path: Path, remedy: str = "") -> Iterator[Path]:
     try:
         yield path
     except _OfOthers:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
+    except _DAMAGE as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise UserError(f"'{path}' is damaged or of another version: {reason}") from error
+        said = f"'{path}' is damaged or of another version: {reason}"
+        raise UserError(f"{said}; {remedy}" if remedy else said) from error

@@ -21,6 +21,7 @@ from mambabyte.runs.changes import Changes
 from mambabyte.runs.metrics_csv import read_metrics
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.secrets import redact
+from mambabyte.runtime.system_errors import cannot_write
 from mambabyte.runtime.valid_json import valid_json
 
 T = TypeVar("T", dict, list)
@@ -37,7 +38,7 @@ def lock_run_directory(run_dir: Path, config: Mapping[str, Any]) -> Iterator[Non
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"cannot write to '{run_dir}': {error.strerror}; choose another run_dir=") from error
+        raise cannot_write(run_dir, error, "run_dir=") from error
     with lock, explaining_full_disk(run_dir):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released however the process ends
@@ -53,6 +54,16 @@ def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     with atomic_write(run_dir / "config.yaml") as file:
         file.write(text.encode())
+
+
+def has_config(run_dir: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the run's config.yaml can be read and has the sections of ``config``."""
+    try:
+        found = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError, yaml.YAMLError):
+        return False
+    sections = [key for key, value in config.items() if isinstance(value, Mapping)]
+    return isinstance(found, Mapping) and all(isinstance(found.get(key), Mapping) for key in sections)
 
 
 @contextmanager

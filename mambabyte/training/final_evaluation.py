@@ -10,6 +10,7 @@ from mambabyte.checkpoints import load_model
 from mambabyte.data import ByteCorpus
 from mambabyte.evaluation import BitsPerByte, Protocol, compressor_bits_per_byte, evaluate
 from mambabyte.evaluation.bits_per_byte import first_documents
+from mambabyte.evaluation.protocols import ProtocolName
 from mambabyte.runs.loss_curve import plot_loss_curve
 from mambabyte.runs.metrics_csv import read_metrics
 from mambabyte.runs.summary import write_summary
@@ -36,7 +37,7 @@ def summarize(settings: TrainSettings, step: int, corpus: ByteCorpus) -> dict[st
         measured = corpus.num_bytes if most is None else min(most, corpus.num_bytes)
         print(f"mambabyte: measuring {measured:,} validation bytes", file=sys.stderr)
 
-        def measure(name: str) -> BitsPerByte:
+        def measure(name: ProtocolName) -> BitsPerByte:
             protocol = Protocol(name, settings.context_length)
             return evaluate(model, corpus, protocol, device, most, progress_bar(name))
 

@@ -167,6 +167,10 @@ class SettingsButModel(CommandSettings):
         parts = self.name.split("/")
         if not self.name.isprintable() or any(part.strip() in ("", ".", "..") for part in parts):
             raise UserError(f"name must name a folder, in letters that can be printed, not {self.name!r}")
+        if self.name.startswith("~"):
+            raise UserError(
+                f"name must not begin with ~, as {self.name!r} does: it is no path; run_dir= is one"
+            )
 
     def check_schedule(self) -> None:
         """Raise UserError if training ends before the learning rate has reached its peak, or begins to decay

@@ -14,6 +14,7 @@ from mambabyte.ops import backend_for
 from mambabyte.runs.run_directory import (
     check_records,
     explaining_full_disk,
+    has_config,
     lock_run_directory,
     record_sitting,
 )
@@ -62,6 +63,9 @@ def _train_and_measure(run: Plan) -> dict[str, Any] | None:
     elif "trainer.max_steps" in run.changed and run.main_process:  # an unfinished run shall end here
         with lock_run_directory(run.settings.run_dir, run.config):
             record_sitting(run.settings.run_dir, step, run.changed)
+    elif run.main_process and not has_config(run.settings.run_dir, run.config):
+        with lock_run_directory(run.settings.run_dir, run.recorded):
+            print("mambabyte: config.yaml was damaged: written anew from the checkpoint", file=sys.stderr)
     if not run.main_process:
         return None
     if summary := read_summary(run.settings.run_dir, step, run.settings.callbacks.evaluate_bytes):

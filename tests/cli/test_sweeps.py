@@ -71,6 +71,44 @@ def test_a_sweep_goes_on_after_a_fault_but_not_after_a_signal(cli):
     cli.behave = behave
     assert cli("train", "-m", "seed=1,2") == 1
     assert [job["seed"] for job in cli.jobs] == [1, 2]
-    assert cli.err.endswith("mambabyte: mend it\n")
+    assert cli.err.splitlines() == [
+        "mambabyte: job in runs/default/seed=1",
+        "mambabyte: mend it",
+        "mambabyte: job in runs/default/seed=2",
+        "mambabyte: a job of the sweep failed, as said above",
+    ]
     assert cli("train", "-m", "seed=3,4") == 75
     assert [job["seed"] for job in cli.jobs] == [3]
+
+
+def test_a_mistake_of_the_program_in_a_sweep_keeps_its_traceback(cli):
+    def behave(cfg):
+        raise UserError("mend it") if cfg.seed == 1 else KeyError("mine")
+
+    cli.behave = behave
+    assert cli("train", "-m", "seed=1,2") == 1
+    assert "mambabyte: mend it\n" in cli.err
+    assert cli.err.endswith("KeyError: 'mine'\n")
+    assert "Error executing job" not in cli.err
+
+
+def test_a_long_sweeps_folder_begins_with_what_is_swept(cli):
+    words = "ä" * 150  # 300 bytes
+    assert cli("train", "-m", "seed=1,2", f"data.path='{words}'") == 0
+    first, second = (Path(job["run_dir"]).name for job in cli.jobs)
+    assert first != second
+    for name in (first, second):
+        assert name.startswith("data.path='" + "ä" * 80)
+        assert len(name.encode()) <= 200
+
+
+def test_a_command_that_is_killed_leaves_nothing_in_the_temporary_folder(cli, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    seen = []
+    cli.behave = lambda _: seen.append(list(temporary.iterdir()))
+    assert cli("generate", "ckpt=a", "prompt=b") == 0
+    assert seen == [[]]
+    assert cli("generate", "ckpt=a", "prompt=b", "-m", "seed=1,2") == 0  # which Hydra records while it runs
+    assert list(temporary.iterdir()) == []

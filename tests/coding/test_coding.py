@@ -209,6 +209,34 @@ def test_a_header_with_a_right_checksum_is_not_believed_either(
         decoded(model, header.to_bytes() + stream.read())
 
 
+@pytest.mark.parametrize("words", [0, 1, 9])
+def test_a_claim_of_more_text_than_the_payload_holds_is_found_at_once(model: ByteLM, words: int) -> None:
+    frame = io.BytesIO()
+    container.write_frame(frame, np.arange(7, 7 + words, dtype=np.uint32) * 2**27, 0)
+    genuine = container.read_header(io.BytesIO(coded(model, random_bytes(5), [5])))
+    header = replace(genuine, lengths=(5 << 20,))
+    done = []
+    file = io.BytesIO(header.to_bytes() + 5 * frame.getvalue())
+    with pytest.raises(UserError, match="is damaged, or another processor"):
+        decode(model, file, lambda size: np.zeros(size, np.uint8), lambda *counts: done.append(counts))
+    assert len(done) < 1000
+
+
+@pytest.mark.parametrize("certainty", [1e4, 20.0, 5.0])
+def test_text_that_costs_next_to_nothing_is_not_taken_for_a_claim(certainty: float) -> None:
+    sure = small_model()
+    with torch.no_grad():
+        sure.backbone.norm_f.weight.zero_()
+        sure.backbone.norm_f.bias.fill_(1 / 16)
+        sure.lm_head.weight.zero_()
+        sure.lm_head.weight[65] = certainty
+    data = np.full(64 * 400, 65, np.uint8)
+    file = coded(sure, data, [400] * 64)
+    assert np.array_equal(decoded(sure, file), data)
+    if certainty == 1e4:  # the first byte of each segment costs 8 bits, and the others nothing
+        assert len(file) < 400
+
+
 def test_a_header_of_bytes_that_are_no_text_is_read(model: ByteLM) -> None:
     file = coded(model, random_bytes(5), [5])
     head = container.read_header(io.BytesIO(file)).to_bytes()

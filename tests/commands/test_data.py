@@ -80,7 +80,7 @@ def test_inspect_as_json(configure, places, capsys, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("out=/nowhere/at/all.png", "set out="),
+        ("out=/nowhere/at/all.png", "make its folder first, or choose another out="),
         ("out=a.strange", "set out="),
         ("context_length=0", "context_length must be at least 1"),
         ("samples=-1", "samples must be at least 0"),

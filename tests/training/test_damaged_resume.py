@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from mambabyte import checkpoints
 from mambabyte.errors import UserError
+from mambabyte.runs.run import read_run
 
 DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "callbacks": lambda content: content.update(callbacks=[1]),
@@ -73,3 +76,32 @@ def test_a_damaged_file_of_the_run_is_named_and_kept(
     (run_dir / name).unlink()
     start("finished", "trainer.max_steps=13", "callbacks.evaluate_bytes=0")
     assert checkpoints.read(run_dir).step == 13
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"\xff\xfe", b"a: [", b"[" * 100_000, b"- 1", b"trainer: 3\nmodel: {}", "half"],
+    ids=["missing", "empty", "no text", "no YAML", "deep", "a list", "no section", "half"],
+)
+def test_a_complete_run_gets_its_configuration_back(
+    content: bytes | str | None, start, finished: Path, tmp_path: Path, capsys
+) -> None:
+    run_dir = tmp_path / "runs" / "finished"
+    shutil.copytree(finished, run_dir, symlinks=True)
+    file = run_dir / "config.yaml"
+    whole = yaml.safe_load(file.read_text())
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:700] if isinstance(content, str) else content)
+        with pytest.raises(UserError, match="the command that trained the run writes it anew"):
+            read_run(run_dir)
+    before = read_run(finished)
+    start("finished", "callbacks.log_every=3")  # the record is of what was trained, and not of this
+    assert "config.yaml was damaged: written anew" in capsys.readouterr().err
+    found = yaml.safe_load(file.read_text())
+    assert {k: v for k, v in found.items() if k != "data"} == {k: v for k, v in whole.items() if k != "data"}
+    assert read_run(run_dir).validation == before.validation
+    assert len(json.loads((run_dir / "sittings.json").read_text())) == 1
+    start("finished")
+    assert "written anew" not in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The typed configuration and its arithmetic."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -43,6 +44,13 @@ def test_a_name_that_names_no_folder_is_refused(name) -> None:
     settings = TrainSettings.compose()
     with pytest.raises(UserError, match="name must name a folder"):
         replace(settings, name=name)
+
+
+@pytest.mark.parametrize("name", ["~", "~/hh", "~root/x", "/etc/x", "../x", "a/../../x"])
+def test_a_name_is_no_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    with pytest.raises(UserError, match=rf"name must .*'{re.escape(name)}'"):
+        TrainSettings.compose(f"name={name}")
 
 
 def test_data_by_text_that_looks_like_numbers() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from mambabyte.data.sources.documents import Document
 from mambabyte.errors import UserError
 from mambabyte.runtime.atomic_write import atomic_write
+from mambabyte.runtime.system_errors import cannot_write
 from mambabyte.runtime.valid_json import valid_json
 
 FILES = ("bytes.bin", "offsets.bin", "names.bin", "name_offsets.bin")
@@ -194,11 +195,8 @@ def explaining_write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"cannot write prepared data in {folder}: {reason}; fix that and repeat the command, which "
-            "resumes where it stopped, or set data.folder to another place"
-        ) from error
+        fault = cannot_write(folder, error, "data.folder=", kind="prepared data in")
+        raise UserError(f"{fault}; the same command resumes where it stopped") from error
 
 
 def _chunks(file: Any) -> Iterator[bytes]:

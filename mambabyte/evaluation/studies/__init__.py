@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mambabyte.runtime.system_errors import cannot_write
+
 
 @dataclass(frozen=True)
 class Study:
@@ -25,5 +27,5 @@ def write_picture(path: Path, write: Callable[[], None]) -> str | None:
     try:
         write()
     except OSError as error:
-        return f"cannot write '{path}' ({error.strerror or error}): free some space, or choose another out="
+        return str(cannot_write(path, error, "out="))
     return None

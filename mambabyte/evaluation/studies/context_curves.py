@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Protocol, Span, scored_spans
+from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Protocol, ProtocolName, Span, scored_spans
 from mambabyte.evaluation.studies import Study, write_picture
 from mambabyte.models import ByteLM
 from mambabyte.runtime.progress import ProgressCallback
@@ -69,7 +69,9 @@ def measure_context_curves(
         progress: called with a label, gives the callback for one measurement.
     """
 
-    def measure(label: str, name: str, pieces: Sequence[np.ndarray], length: int) -> Iterator[list[Span]]:
+    def measure(
+        label: str, name: ProtocolName, pieces: Sequence[np.ndarray], length: int
+    ) -> Iterator[list[Span]]:
         how = replace(protocol, name=name, context_length=length, stride=None)
         return scored_spans(model, pieces, how, progress=progress(label) if progress else None)
 
@@ -78,7 +80,7 @@ def measure_context_curves(
     nats, counts = np.zeros(64), np.zeros(64, dtype=np.int64)
     first_bytes = FIRST_BYTE_NATS * len(documents)
     nats[0], counts[0] = first_bytes, len(documents)
-    name = "stateful" if model.recurrent else "disjoint"
+    name: ProtocolName = "stateful" if model.recurrent else "disjoint"
     for batch in measure("by position", name, documents, training_length):
         for span in batch:
             octave = np.log2(np.arange(span.start + 1, span.start + 1 + len(span.nats))).astype(np.int64)

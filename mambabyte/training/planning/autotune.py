@@ -23,6 +23,7 @@ from mambabyte.errors import UserError
 from mambabyte.runs.run_directory import read_record
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.precision import PrecisionName, fastest_precision
+from mambabyte.runtime.system_errors import cannot_write
 from mambabyte.runtime.units import counted
 from mambabyte.runtime.valid_json import valid_json
 from mambabyte.training.distributed.launching import is_main_process, resolve_devices
@@ -185,6 +186,4 @@ class _Record:
             with atomic_write(self._path) as file:
                 file.write(text.encode())
         except OSError as error:
-            raise UserError(
-                f"cannot write to '{self._path.parent}': {error.strerror}; choose another run_dir="
-            ) from error
+            raise cannot_write(self._path.parent, error, "run_dir=") from error

@@ -36,7 +36,8 @@ class Plan:
         config: the settings to save, in plain values; devices are as the user gave them.
         resume_from: the run's newest undamaged checkpoint, saved after ``step`` optimizer steps and
             ``seconds`` of training.
-        changed: the settings that differ from those of that checkpoint.
+        recorded: the configuration in that checkpoint; empty without one.
+        changed: the settings that differ from it.
         callbacks: the user's, of ``callbacks.extra``; none if nothing is to be trained.
         main_process: whether this process has rank 0, which prints and writes.
         precision_reason: why ``trainer.precision``, which the user left to us, is what it is; None if the
@@ -49,6 +50,7 @@ class Plan:
     resume_from: Path | None
     step: int
     seconds: float
+    recorded: dict[str, Any]
     changed: Changes
     callbacks: list[Callback]
     main_process: bool
@@ -118,7 +120,9 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         settings.seed,
     )
     resume_from = saved.path if saved else None
-    return Plan(settings, config, data, resume_from, step, seconds, changed, callbacks, main_process, reason)
+    return Plan(
+        settings, config, data, resume_from, step, seconds, recorded, changed, callbacks, main_process, reason
+    )
 
 
 def _with_recorded_precision(settings: TrainSettings, recorded: dict[str, Any]) -> TrainSettings:

@@ -262,7 +262,7 @@ def test_names_are_decoded_on_access(memory_source, tmp_path):
 
 def test_folder_that_cannot_be_created_is_one_sentence(memory_source, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"set data.folder to another place"):
+    with pytest.raises(UserError, match=r"choose another data.folder="):
         prepare(memory_source(CONTENTS), "train", tmp_path / "file" / "prepared")
 
 
