@@ -172,10 +172,14 @@ class MambaByte(ByteLM):
         backbone, config = self.backbone, self.config
         blocks = [layer.weights() for layer in backbone.layers]  # type: ignore[operator]
         weights = MambaWeights(
-            backbone.embedding.weight, blocks, backbone.norm_f.weight, backbone.norm_f.bias,
+            blocks, backbone.norm_f.weight, backbone.norm_f.bias,
             self.lm_head.weight, config.norm_epsilon, config.norm == "rms",
         )  # fmt: skip
-        return mamba_step(byte, state, weights)
+        try:
+            x = torch.index_select(backbone.embedding.weight, 0, byte.long())
+        except IndexError:
+            raise IndexError(f"bytes must be from 0 to {VOCABULARY - 1}") from None
+        return mamba_step(x, state, weights)
 
     def initial_state(self, batch_size: int) -> State:
         config, zeros = self.config, self.lm_head.weight.new_zeros

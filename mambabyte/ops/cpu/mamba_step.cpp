@@ -34,11 +34,11 @@ struct MambaStepArguments {
   int64_t batch, layers, d_model, d_inner, states, width, rank, vocabulary;
   int32_t threads, rms;
   float epsilon;
-  const int64_t* bytes;                      // (B)
-  const float *embedding, *head;             // (V, d)
-  const float *norm_weight, *norm_bias;      // of the final norm
+  const float* x;                        // (B, d), the embedded bytes
+  const float* head;                     // (V, d)
+  const float *norm_weight, *norm_bias;  // of the final norm
   const MambaStepBlock* blocks;
-  float* logits;                             // (B, V)
+  float* logits;  // (B, V)
 };
 
 namespace {
@@ -49,7 +49,7 @@ class MambaStep {
  public:
   explicit MambaStep(const MambaStepArguments& arguments)
       : arguments_(arguments), projected_(arguments.rank + 2 * arguments.states),
-        residual_(arguments.batch * arguments.d_model), update_(arguments.batch * arguments.d_model),
+        residual_(arguments.x, arguments.x + arguments.batch * arguments.d_model), update_(arguments.batch * arguments.d_model),
         normed_(arguments.batch * arguments.d_model), u_(arguments.batch * arguments.d_inner),
         z_(arguments.batch * arguments.d_inner), parameters_(arguments.batch * projected_),
         y_(arguments.batch * arguments.d_inner) {}
@@ -58,10 +58,6 @@ class MambaStep {
   void run() {
     FlushDenormals guard;
     const int64_t d_model = arguments_.d_model, d_inner = arguments_.d_inner;
-    share_blocks(arguments_.batch, 1, [&](int64_t row, int64_t) {
-      const float* embedding = arguments_.embedding + arguments_.bytes[row] * d_model;
-      std::memcpy(&residual_[row * d_model], embedding, d_model * sizeof(float));
-    });
     for (int64_t layer = 0; layer < arguments_.layers; ++layer) {
       const MambaStepBlock& block = arguments_.blocks[layer];
       normalise(block.norm_weight, block.norm_bias, layer > 0);
@@ -235,16 +231,12 @@ extern "C" {
 int mambabyte_mamba_step_arguments_size() { return sizeof(MambaStepArguments); }
 int mambabyte_mamba_step_block_size() { return sizeof(MambaStepBlock); }
 
-// Returns 0, or 1 where a byte is outside the vocabulary.
-int mambabyte_mamba_step(const MambaStepArguments* a) {
-  for (int64_t row = 0; row < a->batch; ++row)
-    if (a->bytes[row] < 0 || a->bytes[row] >= a->vocabulary) return 1;
+void mambabyte_mamba_step(const MambaStepArguments* a) {
   MambaStep step(*a);
   // Below a few million multiplications, threads would mostly wait for each other.
   const int64_t products = a->batch * (a->layers * 3 * a->d_model * a->d_inner + a->d_model * a->vocabulary);
 #pragma omp parallel num_threads(a->threads) if (a->threads > 1 && products > int64_t(1) << 22)
   step.run();
-  return 0;
 }
 }
 }  // namespace mambabyte

@@ -33,9 +33,9 @@ class MambaBlockWeights(NamedTuple):
 
 
 class MambaWeights(NamedTuple):
-    """A whole model's parameters, with V the size of the vocabulary; `epsilon` and `rms` are of all norms."""
+    """A model's parameters without its embedding, with V the size of the vocabulary; `epsilon` and `rms` are
+    of all norms."""
 
-    embedding: Tensor  # (V, d)
     blocks: Sequence[MambaBlockWeights]
     norm_weight: Tensor  # (d), of the final norm
     norm_bias: Tensor | None
@@ -60,36 +60,32 @@ class Arguments(ctypes.Structure):
         *fields(ctypes.c_int64, "batch layers d_model d_inner states width rank vocabulary"),
         *fields(ctypes.c_int32, "threads rms"),
         ("epsilon", ctypes.c_float),
-        *fields(ctypes.c_void_p, "bytes embedding head norm_weight norm_bias"),
+        *fields(ctypes.c_void_p, "x head norm_weight norm_bias"),
         ("blocks", ctypes.POINTER(Block)),
         ("logits", ctypes.c_void_p),
     ]
 
 
-def mamba_step_fused(bytes: Tensor, state: State, weights: MambaWeights) -> tuple[Tensor, State]:
+def mamba_step_fused(x: Tensor, state: State, weights: MambaWeights) -> tuple[Tensor, State]:
     """As `mambabyte.ops.step.mamba_step`."""
     first, vocabulary = weights.blocks[0], len(weights.head)
     # The kernel reads contiguous memory; these locals keep the copies alive until it is done.
-    bytes = bytes.long().contiguous()
+    x = x.float().contiguous()
     before = [tuple(tensor.float().contiguous() for tensor in layer) for layer in state]
     after: State = [tuple(torch.empty_like(tensor) for tensor in layer) for layer in before]
     blocks = [tuple(_contiguous(tensor) for tensor in block) for block in weights.blocks]
     layers = [Block(*map(pointer, sum(tensors, ()))) for tensors in zip(blocks, before, after, strict=True)]
-    outer = {
-        name: _contiguous(getattr(weights, name))
-        for name in ("embedding", "head", "norm_weight", "norm_bias")
-    }
-    logits = torch.empty(len(bytes), vocabulary)
+    outer = {name: _contiguous(getattr(weights, name)) for name in ("head", "norm_weight", "norm_bias")}
+    logits = torch.empty(len(x), vocabulary)
     arguments = Arguments(
-        batch=len(bytes), layers=len(blocks), d_model=weights.embedding.shape[1], d_inner=len(first.D),
+        batch=len(x), layers=len(blocks), d_model=x.shape[1], d_inner=len(first.D),
         states=first.A_log.shape[1], width=first.conv_weight.shape[1], rank=first.dt_proj.shape[1],
         vocabulary=vocabulary, threads=num_threads(), rms=weights.rms, epsilon=weights.epsilon,
-        bytes=pointer(bytes), blocks=(Block * len(blocks))(*layers), logits=pointer(logits),
+        x=pointer(x), blocks=(Block * len(blocks))(*layers), logits=pointer(logits),
         **{name: pointer(tensor) for name, tensor in outer.items()},
     )  # fmt: skip
     step = kernel("mamba_step", mamba_step_arguments=Arguments, mamba_step_block=Block)
-    if step(ctypes.byref(arguments)):
-        raise IndexError(f"bytes must be from 0 to {vocabulary - 1}")
+    step(ctypes.byref(arguments))
     return logits, after
 
 
