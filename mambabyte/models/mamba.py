@@ -24,7 +24,14 @@ from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import ResidualNorm, as_residual, run_layers
 from mambabyte.ops import causal_conv1d, selective_scan
-from mambabyte.ops.step import MambaBlockWeights, MambaWeights, mamba_step, serves_mamba_step
+from mambabyte.ops.step import (
+    KeptWeights,
+    MambaBlockWeights,
+    MambaWeights,
+    PreparedMamba,
+    mamba_step,
+    serves_mamba_step,
+)
 
 
 @dataclass
@@ -157,6 +164,7 @@ class MambaByte(ByteLM):
         if config.tie_embeddings:
             self.lm_head.weight = self.backbone.embedding.weight
         nn.init.normal_(self.backbone.embedding.weight, std=0.02)
+        self._kept_weights = KeptWeights()
 
     def forward(
         self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
@@ -169,17 +177,24 @@ class MambaByte(ByteLM):
     def step(self, byte: Tensor, state: State) -> tuple[Tensor, State]:
         if not serves_mamba_step(self.lm_head.weight):
             return super().step(byte, state)
-        backbone, config = self.backbone, self.config
-        blocks = [layer.weights() for layer in backbone.layers]  # type: ignore[operator]
-        weights = MambaWeights(
-            blocks, backbone.norm_f.weight, backbone.norm_f.bias,
-            self.lm_head.weight, config.norm_epsilon, config.norm == "rms",
-        )  # fmt: skip
+        return self.step_with(self._kept_weights.prepare(self, self.step_weights), byte, state)
+
+    def step_with(self, weights: PreparedMamba, byte: Tensor, state: State) -> tuple[Tensor, State]:
+        """As `step`, with these weights in the place of the model's but for its embedding."""
         try:
-            x = torch.index_select(backbone.embedding.weight, 0, byte.long())
+            x = torch.index_select(self.backbone.embedding.weight, 0, byte.long())
         except IndexError:
             raise IndexError(f"bytes must be from 0 to {VOCABULARY - 1}") from None
         return mamba_step(x, state, weights)
+
+    def step_weights(self) -> MambaWeights:
+        """What `PreparedMamba` takes."""
+        backbone, config = self.backbone, self.config
+        blocks = [layer.weights() for layer in backbone.layers]  # type: ignore[operator]
+        return MambaWeights(
+            blocks, backbone.norm_f.weight, backbone.norm_f.bias, self.lm_head.weight,
+            config.norm_epsilon, config.norm == "rms",
+        )  # fmt: skip
 
     def initial_state(self, batch_size: int) -> State:
         config, zeros = self.config, self.lm_head.weight.new_zeros

@@ -20,6 +20,7 @@ typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+typedef int8_t ByteVec __attribute__((vector_size(kLanes)));
 
 struct BFloat16 {
   uint16_t bits;
@@ -65,6 +66,20 @@ static inline Vec load(const float* p, int lanes) {
 }
 
 static inline Vec load(const BFloat16* p, int lanes) { return to_float(load_lanes<HalfVec>(p, lanes)); }
+
+// By intrinsics, because compilers convert bytes by way of 16-bit integers, or one at a time.
+static inline Vec load(const int8_t* p, int lanes) {
+  const ByteVec bytes = load_lanes<ByteVec>(p, lanes);
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(bytes))));
+#elif defined(__AVX2__)
+  int64_t bits;
+  std::memcpy(&bits, &bytes, sizeof bits);
+  return reinterpret_cast<Vec>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bits))));
+#else
+  return __builtin_convertvector(__builtin_convertvector(bytes, IntVec), Vec);
+#endif
+}
 
 static inline void store(float* p, Vec v, int lanes) {
 #if defined(__AVX512F__)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.step.cpu import MambaWeights, State, mamba_step_fused
+from mambabyte.ops.step.cpu import PreparedMamba, State
 
 
 def serves_mamba_step(parameter: Tensor) -> bool:
@@ -25,7 +25,7 @@ def serves_mamba_step(parameter: Tensor) -> bool:
     )
 
 
-def mamba_step(x: Tensor, state: State, weights: MambaWeights) -> tuple[Tensor, State]:
+def mamba_step(x: Tensor, state: State, weights: PreparedMamba) -> tuple[Tensor, State]:
     """Logits (B, V) and the new state after one more byte, in a single call for all layers (fp32, CPU).
 
     A row's result is the same bit for bit in any batch and at any number of threads.
@@ -37,12 +37,10 @@ def mamba_step(x: Tensor, state: State, weights: MambaWeights) -> tuple[Tensor, 
     Raises:
         ValueError: x or a state of another shape.
     """
-    first, batch = weights.blocks[0], len(x)
-    if x.shape != (batch, *weights.norm_weight.shape):
-        raise ValueError(f"x must have the shape (batch, {len(weights.norm_weight)}), not {tuple(x.shape)}")
-    shapes = [(batch, first.conv_weight.shape[1] - 1, first.D.shape[0]), (batch, *first.A_log.shape)]
-    if len(state) != len(weights.blocks) or any(
-        [tuple(tensor.shape) for tensor in layer] != shapes for layer in state
-    ):
-        raise ValueError(f"each of the {len(weights.blocks)} layers' states must have the shapes {shapes}")
-    return mamba_step_fused(x, state, weights)
+    batch = len(x)
+    if x.shape != (batch, weights.d_model):
+        raise ValueError(f"x must have the shape (batch, {weights.d_model}), not {tuple(x.shape)}")
+    shapes = [(batch, *shape) for shape in weights.layer_shapes]
+    if len(state) != weights.layers or any([tensor.shape for tensor in layer] != shapes for layer in state):
+        raise ValueError(f"each of the {weights.layers} layers' states must have the shapes {shapes}")
+    return weights.step(x, state)
