@@ -24,6 +24,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    weights: str = "fp32",
 ) -> bytes:
     """Continue a prompt, as ``mambabyte generate`` does with the same settings.
 
@@ -32,18 +33,19 @@ def generate(
         temperature: 0 takes the likeliest byte each time.
         top_k: draw from this many of the likeliest bytes only.
         top_p: draw from the likeliest bytes that together have this probability.
+        weights: ``fp32``, ``bf16`` or ``int8``; rounded ones are for a MambaByte model on a CPU.
 
     Returns:
         The bytes that follow the prompt, without it.
 
     Raises:
-        UserError: a setting is out of range, or the prompt is text.
+        UserError: a setting is out of range or does not serve this model, or the prompt is text.
     """
     _check_bytes("prompt", prompt)
     if bytes < 1:
         raise UserError(f"bytes must be at least 1, not {bytes}")
     sampler = Sampler(temperature, top_k, top_p, seed)
-    return builtins.bytes(generate_bytes(model, builtins.bytes(prompt), bytes, sampler))
+    return builtins.bytes(generate_bytes(model, builtins.bytes(prompt), bytes, sampler, weights))
 
 
 def bits_per_byte(

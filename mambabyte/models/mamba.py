@@ -12,6 +12,7 @@ scans, gates by z and projects back. Parameter names are those of mamba_ssm's Ma
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,7 @@ from mambabyte.ops import causal_conv1d, selective_scan
 from mambabyte.ops.step import (
     KeptWeights,
     MambaBlockWeights,
+    MambaStepper,
     MambaWeights,
     PreparedMamba,
     mamba_step,
@@ -177,15 +179,23 @@ class MambaByte(ByteLM):
     def step(self, byte: Tensor, state: State) -> tuple[Tensor, State]:
         if not serves_mamba_step(self.lm_head.weight):
             return super().step(byte, state)
-        return self.step_with(self._kept_weights.prepare(self, self.step_weights), byte, state)
+        return mamba_step(self._embed(byte), state, self._kept_weights.prepare(self, self.step_weights))
 
-    def step_with(self, weights: PreparedMamba, byte: Tensor, state: State) -> tuple[Tensor, State]:
-        """As `step`, with these weights in the place of the model's but for its embedding."""
+    def stepper(self, state: State, weights: str = "fp32") -> Callable[[Tensor], Tensor]:
+        """A function from one more byte (B,) to logits (B, 256), where `serves_mamba_step` says yes: `step`
+        without its care for the state that it is given and for other parameters in the place of today's.
+
+        Args:
+            weights: how `PreparedMamba` stores the linear layers and the head.
+        """
+        step = MambaStepper(PreparedMamba(self.step_weights(), weights), state)
+        return lambda byte: step(self._embed(byte))
+
+    def _embed(self, byte: Tensor) -> Tensor:
         try:
-            x = torch.index_select(self.backbone.embedding.weight, 0, byte.long())
+            return torch.index_select(self.backbone.embedding.weight, 0, byte.long())
         except IndexError:
             raise IndexError(f"bytes must be from 0 to {VOCABULARY - 1}") from None
-        return mamba_step(x, state, weights)
 
     def step_weights(self) -> MambaWeights:
         """What `PreparedMamba` takes."""

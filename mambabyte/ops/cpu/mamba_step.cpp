@@ -141,7 +141,7 @@ class MambaStep {
       for (int j = 0; j < Rows; ++j) row[j] = load(x + j * columns + k, lanes);
       for (int i = 0; i < Outputs; ++i) {
         const Vec w = load(weight + i * columns + k, lanes);
-        for (int j = 0; j < Rows; ++j) total[i][j] += w * row[j];
+        for (int j = 0; j < Rows; ++j) total[i][j] = multiply_add(w, row[j], total[i][j]);
       }
     };
     int64_t k = 0;

@@ -115,6 +115,19 @@ static inline float scalar(BFloat16 x) {
   return value;
 }
 
+// a b + c. Where the compiler fuses the plain expression depends on the code around it, and the last bit with that.
+static inline Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__FMA__)
+  return reinterpret_cast<Vec>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#else
+  return a * b + c;
+#endif
+}
+
 // By halves: a chain of log2(kLanes) additions.
 static inline float sum(Vec v) {
   typedef float Quarter __attribute__((vector_size(16)));

@@ -130,31 +130,66 @@ class PreparedMamba:
                 result[f"{name}_scale"] = scale.data_ptr()
         return result
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """As `mambabyte.ops.step.mamba_step`, which has checked the shapes."""
-        x, batch, layers = x.float().contiguous(), len(x), len(state)
-        # The kernel reads contiguous memory; these locals keep copies alive until it is done.
-        before = [(conv.float().contiguous(), scan.float().contiguous()) for conv, scan in state]
-        conv_shape, scan_shape = self.layer_shapes
-        next_conv = torch.empty((layers, batch, *conv_shape)).unbind()
-        next_scan = torch.empty((layers, batch, *scan_shape)).unbind()
-        after: State = list(zip(next_conv, next_scan, strict=True))
-        pointers = [
-            tensor.data_ptr()
-            for both in zip(before, after, strict=True)
-            for layer in both
-            for tensor in layer
-        ]
-        logits = torch.empty(batch, self.vocabulary)
+    def check(self, x: Tensor, state: State) -> None:
+        """Raises ValueError if x or the state has another shape than the model's."""
+        batch = len(x)
+        if x.shape != (batch, self.d_model):
+            raise ValueError(f"x must have the shape (batch, {self.d_model}), not {tuple(x.shape)}")
+        shapes = [(batch, *shape) for shape in self.layer_shapes]
+        if len(state) != self.layers or any([tensor.shape for tensor in layer] != shapes for layer in state):
+            raise ValueError(f"each of the {self.layers} layers' states must have the shapes {shapes}")
+
+    def logits(self, x: Tensor, layer_states: ctypes.Array) -> Tensor:
+        """Run the kernel on contiguous fp32 x (B, d) and the pointers of LayerState, layer after layer."""
+        logits = torch.empty(len(x), self.vocabulary)
         arguments = Arguments.from_buffer_copy(self._arguments)
-        arguments.batch, arguments.threads = batch, num_threads()
+        arguments.batch, arguments.threads = len(x), num_threads()
         arguments.x, arguments.logits = x.data_ptr(), logits.data_ptr()
-        layer_states = (ctypes.c_void_p * len(pointers))(*pointers)  # those of LayerState, one after another
         arguments.state = ctypes.addressof(layer_states)
         self._step(ctypes.byref(arguments))
         if self.storage:
             self._arguments.verify = 0  # nobody can change these copies
-        return logits, after
+        return logits
+
+
+def mamba_step_fused(x: Tensor, state: State, weights: PreparedMamba) -> tuple[Tensor, State]:
+    """As `mambabyte.ops.step.mamba_step`."""
+    weights.check(x, state)
+    # The kernel reads contiguous memory; this keeps copies alive until it is done.
+    before: State = [(conv.float().contiguous(), scan.float().contiguous()) for conv, scan in state]
+    conv, scan = (torch.empty(weights.layers, len(x), *shape) for shape in weights.layer_shapes)
+    after: State = list(zip(conv.unbind(), scan.unbind(), strict=True))
+    logits = weights.logits(x.float().contiguous(), _pointers(before, after))
+    return logits, after
+
+
+class MambaStepper:
+    """Steps that go on from a copy of a state, which each one overwrites: a step allocates no state and looks
+    at no tensor of any layer."""
+
+    def __init__(self, weights: PreparedMamba, state: State) -> None:
+        self._weights = weights
+        self._state: State = [
+            (conv.float().contiguous().clone(), scan.float().contiguous().clone()) for conv, scan in state
+        ]
+        self._pointers = _pointers(self._state, self._state)
+        self._batch = len(state[0][0])
+        weights.check(torch.empty(self._batch, weights.d_model), state)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (B, V) after one more embedded byte, x (B, d)."""
+        if x.shape != (self._batch, self._weights.d_model):
+            raise ValueError(
+                f"x must have the shape {(self._batch, self._weights.d_model)}, not {tuple(x.shape)}"
+            )
+        return self._weights.logits(x.float().contiguous(), self._pointers)
+
+
+def _pointers(before: State, after: State) -> ctypes.Array:
+    addresses = [
+        tensor.data_ptr() for both in zip(before, after, strict=True) for layer in both for tensor in layer
+    ]
+    return (ctypes.c_void_p * len(addresses))(*addresses)
 
 
 def rounded(matrix: Tensor, storage: str) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.step.cpu import PreparedMamba, State
+from mambabyte.ops.step.cpu import PreparedMamba, State, mamba_step_fused
 
 
 def serves_mamba_step(parameter: Tensor) -> bool:
@@ -37,10 +37,4 @@ def mamba_step(x: Tensor, state: State, weights: PreparedMamba) -> tuple[Tensor,
     Raises:
         ValueError: x or a state of another shape.
     """
-    batch = len(x)
-    if x.shape != (batch, weights.d_model):
-        raise ValueError(f"x must have the shape (batch, {weights.d_model}), not {tuple(x.shape)}")
-    shapes = [(batch, *shape) for shape in weights.layer_shapes]
-    if len(state) != weights.layers or any([tensor.shape for tensor in layer] != shapes for layer in state):
-        raise ValueError(f"each of the {weights.layers} layers' states must have the shapes {shapes}")
-    return weights.step(x, state)
+    return mamba_step_fused(x, state, weights)
