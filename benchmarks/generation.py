@@ -1,9 +1,12 @@
-"""Bytes generated per second, compared with transformers' `generate` on the same weights.
+"""Bytes generated per second with weights in fp32, bf16 and int8, against transformers' `generate`.
 
     python benchmarks/generation.py [--d-model 256 --layers 4 --bytes 256]
+    python benchmarks/generation.py --d-model 512 --layers 12 --bytes 64
 
-Both decode greedily from the same prompt, in fp32. Install transformers with `pip install -e '.[bench]'`; if
-missing, it is reported and skipped.
+All decode greedily from the same prompt; transformers has the same weights, in fp32. The other limit is
+reading the weights once for each byte, at the bandwidth with which an array larger than any cache is summed
+in the same run; weights that a cache holds can be read faster. Install transformers with
+`pip install -e '.[bench]'`; if missing, it is reported and skipped.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from train_step import transformers_model
 
 from mambabyte.generation import Sampler, generate
 from mambabyte.models import MambaByteConfig
+from mambabyte.ops.step import STORAGE
 
 PROMPT = b"The bytes of a text, "
+READ_BYTES = 512 << 20
 
 
 def main() -> None:
@@ -28,11 +33,13 @@ def main() -> None:
     torch.manual_seed(0)
     shape = {"d_model": options.d_model, "n_layer": options.layers, "d_state": options.states}
     model = MambaByteConfig(**shape, norm="rms", tie_embeddings=True).build().eval()
+    array = torch.ones(READ_BYTES // 4)
 
-    def ours() -> list[int]:
-        return list(generate(model, PROMPT, options.bytes, Sampler(temperature=0)))
+    def ours(weights: str) -> list[int]:
+        return list(generate(model, PROMPT, options.bytes, Sampler(temperature=0), weights))
 
-    calls: dict[str, Callable[[], object]] = {"mambabyte": ours}
+    calls: dict[str, Callable[[], object]] = {"reading memory": array.sum}
+    calls |= {f"mambabyte {weights}": lambda weights=weights: ours(weights) for weights in STORAGE}
     peer = transformers_model(model)
     if peer is not None:
         peer.eval()
@@ -44,16 +51,35 @@ def main() -> None:
                 return peer.generate(prompt, do_sample=False, pad_token_id=0, **length)[0].tolist()
 
         calls["transformers generate"] = theirs
-        assert theirs()[len(PROMPT) :] == ours(), "the peer generates different bytes"
+        assert theirs()[len(PROMPT) :] == ours("fp32"), "the peer generates different bytes"
     timings = measure(calls, options.repeats)
-    ratios = {
-        f"{name} / ours": timing.median / timings["mambabyte"].median
-        for name, timing in timings.items()
-        if name != "mambabyte"
+    bandwidth = READ_BYTES / timings["reading memory"].median
+    ratios = {}
+    for weights in STORAGE:
+        median = timings[f"mambabyte {weights}"].median
+        if peer is not None:
+            ratios[f"transformers / ours {weights}"] = timings["transformers generate"].median / median
+        reading = options.bytes * weight_bytes(model, weights) / bandwidth
+        ratios[f"reading weights / ours {weights}"] = reading / median
+    rates = {
+        f"{name}: bytes per second": round(options.bytes / t.median)
+        for name, t in timings.items()
+        if name != "reading memory"
     }
-    rates = {f"{name}: bytes per second": round(options.bytes / t.median) for name, t in timings.items()}
     setting = {key: value for key, value in vars(options).items() if key != "json"}
+    setting["memory_gb_per_second"] = round(bandwidth / 1e9, 1)
     report("generation", timings, ratios, options.json, **setting, **rates)
+
+
+def weight_bytes(model: torch.nn.Module, weights: str) -> int:
+    """What one step reads of the weights: all that are no embedding, the head's tied one included."""
+    size = {"fp32": 4, "bf16": 2, "int8": 1}[weights]
+    total = 0
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        rounded = name.endswith(("in_proj.weight", "x_proj.weight", "out_proj.weight", "lm_head.weight"))
+        if name != "backbone.embedding.weight":
+            total += parameter.numel() * (size if rounded else 4)
+    return total
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    weights: str = "fp32",
 ) -> bytes:
     """Continue a prompt, as ``mambabyte generate`` does with the same settings.
 
@@ -36,17 +37,19 @@ def generate(
         temperature: 0 takes the likeliest byte each time.
         top_k: draw from this many of the likeliest bytes only.
         top_p: draw from the likeliest bytes that together have this probability.
+        weights: ``fp32``, ``bf16`` or ``int8``; rounded ones are for a MambaByte model on a CPU.
 
     Returns:
         The bytes that follow the prompt, without it.
 
     Raises:
-        UserError: an argument of another type or out of range, such as a prompt of text.
+        UserError: an argument of another type or out of range, such as a prompt of text; or weights that do
+            not serve this model.
     """
     _check_model(model)
     _check_bytes("prompt", prompt)
     length, sampler = _Length(bytes).bytes, Sampler(temperature, top_k, top_p, seed)
-    return builtins.bytes(generate_bytes(model, builtins.bytes(prompt), length, sampler))
+    return builtins.bytes(generate_bytes(model, builtins.bytes(prompt), length, sampler, weights))
 
 
 def bits_per_byte(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from mambabyte.checkpoints import Checkpoint
     from mambabyte.data import ByteCorpus
+    from mambabyte.runtime.precision import PrecisionName
 
 Metric = Literal["bpb", "word_perplexity", "compressors", "noise", "lengths", "utf8", "proof", "heatmap"]
 
@@ -151,7 +152,7 @@ def run(settings: EvalSettings) -> None:
                 folder.rmdir()
 
 
-def _precision(asked: str, device: torch.device, rank: int) -> str:
+def _precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device, rank: int) -> PrecisionName:
     """For ``auto``, the faster precision on rank 0's device, so that all ranks compute alike."""
     from mambabyte.runtime.precision import fastest_precision, slowness_of_bf16
     from mambabyte.runtime.process_group import gather_objects

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from mambabyte.commands import CKPT, Command, Flag
 from mambabyte.config.composition import CommandSettings
@@ -25,6 +25,7 @@ class GenerateSettings(CommandSettings):
     top_k: int | None = setting(at_least=1, at_most=256)
     top_p: float | None = setting(above=0, at_most=1)
     seed: int = setting(at_least=0, below=2**32)
+    weights: Literal["fp32", "bf16", "int8"]
     raw: bool
     device: str
 
@@ -43,7 +44,7 @@ def run(settings: GenerateSettings) -> None:
     sampler = Sampler(settings.temperature, settings.top_k, settings.top_p, settings.seed)
     model = checkpoints.load_model(settings.ckpt).to(choose_device(settings.device))
     prompt = settings.prompt.encode("utf-8", "surrogateescape")
-    stream = chain(prompt, generate(model, prompt, settings.bytes, sampler))
+    stream = chain(prompt, generate(model, prompt, settings.bytes, sampler, settings.weights))
     if settings.raw:
         for byte in stream:
             write_bytes(bytes([byte]))

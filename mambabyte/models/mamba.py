@@ -12,6 +12,7 @@ scans, gates by z and projects back. Parameter names are those of mamba_ssm's Ma
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +25,15 @@ from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import ResidualNorm, as_residual, run_layers
 from mambabyte.ops import causal_conv1d, selective_scan
-from mambabyte.ops.step import MambaBlockWeights, MambaWeights, mamba_step, serves_mamba_step
+from mambabyte.ops.step import (
+    KeptWeights,
+    MambaBlockWeights,
+    MambaStepper,
+    MambaWeights,
+    PreparedMamba,
+    mamba_step,
+    serves_mamba_step,
+)
 
 
 @dataclass
@@ -157,6 +166,7 @@ class MambaByte(ByteLM):
         if config.tie_embeddings:
             self.lm_head.weight = self.backbone.embedding.weight
         nn.init.normal_(self.backbone.embedding.weight, std=0.02)
+        self._kept_weights = KeptWeights()
 
     def forward(
         self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
@@ -169,18 +179,39 @@ class MambaByte(ByteLM):
     def step(self, byte: Tensor | bytes, state: State) -> tuple[Tensor, State]:
         if not serves_mamba_step(self.lm_head.weight):
             return super().step(byte, state)
-        backbone, config = self.backbone, self.config
-        blocks = [layer.weights() for layer in backbone.layers]  # type: ignore[operator]
-        weights = MambaWeights(
-            backbone.embedding.weight, blocks, backbone.norm_f.weight, backbone.norm_f.bias,
-            self.lm_head.weight, config.norm_epsilon, config.norm == "rms",
-        )  # fmt: skip
         column = self.as_column(byte)
         try:
-            return mamba_step(column[:, 0], state, weights)
-        except Exception:  # the kernel looks for the mistakes of a caller itself
-            self.as_batch(column, state)
+            logits, after = mamba_step(
+                self._embed(column)[:, 0], state, self._kept_weights.prepare(self, self.step_weights)
+            )
+        except Exception:
+            self.as_batch(
+                column, state
+            )  # looks for the mistakes of a caller, for which each byte has no time
             raise
+        return logits, after
+
+    def stepper(self, state: State, weights: str = "fp32") -> Callable[[Tensor], Tensor]:
+        """A function from one more byte (B,) to logits (B, 256), where `serves_mamba_step` says yes: `step`
+        without its care for the state that it is given and for other parameters in the place of today's.
+
+        Args:
+            weights: how `PreparedMamba` stores the linear layers and the head.
+        """
+        step = MambaStepper(PreparedMamba(self.step_weights(), weights), state)
+        return lambda byte: step(self._embed(byte.unsqueeze(1))[:, 0])
+
+    def _embed(self, bytes: Tensor) -> Tensor:
+        return self.backbone.embedding(bytes.long())
+
+    def step_weights(self) -> MambaWeights:
+        """What `PreparedMamba` takes."""
+        backbone, config = self.backbone, self.config
+        blocks = [layer.weights() for layer in backbone.layers]  # type: ignore[operator]
+        return MambaWeights(
+            blocks, backbone.norm_f.weight, backbone.norm_f.bias, self.lm_head.weight,
+            config.norm_epsilon, config.norm == "rms",
+        )  # fmt: skip
 
     def initial_state(self, batch_size: int) -> State:
         config, zeros = self.config, self.lm_head.weight.new_zeros
@@ -189,7 +220,7 @@ class MambaByte(ByteLM):
 
     def _run(self, bytes: Tensor, state: State | None, document_start: Tensor | None) -> tuple[Tensor, State]:
         backbone = self.backbone
-        x = backbone.embedding(bytes.long())
+        x = self._embed(bytes)
         out, after = run_layers(backbone.layers, backbone.norm_f, x, state, document_start)
         return self.lm_head(out), after
 

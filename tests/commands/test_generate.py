@@ -28,6 +28,14 @@ def test_the_seed_decides(configure, finished: Path, capsys) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_rounded_weights_are_chosen(configure, finished: Path, capsys) -> None:
+    common = [f"ckpt={finished}", "prompt=the ", "bytes=20", "device=cpu"]
+    for weights in ("bf16", "int8"):
+        assert written(configure, capsys, *common, f"weights={weights}").startswith("the ")
+    with pytest.raises(UserError, match="int4"):
+        configure("generate", *common, "weights=int4")
+
+
 @pytest.mark.parametrize(
     "override", ["temperature=-1", "top_p=0", "top_k=0", "bytes=0", "bytes=-3", "ckpt=nowhere"]
 )

@@ -7,7 +7,8 @@ import torch
 
 from mambabyte.errors import UserError
 from mambabyte.generation import Sampler, decode_stream, generate
-from mambabyte.models import ByteLM, MambaByteConfig
+from mambabyte.models import ByteLM, LSTMConfig, MambaByteConfig
+from mambabyte.ops import use_backend
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +109,34 @@ def test_a_model_without_probabilities_is_refused(model: ByteLM, temperature: fl
 def test_a_byte_may_be_ruled_out() -> None:
     logits = torch.tensor([0.0, -torch.inf, 1.0])
     assert {Sampler(1.0, seed=seed)(logits) for seed in range(30)} == {0, 2}
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_rounded_weights_generate_what_their_logits_say(model: ByteLM, weights: str) -> None:
+    prompt, sampler = b"ab", Sampler(temperature=0)
+    produced = list(generate(model, prompt, 16, sampler, weights))
+    with torch.no_grad():
+        logits, state = model.prefill(torch.tensor([list(prompt)]))
+        step, logits = model.stepper(state, weights), logits[:, -1]
+        for byte in produced:
+            assert byte == int(logits.argmax())
+            logits = step(torch.tensor([byte]))
+
+
+def test_rounded_weights_are_refused_where_the_fused_step_does_not_serve(model: ByteLM) -> None:
+    other = LSTMConfig(d_model=8, n_layer=1).build().eval()
+    with pytest.raises(UserError, match="weights=int8 needs a MambaByte model in fp32 on a CPU"):
+        next(generate(other, b"a", 8, Sampler(), "int8"))
+    with use_backend("reference"), pytest.raises(UserError, match="weights=bf16 needs"):
+        next(generate(model, b"a", 8, Sampler(), "bf16"))
+    with pytest.raises(UserError, match="weights must be fp32, bf16 or int8, not int4"):
+        next(generate(model, b"a", 8, Sampler(), "int4"))
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_rounding_hides_no_broken_weight(model: ByteLM, weights: str) -> None:
+    broken = deepcopy(model)
+    with torch.no_grad():
+        broken.backbone.layers[0].mixer.in_proj.weight[3, 3] = float("nan")
+    with pytest.raises(UserError, match="gives no probabilities"):
+        list(generate(broken, b"a", 8, Sampler(0), weights))

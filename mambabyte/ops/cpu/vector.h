@@ -20,6 +20,7 @@ typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+typedef int8_t ByteVec __attribute__((vector_size(kLanes)));
 
 struct BFloat16 {
   uint16_t bits;
@@ -66,6 +67,20 @@ static inline Vec load(const float* p, int lanes) {
 
 static inline Vec load(const BFloat16* p, int lanes) { return to_float(load_lanes<HalfVec>(p, lanes)); }
 
+// By intrinsics, because compilers convert bytes by way of 16-bit integers, or one at a time.
+static inline Vec load(const int8_t* p, int lanes) {
+  const ByteVec bytes = load_lanes<ByteVec>(p, lanes);
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(bytes))));
+#elif defined(__AVX2__)
+  int64_t bits;
+  std::memcpy(&bits, &bytes, sizeof bits);
+  return reinterpret_cast<Vec>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bits))));
+#else
+  return __builtin_convertvector(__builtin_convertvector(bytes, IntVec), Vec);
+#endif
+}
+
 static inline void store(float* p, Vec v, int lanes) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, 0xffffu >> (kLanes - lanes), reinterpret_cast<__m512>(v));
@@ -98,6 +113,19 @@ static inline float scalar(BFloat16 x) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
+}
+
+// a b + c. Where the compiler fuses the plain expression depends on the code around it, and the last bit with that.
+static inline Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__FMA__)
+  return reinterpret_cast<Vec>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#else
+  return a * b + c;
+#endif
 }
 
 // By halves: a chain of log2(kLanes) additions.

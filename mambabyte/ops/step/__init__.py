@@ -1,6 +1,16 @@
 """One byte through a whole stack of Mamba blocks."""
 
-from mambabyte.ops.step.cpu import MambaBlockWeights, MambaWeights
+from mambabyte.ops.step.cpu import STORAGE, MambaBlockWeights, MambaStepper, MambaWeights, PreparedMamba
 from mambabyte.ops.step.interface import mamba_step, serves_mamba_step
+from mambabyte.ops.step.kept import KeptWeights
 
-__all__ = ["MambaBlockWeights", "MambaWeights", "mamba_step", "serves_mamba_step"]
+__all__ = [
+    "STORAGE",
+    "KeptWeights",
+    "MambaBlockWeights",
+    "MambaStepper",
+    "MambaWeights",
+    "PreparedMamba",
+    "mamba_step",
+    "serves_mamba_step",
+]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.step.cpu import MambaWeights, State, mamba_step_fused
+from mambabyte.ops.step.cpu import PreparedMamba, State, mamba_step_fused
 
 
 def serves_mamba_step(parameter: Tensor) -> bool:
@@ -25,23 +25,16 @@ def serves_mamba_step(parameter: Tensor) -> bool:
     )
 
 
-def mamba_step(bytes: Tensor, state: State, weights: MambaWeights) -> tuple[Tensor, State]:
+def mamba_step(x: Tensor, state: State, weights: PreparedMamba) -> tuple[Tensor, State]:
     """Logits (B, V) and the new state after one more byte, in a single call for all layers (fp32, CPU).
 
     A row's result is the same bit for bit in any batch and at any number of threads.
 
     Args:
-        bytes: (B) integer.
+        x: (B, d), the embedded bytes.
         state: for each block the last inputs of its convolution (B, W-1, D) and its scan's state (B, D, N).
 
     Raises:
-        IndexError: a byte outside the vocabulary.
-        ValueError: a state of another shape.
+        ValueError: x or a state of another shape.
     """
-    first, (batch,) = weights.blocks[0], bytes.shape
-    shapes = [(batch, first.conv_weight.shape[1] - 1, first.D.shape[0]), (batch, *first.A_log.shape)]
-    if len(state) != len(weights.blocks) or any(
-        [tuple(tensor.shape) for tensor in layer] != shapes for layer in state
-    ):
-        raise ValueError(f"each of the {len(weights.blocks)} layers' states must have the shapes {shapes}")
-    return mamba_step_fused(bytes, state, weights)
+    return mamba_step_fused(x, state, weights)
