@@ -24,6 +24,7 @@ from mambabyte.config.settings import setting
 from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import ResidualNorm, as_residual, run_layers
+from mambabyte.models.ngram_embedding import NGramEmbedding
 from mambabyte.ops import causal_conv1d, selective_scan
 from mambabyte.ops.step import (
     KeptWeights,
@@ -51,6 +52,9 @@ class MambaByteConfig(ByteLMConfig):
     norm: Literal["layer", "rms"] = "layer"
     norm_epsilon: float = setting(default=1e-5, at_least=1e-12, at_most=1)
     tie_embeddings: bool = False
+    ngram: int = setting(default=1, at_least=1, at_most=16)
+    ngram_buckets: int = setting(default=8192, at_least=1, at_most=10**9)
+    ngram_width: int = setting(default=48, at_least=1, at_most=10**5)
 
     def __post_init__(self) -> None:
         self.require_ascending("dt_min", "dt_max")
@@ -149,12 +153,17 @@ class Backbone(nn.Module):
     def __init__(self, config: MambaByteConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, config.d_model)
+        if config.ngram > 1:
+            self.ngram_embedding = NGramEmbedding(
+                config.ngram, config.ngram_buckets, config.ngram_width, config.d_model
+            )
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm_f = ResidualNorm(config.d_model, config.norm_epsilon, config.norm == "rms")
 
 
 class MambaByte(ByteLM):
-    """The paper's model. Each layer's state is its last W-1 inputs (B, W-1, D) and the scan's (B, D, N)."""
+    """The paper's model. Each layer's state is its last W-1 inputs (B, W-1, D) and the scan's (B, D, N). With
+    n-gram embeddings, which the paper has not, the last bytes come before them."""
 
     config: MambaByteConfig
     recurrent = True
@@ -181,15 +190,12 @@ class MambaByte(ByteLM):
             return super().step(byte, state)
         column = self.as_column(byte)
         try:
-            logits, after = mamba_step(
-                self._embed(column)[:, 0], state, self._kept_weights.prepare(self, self.step_weights)
-            )
-        except Exception:
-            self.as_batch(
-                column, state
-            )  # looks for the mistakes of a caller, for which each byte has no time
+            x, history, layers = self._embed(column, state)
+            logits, after = mamba_step(x[:, 0], layers, self._kept_weights.prepare(self, self.step_weights))
+        except Exception:  # each byte has no time for a look at the caller's mistakes
+            self.as_batch(column, state)
             raise
-        return logits, after
+        return logits, [*history, *after]
 
     def stepper(self, state: State, weights: str = "fp32") -> Callable[[Tensor], Tensor]:
         """A function from one more byte (B,) to logits (B, 256), where `serves_mamba_step` says yes: `step`
@@ -198,11 +204,16 @@ class MambaByte(ByteLM):
         Args:
             weights: how `PreparedMamba` stores the linear layers and the head.
         """
-        step = MambaStepper(PreparedMamba(self.step_weights(), weights), state)
-        return lambda byte: step(self._embed(byte.unsqueeze(1))[:, 0])
+        ngrams = int(self.config.ngram > 1)
+        history = state[:ngrams]
+        step = MambaStepper(PreparedMamba(self.step_weights(), weights), state[ngrams:])
 
-    def _embed(self, bytes: Tensor) -> Tensor:
-        return self.backbone.embedding(bytes.long())
+        def next_logits(byte: Tensor) -> Tensor:
+            nonlocal history
+            x, history, _ = self._embed(byte.unsqueeze(1), history)
+            return step(x[:, 0])
+
+        return next_logits
 
     def step_weights(self) -> MambaWeights:
         """What `PreparedMamba` takes."""
@@ -216,13 +227,28 @@ class MambaByte(ByteLM):
     def initial_state(self, batch_size: int) -> State:
         config, zeros = self.config, self.lm_head.weight.new_zeros
         shapes = [(config.d_conv - 1, config.d_inner), (config.d_inner, config.d_state)]
-        return [tuple(zeros(batch_size, *shape) for shape in shapes) for _ in range(config.n_layer)]
+        layers = [tuple(zeros(batch_size, *shape) for shape in shapes) for _ in range(config.n_layer)]
+        if config.ngram == 1:
+            return layers
+        return [(self.backbone.ngram_embedding.initial_history(batch_size),), *layers]
 
     def _run(self, bytes: Tensor, state: State | None, document_start: Tensor | None) -> tuple[Tensor, State]:
         backbone = self.backbone
-        x = self._embed(bytes)
-        out, after = run_layers(backbone.layers, backbone.norm_f, x, state, document_start)
-        return self.lm_head(out), after
+        x, history, layers = self._embed(bytes, state, document_start)
+        out, after = run_layers(backbone.layers, backbone.norm_f, x, layers, document_start)
+        return self.lm_head(out), [*history, *after]
+
+    def _embed(
+        self, bytes: Tensor, state: State | None, document_start: Tensor | None = None
+    ) -> tuple[Tensor, State, State | None]:
+        """The layers' input (B, L, d), the state of the n-grams after it, and the layers' part of `state`."""
+        backbone = self.backbone
+        x = backbone.embedding(bytes.long())
+        if self.config.ngram == 1:
+            return x, [], state
+        before, layers = (None, None) if state is None else (state[0][0], state[1:])
+        added, history = backbone.ngram_embedding(bytes, before, document_start)
+        return x + added, [(history,)], layers
 
     def blocks(self) -> list[nn.Module]:
         return list(self.backbone.layers)
@@ -234,7 +260,8 @@ class MambaByte(ByteLM):
         d, inner, rank, states = config.d_model, config.d_inner, config.time_step_rank, config.d_state
         products = inner * (3 * d + 2 * rank + 2 * states + config.d_conv)
         layer = 2 * products + 7 * inner * states
-        return FlopsPerByte(float(config.n_layer * layer + 2 * d * VOCABULARY))
+        ngrams = 2 * (config.ngram - 1) * config.ngram_width * d
+        return FlopsPerByte(float(config.n_layer * layer + 2 * d * VOCABULARY + ngrams))
 
 
 MambaByteConfig.model = MambaByte

@@ -23,6 +23,9 @@ from mambabyte.models import (
 
 MODELS = {
     "mambabyte": MambaByteConfig(d_model=32, n_layer=2, d_state=4),
+    "mambabyte-ngrams": MambaByteConfig(
+        d_model=32, n_layer=2, d_state=4, ngram=4, ngram_buckets=64, ngram_width=6
+    ),
     "transformer": TransformerConfig(d_model=32, n_layer=2, n_head=2),
     "transformer-window": TransformerConfig(d_model=32, n_layer=2, n_head=2, window=5, tie_embeddings=False),
     "megabyte": MegaByteConfig(
