@@ -190,12 +190,13 @@ class MambaByte(ByteLM):
             return super().step(byte, state)
         column = self.as_column(byte)
         try:
-            x, history, layers = self._embed(column, state)
-            logits, after = mamba_step(x[:, 0], layers, self._kept_weights.prepare(self, self.step_weights))
+            history, layers = self._parts(state)
+            x, history = self._embed(column, history)
+            logits, layers = mamba_step(x[:, 0], layers, self._kept_weights.prepare(self, self.step_weights))
         except Exception:  # each byte has no time for a look at the caller's mistakes
             self.as_batch(column, state)
             raise
-        return logits, [*history, *after]
+        return logits, history + layers
 
     def stepper(self, state: State, weights: str = "fp32") -> Callable[[Tensor], Tensor]:
         """A function from one more byte (B,) to logits (B, 256), where `serves_mamba_step` says yes: `step`
@@ -204,13 +205,12 @@ class MambaByte(ByteLM):
         Args:
             weights: how `PreparedMamba` stores the linear layers and the head.
         """
-        ngrams = int(self.config.ngram > 1)
-        history = state[:ngrams]
-        step = MambaStepper(PreparedMamba(self.step_weights(), weights), state[ngrams:])
+        history, layers = self._parts(state)
+        step = MambaStepper(PreparedMamba(self.step_weights(), weights), layers)
 
         def next_logits(byte: Tensor) -> Tensor:
             nonlocal history
-            x, history, _ = self._embed(byte.unsqueeze(1), history)
+            x, history = self._embed(byte.unsqueeze(1), history)
             return step(x[:, 0])
 
         return next_logits
@@ -234,21 +234,26 @@ class MambaByte(ByteLM):
 
     def _run(self, bytes: Tensor, state: State | None, document_start: Tensor | None) -> tuple[Tensor, State]:
         backbone = self.backbone
-        x, history, layers = self._embed(bytes, state, document_start)
-        out, after = run_layers(backbone.layers, backbone.norm_f, x, layers, document_start)
-        return self.lm_head(out), [*history, *after]
+        history, layers = ([], None) if state is None else self._parts(state)
+        x, history = self._embed(bytes, history, document_start)
+        out, layers = run_layers(backbone.layers, backbone.norm_f, x, layers, document_start)
+        return self.lm_head(out), history + layers
+
+    def _parts(self, state: State) -> tuple[State, State]:
+        """The state of the n-grams, if there are any, and that of the layers."""
+        ngrams = int(self.config.ngram > 1)
+        return state[:ngrams], state[ngrams:]
 
     def _embed(
-        self, bytes: Tensor, state: State | None, document_start: Tensor | None = None
-    ) -> tuple[Tensor, State, State | None]:
-        """The layers' input (B, L, d), the state of the n-grams after it, and the layers' part of `state`."""
-        backbone = self.backbone
-        x = backbone.embedding(bytes.long())
+        self, bytes: Tensor, history: State, document_start: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """The layers' input (B, L, d), and the state of the n-grams after it."""
+        x = self.backbone.embedding(bytes.long())
         if self.config.ngram == 1:
-            return x, [], state
-        before, layers = (None, None) if state is None else (state[0][0], state[1:])
-        added, history = backbone.ngram_embedding(bytes, before, document_start)
-        return x + added, [(history,)], layers
+            return x, []
+        before = history[0][0] if history else None
+        added, after = self.backbone.ngram_embedding(bytes, before, document_start)
+        return x + added, [(after,)]
 
     def blocks(self) -> list[nn.Module]:
         return list(self.backbone.layers)

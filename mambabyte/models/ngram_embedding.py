@@ -15,8 +15,8 @@ _MULTIPLIER = 0x2545F4914F6CDD1D  # odd, so that powers of it are, and every byt
 class NGramEmbedding(nn.Module):
     """Embeddings of the last 2, 3, .. n bytes, to be added to a byte's own.
 
-    Each length has a table, and a hash of the n-gram chooses its row, which n-grams may share. They cost memory,
-    but hardly any arithmetic.
+    Each length has a table, and a hash of the n-gram chooses its row, which n-grams may share. They cost
+    memory, but hardly any arithmetic.
     """
 
     def __init__(self, longest: int, buckets: int, width: int, d_model: int) -> None:

@@ -183,6 +183,7 @@ def test_other_measurements_are_made_in_the_chosen_precision(configure, machine,
 
     monkeypatch.setattr(autotune, "time_steps", time_steps)
     machine(FAST)
-    settings = configure("train", AUTO, "trainer.accelerator=cpu", "budget.training_seconds=9")
+    settings = configure("train", AUTO, "trainer.accelerator=cpu", "trainer.micro_batch_size=auto")
     with_measurements(settings, keep=False)
-    assert tried == ["bf16"]
+    assert tried
+    assert set(tried) == {"bf16"}
