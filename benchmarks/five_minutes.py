@@ -98,7 +98,7 @@ def corpora(path: Path | None) -> tuple[ByteCorpus, ByteCorpus]:
     if path is None:
         source = StandardLibrarySource()
     elif path.is_dir() and list(path.glob("train-*.parquet")):
-        source = HuggingFaceSource(path=str(path), streaming=False)
+        source = HuggingFaceSource(path=str(path))
     else:
         source = FilesSource(str(path))
     folder = Path(tempfile.gettempdir()) / "mambabyte-benchmark"
