@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from mambabyte.config.settings import setting
+from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import ResidualNorm, as_residual, run_layers
@@ -58,6 +59,13 @@ class MambaByteConfig(ByteLMConfig):
 
     def __post_init__(self) -> None:
         self.require_ascending("dt_min", "dt_max")
+        for name in ("ngram_buckets", "ngram_width") if self.ngram == 1 else ():
+            value, default = getattr(self, name), getattr(type(self), name)
+            if value != default:
+                raise UserError(
+                    f"model.ngram=1 embeds no n-grams, so model.{name}={value} would be ignored: set "
+                    f"model.ngram=2 or more, or model.{name}={default}"
+                )
 
     @property
     def d_inner(self) -> int:

@@ -50,7 +50,7 @@ class NGramEmbedding(nn.Module):
         before = self.longest - 1
         if history is None:
             history = self.initial_history(batch)
-        symbols = torch.cat([history, bytes.long() + 1], dim=1)
+        symbols = torch.cat([history.long(), bytes.long() + 1], dim=1)  # a state's tensors may all be floats
         at = torch.arange(length, device=bytes.device).expand(batch, length)
         begin = at.new_full((batch, length), -before)
         if document_start is not None:

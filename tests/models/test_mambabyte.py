@@ -167,3 +167,22 @@ def test_config_round_trip_and_refusals():
     ]:
         with pytest.raises(UserError, match=message):
             config_from_dict(description)
+
+
+def test_n_grams_of_a_state_that_was_cast_to_floats_are_the_same():
+    model = MambaByteConfig(
+        d_model=16, n_layer=1, d_state=4, ngram=3, ngram_buckets=16, ngram_width=4
+    ).build()
+    _, state = model.prefill(b"abc")
+    floats = [tuple(tensor.float() for tensor in part) for part in state]
+    assert torch.equal(model.step(b"d", state)[0], model.step(b"d", floats)[0])
+
+
+def test_an_n_gram_chooses_a_row_of_its_length_by_all_of_its_bytes():
+    embedding = MambaByteConfig(d_model=8, ngram=3, ngram_buckets=10**4, ngram_width=2).build().backbone
+    rows, _ = embedding.ngram_embedding.rows(torch.tensor([list(b"abcabdxbc")]), None, None)
+    pairs, triples = rows[0].T
+    assert (pairs < 10**4).all() and (triples >= 10**4).all() and (triples < 2 * 10**4).all()
+    assert pairs[2] == pairs[8]  # bc, bc
+    assert triples[2] != triples[8]  # abc, xbc
+    assert len(set(triples.tolist())) == 9 and len(set(pairs.tolist())) == 7  # ab and bc come twice

@@ -103,6 +103,12 @@ def test_as_many_steps_as_fit_at_the_usual_speed(seconds_left, seconds_per_step,
     assert decide_end(100, seconds_left, seconds_per_step) == End(100, 100 + steps)
 
 
+def test_a_slow_first_step_does_not_decide(start, clock) -> None:
+    clock(lambda step: 8.0 if step == 1 else 1.0)
+    run_dir = start("eager", *BY_CLOCK, "budget.decay_share=0.999")
+    assert end_of(run_dir) == End(3, 13)  # 8 + 12 steps of 1 s
+
+
 def test_the_rate_is_constant_until_a_share_is_left_and_then_falls_to_the_end(start, clock, capsys) -> None:
     settings = [*BY_CLOCK, "optimizer.final_learning_rate_ratio=0"]
     run_dir = start("timed", *settings)

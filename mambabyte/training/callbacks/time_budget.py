@@ -17,11 +17,12 @@ from mambabyte.training.settings import TrainSettings
 from mambabyte.training.time_budget import End, decide_end, write_end
 
 _RECENT = 500  # steps whose median is the speed: a busy moment is shorter
+_FEWEST = 3  # steps that tell the speed, as the first ones are slow
 
 
 class TimeBudget(StepCallback):
     """Decides a run's last step once all but ``budget.decay_share`` of ``budget.training_seconds`` has gone,
-    by the clock of rank 0; does nothing once that is known."""
+    by the clock of rank 0, and a few steps have told the speed; does nothing once that is known."""
 
     _module: ByteLMModule
 
@@ -50,7 +51,8 @@ class TimeBudget(StepCallback):
         now = self._metrics.training_seconds
         self._recent.append(now - self._last)
         self._last = now
-        due = trainer.is_global_zero and now >= (1 - budget.decay_share) * budget.training_seconds
+        share = 1 - budget.decay_share if len(self._recent) >= _FEWEST else 1.0
+        due = trainer.is_global_zero and now >= share * budget.training_seconds
         if not self._any_rank.says(trainer, step, due):
             return
         end = None

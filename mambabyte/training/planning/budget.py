@@ -82,8 +82,8 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
     nearest = min((max(1, above - 1), above), key=lambda units: abs(count(units) - parameters))
     if abs(count(nearest) - parameters) > _LARGEST_MISS * parameters:
         raise UserError(
-            f"no width of this model has nearly budget.parameters={parameters:.3g} parameters: the nearest, "
-            f"d_model={at(nearest).to_dict()['d_model']}, has {count(nearest):,}; "
-            "ask for that or change model.n_layer"
+            f"no width of this model has nearly budget.parameters={parameters:,.0f} parameters: the nearest, "
+            f"d_model={at(nearest).to_dict()['d_model']}, has {count(nearest):,}; ask for that or change "
+            + ("model.ngram_buckets" if getattr(config, "ngram", 1) > 1 else "model.n_layer")
         )
     return at(nearest)
