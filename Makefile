@@ -1,5 +1,5 @@
 # `make help` lists the targets. Variables, set as in `make train PYTHON=python3.12`:
-#   PYTHON       the interpreter that creates .venv; `make gpu-check` runs it directly
+#   PYTHON       the interpreter that creates .venv where there is none; `make gpu-check` runs it directly
 #   TORCH_INDEX  the package index for torch, for example one with PyTorch's CPU builds
 #                (on Linux the default package is the CUDA build, several GB)
 #   ARGS         overrides for `make train`, for example ARGS="seed=1 name=second", or options for `make lock`

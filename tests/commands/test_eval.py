@@ -48,6 +48,12 @@ def test_files_that_are_given_are_measured_whole(configure, finished: Path, caps
     assert size() == 900
     assert size("data.validation_fraction=0.1") == 90
     assert size("split=train") == 855  # what a training run on them would see
+    evaluate.run(
+        configure(
+            "eval", f"ckpt={finished}", "data=files", f"data.path={path}", f"data.folder={tmp_path}/prepared"
+        )
+    )
+    assert capsys.readouterr().out.startswith("all of it: ")
 
 
 def test_other_data_context_and_protocol(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import defaultdict
@@ -244,6 +245,9 @@ class HuggingFaceSource(Settings):
         return [file for file in glob_files(path) if file.name.endswith(".parquet")]
 
     def _no_files(self, splits: Iterable[str]) -> UserError:
+        path = os.path.expanduser(str(self.path))
+        if not glob.has_magic(path) and not os.path.exists(path):
+            return UserError(f"there is no file or folder {path!r} (data.path)")
         wanted = " or ".join(f"{self.split_names[split]}.parquet" for split in splits)
         names = sorted({re.sub(_SHARD + r"\.parquet$", "", file.name) for file in self._local_files})
         others = f"; it has {', '.join(names)}, which data.source.split_names can name" if names else ""

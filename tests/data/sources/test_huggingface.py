@@ -188,8 +188,10 @@ def test_missing_split(folder):
         list(source.documents("test"))
     with pytest.raises(UserError, match="has splits train, not 'test'"):
         list(HuggingFaceSource(path=str(folder), split_names={"train": "train"}).documents("test"))
-    with pytest.raises(UserError, match="no parquet files"):
+    with pytest.raises(UserError, match=r"there is no file or folder '.*nowhere' \(data\.path\)"):
         HuggingFaceSource(path=str(folder / "nowhere")).identity()
+    with pytest.raises(UserError, match="no parquet files"):
+        HuggingFaceSource(path=str(folder / "nowhere*")).identity()
 
 
 def test_damaged_parquet_is_one_sentence(folder):
