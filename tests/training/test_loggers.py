@@ -46,9 +46,10 @@ def test_both_loggers_receive_what_metrics_csv_holds(start, monkeypatch):
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()  # it keeps the environment in which this process first used it
     run_dir = start("both", "logger=[wandb,tensorboard]")
     summary = dict(wandb.run.summary)
-    wandb.finish()
+    wandb.teardown()
     with (run_dir / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     events = accumulator.EventAccumulator(str(run_dir / "tensorboard"))
