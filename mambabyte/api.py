@@ -14,10 +14,11 @@ from mambabyte.config.settings import Settings, setting
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
 from mambabyte.evaluation import Protocol, evaluate
-from mambabyte.evaluation.protocols import Precision, ProtocolName
+from mambabyte.evaluation.protocols import ProtocolName
 from mambabyte.generation import Sampler
 from mambabyte.generation import generate as generate_bytes
 from mambabyte.models import ByteLM
+from mambabyte.runtime.precision import PrecisionName
 
 
 def generate(
@@ -59,7 +60,7 @@ def bits_per_byte(
     context_length: int = 1024,
     stride: int | None = None,
     batch_size: int = 8,
-    precision: Precision = "fp32",
+    precision: PrecisionName = "fp32",
 ) -> float:
     """The bits per byte of one document, as ``mambabyte eval`` measures them.
 

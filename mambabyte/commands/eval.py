@@ -93,8 +93,7 @@ def run(settings: EvalSettings) -> None:
         model, training_length = checkpoint.build_model(), _training_length(checkpoint, settings)
         # A checkpoint may come from a stranger, so the data that it names must be of our own classes.
         data = settings.data or _data_of(checkpoint)
-        whole = settings.data is not None and split == "validation" and data.is_undivided
-        if whole:
+        if settings.data and split == "validation":
             data = data.measured_whole()
         corpus = data.prepare(split, only_ours=settings.data is None)
         context_length = settings.context_length or training_length
@@ -141,6 +140,7 @@ def run(settings: EvalSettings) -> None:
             studies = {name: study.values for name, study in found.items()}
             print(valid_json({**result.to_dict(), **where, **studies}))
         else:
+            whole = settings.data is not None and data is not settings.data
             print(f"{'all of it' if whole else split}: {result}")
             for study in found.values():
                 for line in study.lines:

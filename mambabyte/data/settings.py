@@ -97,16 +97,16 @@ class DataSettings(Settings):
         if not _is_ours(self.source):
             return self
         paths = {key: absolute(value) for key, value in self.source.items() if key in ("path", "texts")}
-        share = {"validation_fraction": HELD_OUT} if self.is_undivided else {}
+        share = {"validation_fraction": HELD_OUT} if self._is_undivided else {}
         return replace(self, source={**self.source, **paths, **share})
 
     def measured_whole(self) -> DataSettings:
         """A copy for a measurement: the validation split of files is all of them, unless
         ``validation_fraction`` says otherwise."""
-        return replace(self, source={**self.source, "validation_fraction": 1}) if self.is_undivided else self
+        return replace(self, source={**self.source, "validation_fraction": 1}) if self._is_undivided else self
 
     @property
-    def is_undivided(self) -> bool:
+    def _is_undivided(self) -> bool:
         """Whether these are files of which no share to hold out is set."""
         is_files = self.source.get("_target_") == "mambabyte.data.FilesSource"
         return is_files and self.source.get("validation_fraction") is None

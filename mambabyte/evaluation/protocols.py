@@ -19,11 +19,11 @@ from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
 from mambabyte.models.byte_lm import VOCABULARY
 from mambabyte.models.states import restart_rows, select_rows
+from mambabyte.runtime.precision import PrecisionName
 from mambabyte.runtime.progress import ProgressCallback
 
 FIRST_BYTE_NATS = math.log(256)  # a document's first byte has no context: 8 bits
 ProtocolName = Literal["disjoint", "sliding", "stateful"]
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Protocol(Settings):
     context_length: int = setting(default=1024, at_least=1, at_most=2**30)
     stride: int | None = setting(default=None, at_least=1, at_most=2**30)
     batch_size: int = setting(default=8, at_least=1, at_most=2**20)
-    precision: Precision = "fp32"
+    precision: PrecisionName = "fp32"
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.name != "sliding":
