@@ -2,7 +2,6 @@
 
 import json
 import signal
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,23 +225,17 @@ def test_a_run_that_does_not_belong_there_leaves_the_answers_alone(start, speed)
     assert (run_dir / "measured.json").read_bytes() == before
 
 
-def test_other_ranks_wait_for_what_rank_zero_measures(configure, speed, monkeypatch, tmp_path) -> None:
+def test_other_ranks_wait_for_what_rank_zero_measures(
+    configure, speed, waiting_rank, monkeypatch, tmp_path
+) -> None:
     speed({1: 8.0, 2: 4.0, 4: 2.0, 8: 3.0}.__getitem__)
     overrides = ["trainer.micro_batch_size=auto", "trainer.accelerator=cpu", f"run_dir={tmp_path}/run"]
     cfg = configure("train", "experiment=tiny", *overrides)
     first = replace(cfg, context_length=128)
     with_measurements(first)  # an answer to another question is not theirs
-    monkeypatch.setattr(
-        autotune, "is_main_process", lambda: threading.current_thread() is threading.main_thread()
-    )
-    answers: list[int] = []
-    rank = threading.Thread(target=lambda: answers.append(with_measurements(cfg).trainer.micro_batch_size))
-    rank.start()
-    rank.join(0.5)
-    assert rank.is_alive() and not answers
+    answer = waiting_rank(lambda: with_measurements(cfg).trainer.micro_batch_size)
     with_measurements(cfg)
-    rank.join(20)
-    assert answers == [4]
+    assert answer() == 4
     monkeypatch.setattr(autotune, "is_main_process", lambda: False)
     monkeypatch.setattr(autotune, "LONGEST_WAIT", 0.1)
     cfg.context_length = 64

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,22 +144,14 @@ def test_the_utilization_is_of_the_chosen_precision(start, machine, monkeypatch)
     assert asked == ["bf16"]
 
 
-def test_rank_zero_decides_for_all(configure, machine, monkeypatch, tmp_path: Path, capsys) -> None:
+def test_rank_zero_decides_for_all(configure, machine, waiting_rank, tmp_path: Path, capsys) -> None:
     two = [AUTO, "trainer.accelerator=cpu", "trainer.devices=2", f"run_dir={tmp_path}/run"]
     settings = configure("train", *two)
-    monkeypatch.setattr(
-        autotune, "is_main_process", lambda: threading.current_thread() is threading.main_thread()
-    )
-    answers: list[str] = []
-    rank = threading.Thread(target=lambda: answers.append(with_measurements(settings).trainer.precision))
-    rank.start()
-    rank.join(0.5)
-    assert rank.is_alive() and not answers
+    answer = waiting_rank(lambda: with_measurements(settings).trainer.precision)
     machine(FAST)
     assert with_measurements(settings).trainer.precision == "bf16"
     machine(NONE)  # the other rank's own machine
-    rank.join(20)
-    assert answers == ["bf16"]
+    assert answer() == "bf16"
     assert "mambabyte: trainer.precision=bf16" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "measured.json").read_text())["precision"]["answer"] == "bf16"
 
