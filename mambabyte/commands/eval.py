@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
@@ -74,7 +74,7 @@ def run(settings: EvalSettings) -> None:
     from mambabyte import checkpoints
     from mambabyte.coding import prove
     from mambabyte.evaluation import BitsPerByte, Protocol, SavedProgress, evaluate
-    from mambabyte.evaluation.bits_per_byte import first_documents
+    from mambabyte.evaluation.bits_per_byte import by_part, first_documents
     from mambabyte.evaluation.studies import Study
     from mambabyte.evaluation.studies.compressors import compressor_study
     from mambabyte.evaluation.studies.context_curves import context_curve_study
@@ -86,6 +86,7 @@ def run(settings: EvalSettings) -> None:
     from mambabyte.runtime.process_group import process_group
     from mambabyte.runtime.progress import progress_bar
     from mambabyte.runtime.terminal import print_coloured
+    from mambabyte.runtime.units import counted
 
     metrics, split = settings.metrics, settings.split
     with process_group(choose_device(settings.device)) as (device, rank):
@@ -138,10 +139,13 @@ def run(settings: EvalSettings) -> None:
         if settings.json:
             where = {"checkpoint": str(checkpoint.path), "split": split}
             studies = {name: study.values for name, study in found.items()}
-            print(valid_json({**result.to_dict(), **where, **studies}))
+            parts = {name: asdict(part) for name, part in by_part(result, corpus).items()}
+            print(valid_json({**result.to_dict(), "parts": parts, **where, **studies}))
         else:
             whole = settings.data is not None and data is not settings.data
             print(f"{'all of it' if whole else split}: {result}")
+            for name, part in by_part(result, corpus).items():
+                print(f"  {name}: {part.bits_per_byte:.4f} bits per byte, {counted(part.bytes, 'byte')}")
             for study in found.values():
                 for line in study.lines:
                     (print_coloured if study.coloured else print)(line)

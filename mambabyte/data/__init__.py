@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mambabyte.data.sources.files import FilesSource
     from mambabyte.data.sources.held_out import HeldOutSource
     from mambabyte.data.sources.huggingface import HuggingFaceSource
+    from mambabyte.data.sources.mixture import MixtureSource
     from mambabyte.data.sources.pg19 import PG19Source, PG19TextsSource
     from mambabyte.data.sources.stdlib import StandardLibrarySource
 
@@ -25,6 +26,7 @@ __all__ = [
     "FilesSource",
     "HeldOutSource",
     "HuggingFaceSource",
+    "MixtureSource",
     "PG19Source",
     "PG19TextsSource",
     "StandardLibrarySource",
@@ -39,6 +41,7 @@ _MODULES = {
     "sources.files": ("FilesSource",),
     "sources.held_out": ("HeldOutSource",),
     "sources.huggingface": ("HuggingFaceSource",),
+    "sources.mixture": ("MixtureSource",),
     "sources.pg19": ("PG19Source", "PG19TextsSource"),
     "sources.stdlib": ("StandardLibrarySource",),
 }

@@ -17,7 +17,9 @@ from mambabyte.config.settings import Settings, setting
 from mambabyte.data.corpus.corpus import ByteCorpus, prepare
 from mambabyte.data.settings import DataSettings
 from mambabyte.data.sources.documents import DocumentSource, identity_of
+from mambabyte.data.sources.mixture import MixtureSource
 from mambabyte.data.windows.batches import Batch, StepLoader, as_tensors, step_positions
+from mambabyte.data.windows.mixed import MixedWindows
 from mambabyte.data.windows.permutation import SHUFFLE
 from mambabyte.data.windows.shuffled import ShuffledWindows
 from mambabyte.data.windows.streaming import Reader, StreamedBatches, StreamingSource, StreamPosition, Unit
@@ -174,9 +176,12 @@ class ByteDataModule(lightning.LightningDataModule):
         return prepare(self.source, "train", self.settings.folder)
 
     @cached_property
-    def _windows(self) -> ShuffledWindows:
+    def _windows(self) -> ShuffledWindows | MixedWindows:
         length, seed = self._batches.context_length, self._batches.seed
-        return ShuffledWindows(self.settings.windows, self._train_corpus, length, seed, self._shuffle)
+        arguments = self.settings.windows, self._train_corpus, length, seed
+        if isinstance(self.source, MixtureSource):
+            return MixedWindows(*arguments, self.source.weights, self._shuffle)
+        return ShuffledWindows(*arguments, self._shuffle)
 
     @cached_property
     def _validation_corpus(self) -> ByteCorpus:
@@ -205,6 +210,8 @@ class ByteDataModule(lightning.LightningDataModule):
             "windows in a global batch": self._batches.global_batch_size,
             "seed": self._batches.seed,
         }
+        if isinstance(self.source, MixtureSource):
+            settings["the weights of data.parts"] = self.source.weights
         if self.settings.streaming:
             settings["data.block_windows"] = self.settings.block_windows
         return settings

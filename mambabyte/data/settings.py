@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mambabyte.data.corpus.corpus import MappedCorpus
     from mambabyte.data.sources.documents import DocumentSource
 
-_SOURCES = ("Files", "HeldOut", "HuggingFace", "PG19", "PG19Texts", "StandardLibrary")
+_SOURCES = ("Files", "HeldOut", "HuggingFace", "Mixture", "PG19", "PG19Texts", "StandardLibrary")
 # The short names of conf/data that hold text; the source has their types, but importing it takes a second.
 _TEXTS = ("path", "name", "revision", "configuration", "text_column", "language", "texts", "lists")
 _TEXTS_OF_SOURCE = (*_TEXTS, "split_names.train", "split_names.validation", "split_names.test")
@@ -42,6 +42,13 @@ class DataSettings(Settings):
     workers: int = setting(default=0, at_least=0, at_most=1000)
     validation_bytes: int | None = setting(default=None, at_least=1, at_most=2**62)
     block_windows: int = setting(default=1024, at_least=1, at_most=10**7)
+
+    def __post_init__(self) -> None:
+        if self._is_mixture and self.validation_bytes is not None:
+            raise UserError(
+                f"data.validation_bytes={self.validation_bytes} would be the first of a mixture's parts: set "
+                "data.parts.NAME.validation_bytes, for each part that should have fewer"
+            )
 
     @classmethod
     def from_settings(cls, values: Any, where: str) -> DataSettings:
@@ -76,6 +83,8 @@ class DataSettings(Settings):
 
     def check_path(self) -> None:
         """Raise the source's UserError if it is ours and its path leads nowhere. Cheap; imports no torch."""
+        if self._is_mixture:
+            self.build_source().check_paths()  # type: ignore[attr-defined]
         source = self.with_absolute_paths().source
         path = source.get("path") if _is_ours(source) else None
         paths = path if isinstance(path, list) else [path]
@@ -96,14 +105,26 @@ class DataSettings(Settings):
 
         if not _is_ours(self.source):
             return self
-        paths = {key: absolute(value) for key, value in self.source.items() if key in ("path", "texts")}
+
+        def with_paths(values: dict[str, Any]) -> dict[str, Any]:
+            return {**values, **{key: absolute(values[key]) for key in ("path", "texts") if key in values}}
+
+        source, parts = with_paths(self.source), self.source.get("parts")
+        if self._is_mixture and isinstance(parts, dict):
+            source["parts"] = {
+                k: with_paths(part) if isinstance(part, dict) else part for k, part in parts.items()
+            }
         share = {"validation_fraction": HELD_OUT} if self._is_undivided else {}
-        return replace(self, source={**self.source, **paths, **share})
+        return replace(self, source={**source, **share})
 
     def measured_whole(self) -> DataSettings:
         """A copy for a measurement: the validation split of files is all of them, unless
         ``validation_fraction`` says otherwise."""
         return replace(self, source={**self.source, "validation_fraction": 1}) if self._is_undivided else self
+
+    @property
+    def _is_mixture(self) -> bool:
+        return self.source.get("_target_") == "mambabyte.data.MixtureSource"
 
     @property
     def _is_undivided(self) -> bool:

@@ -13,6 +13,7 @@ import torch
 
 from mambabyte.checkpoints import weights_fingerprint
 from mambabyte.data import ByteCorpus
+from mambabyte.data.sources.mixture import parts_of
 from mambabyte.errors import UserError
 from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Cursor, Protocol, scored_spans
 from mambabyte.evaluation.resume import SavedProgress
@@ -26,7 +27,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class DocumentBits:
-    """The bits per byte of one document."""
+    """The bits per byte of one document, or of one part of a mixture."""
 
     name: str
     bytes: int
@@ -131,6 +132,18 @@ def evaluate(
         seconds=time.perf_counter() - started,
         per_document=list(map(DocumentBits, names, lengths.tolist(), bits.tolist())),
     )
+
+
+def by_part(result: BitsPerByte, corpus: ByteCorpus) -> dict[str, DocumentBits]:
+    """The bits per byte of each part of a mixture's corpus, of which ``result`` measured all or the first
+    documents; of other corpora, none."""
+    parts = {}
+    for name, (first, last) in parts_of(corpus).items():
+        if documents := result.per_document[first:last]:
+            total = sum(each.bytes for each in documents)
+            bits = sum(each.bits_per_byte * each.bytes for each in documents)
+            parts[name] = DocumentBits(name, total, bits / total)
+    return parts
 
 
 def documents_per_rank(lengths: Sequence[int], ranks: int) -> list[list[int]]:

@@ -55,6 +55,9 @@ def report(summary: Mapping[str, Any]) -> str:
             f"{protocol_in_words(result['protocol'])}, {counted(result['bytes'], 'byte')} in "
             f"{counted(result['documents'], 'document')})"
         ]
+    for name, part in summary.get("parts", {}).items():
+        bits = f"{part['bits_per_byte']:.4f} bits per byte, {counted(part['bytes'], 'byte')}"
+        lines.append(f"  {name}: {bits}")
     if stateful:
         bits = f"{stateful['bits_per_byte']:.4f}"
         lines.append(f"with the state carried through each document: {bits} (protocol stateful)")

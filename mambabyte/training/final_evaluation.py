@@ -9,7 +9,7 @@ from typing import Any
 from mambabyte.checkpoints import load_model
 from mambabyte.data import ByteCorpus
 from mambabyte.evaluation import BitsPerByte, Protocol, compressor_bits_per_byte, evaluate
-from mambabyte.evaluation.bits_per_byte import first_documents
+from mambabyte.evaluation.bits_per_byte import by_part, first_documents
 from mambabyte.evaluation.protocols import ProtocolName
 from mambabyte.runs.loss_curve import plot_loss_curve
 from mambabyte.runs.metrics_csv import read_metrics
@@ -55,6 +55,7 @@ def summarize(settings: TrainSettings, step: int, corpus: ByteCorpus) -> dict[st
         "parameters": model.num_parameters(),
         "validation": result and result.to_dict(per_document=False),
         "validation_stateful": stateful and stateful.to_dict(per_document=False),
+        "parts": {name: asdict(part) for name, part in by_part(result, corpus).items()} if result else {},
         "worst_document": result and worst_document(result),
         "compressors": compressors,
         "sample": prompt + sample_text(model, prompt, settings.callbacks.sample_bytes),

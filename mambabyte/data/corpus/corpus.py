@@ -46,6 +46,10 @@ class Names(Sequence[str]):
         name = self._text[self._offsets[index] : self._offsets[index + 1]]
         return name.tobytes().decode("utf-8", "surrogateescape")
 
+    def between(self, first: int, last: int) -> Names:
+        """A view of names [first, last)."""
+        return Names(self._text, self._offsets[first : last + 1])
+
 
 class ByteCorpus:
     """Documents end to end in one array.
@@ -76,6 +80,13 @@ class ByteCorpus:
     def document(self, index: int) -> np.ndarray:
         """One document: a (length,) uint8 view."""
         return self.bytes[self.offsets[index] : self.offsets[index + 1]]
+
+    def part(self, first: int, last: int) -> ByteCorpus:
+        """Documents [first, last) as a corpus: views, but for the offsets."""
+        begin, end = self.offsets[first], self.offsets[last]
+        names = self.names
+        between = names.between(first, last) if isinstance(names, Names) else names[first:last]
+        return ByteCorpus(self.bytes[begin:end], self.offsets[first : last + 1] - begin, between)
 
     @cached_property
     def fingerprint(self) -> str:
