@@ -104,12 +104,20 @@ class ByteDataModule(lightning.LightningDataModule):
         return self._validation_corpus
 
     def train_batches(
-        self, step: int = 0, max_steps: int | None = None, rank: int = 0, world_size: int = 1
+        self,
+        step: int = 0,
+        max_steps: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        pinned: bool = False,
     ) -> Iterator[Batch]:
         """The batches of one rank, from optimizer step ``step`` to ``max_steps`` (None: endless).
 
         Each step takes global_batch_size / (micro_batch_size * world_size) of them. A stream begins after the
         last batch passed to `trained`, or where a loaded state says.
+
+        Args:
+            pinned: in pinned memory, from which a GPU copies while the host goes on.
         """
         accumulation = self._accumulation(world_size)
         self._restore(step, rank, world_size)
@@ -119,18 +127,20 @@ class ByteDataModule(lightning.LightningDataModule):
                 batch_sampler=self._positions(step, max_steps, rank, world_size),
                 collate_fn=as_tensors,
                 num_workers=self.settings.workers,
+                pin_memory=pinned,
             )
         count = None if max_steps is None else max(max_steps - step, 0) * accumulation
-        return islice(self._streamed_batches(rank, world_size), count)
+        return islice(self._streamed_batches(rank, world_size, pinned), count)
 
     def train_dataloader(self) -> Iterable[Batch]:
         trainer = self._trainer
         rank, world_size = trainer.global_rank, trainer.world_size
         max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
         accumulation = self._accumulation(world_size)
+        pinned = trainer.strategy.root_device.type == "cuda"
         self._restore(trainer.global_step, rank, world_size)  # complains before training begins
         return StepLoader(
-            lambda: self.train_batches(trainer.global_step, max_steps, rank, world_size),
+            lambda: self.train_batches(trainer.global_step, max_steps, rank, world_size, pinned),
             None if max_steps is None else max_steps * accumulation,
         )
 
@@ -275,7 +285,7 @@ class ByteDataModule(lightning.LightningDataModule):
         sizes = self._batches.global_batch_size, self._batches.micro_batch_size
         return step_positions(step, max_steps, *sizes, rank, ranks)
 
-    def _streamed_batches(self, rank: int, world_size: int) -> Iterator[Batch]:
+    def _streamed_batches(self, rank: int, world_size: int, pinned: bool) -> Iterator[Batch]:
         reader = Reader(
             self._units,
             self.settings.windows,
@@ -294,7 +304,11 @@ class ByteDataModule(lightning.LightningDataModule):
             self._position["next_worker"],
         )
         for batch in load_batches(
-            batches, batch_size=None, num_workers=self.settings.workers, collate_fn=_unchanged
+            batches,
+            batch_size=None,
+            num_workers=self.settings.workers,
+            collate_fn=_unchanged,
+            pin_memory=pinned,
         ):
             if isinstance(batch, UserError):
                 raise batch

@@ -32,10 +32,12 @@ class ByteLM(nn.Module):
     """A causal language model over the 256 bytes, none of which is padding.
 
     `recurrent` says that the state's size does not grow with the bytes read, so a document of any length can
-    be scored and continued in constant memory.
+    be scored and continued in constant memory. `reads_marks_on_host` says that `forward` needs the values of
+    `document_start` on the host and takes them as an array of NumPy too, which training then gives it.
     """
 
     recurrent: ClassVar[bool] = False
+    reads_marks_on_host: ClassVar[bool] = False
 
     def __init__(self, config: ByteLMConfig) -> None:
         super().__init__()
@@ -75,6 +77,11 @@ class ByteLM(nn.Module):
         """The layers in order, each called once per forward pass: activation checkpointing recomputes them,
         and FSDP gathers their weights one at a time."""
         raise NotImplementedError
+
+    def matrices(self, block: nn.Module) -> list[nn.Module]:
+        """A block's linear layers that it calls as modules: FSDP may gather their weights in bf16. One whose
+        weight the block reads itself, or needs unrounded, must not be among them."""
+        return [m for m in block.modules() if isinstance(m, nn.Linear) and m.bias is None]
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Analytic cost of one byte in a window of `context_length` bytes."""

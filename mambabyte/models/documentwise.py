@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mambabyte.models.byte_lm import ByteLM, State
 from mambabyte.models.states import select_rows
+from mambabyte.runtime.devices import to_device
 
 
 @dataclass
@@ -27,16 +28,23 @@ class DocumentwiseByteLM(ByteLM):
 
     Positions, patches and states then restart with every document, so nothing can leak from one to the next.
     Documents of similar length (within a factor of two) run as one batch, padded at the end: at most log2(L)
-    calls. A window that contains no document's start runs unchanged. The marks are read on the host.
+    calls. A window that contains no document's start runs unchanged. The marks are read on the host: as an
+    array (B, L) of NumPy they are there already, and nothing waits for the device.
     """
 
+    reads_marks_on_host = True
+
     def forward(
-        self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
+        self,
+        bytes: Tensor | bytes,
+        state: State | None = None,
+        document_start: Tensor | np.ndarray | None = None,
     ) -> Tensor:
-        bytes = self.as_batch(bytes, state, document_start)
-        if document_start is None:
+        marks = torch.from_numpy(document_start) if isinstance(document_start, np.ndarray) else document_start
+        bytes = self.as_batch(bytes, state, marks)
+        if marks is None:
             return self._run(bytes, state)[0]
-        groups = list(_groups(document_start.cpu().numpy(), state is not None))
+        groups = list(_groups(marks.cpu().numpy(), state is not None))
         if len(groups) == 1 and groups[0].index.shape == bytes.shape:
             return self._run(bytes, state if groups[0].continued else None)[0]
         flat, length = bytes.flatten(), bytes.shape[1]
@@ -46,12 +54,12 @@ class DocumentwiseByteLM(ByteLM):
             before = None
             if group.continued and state is not None:
                 before = select_rows(state, (group.index[:, 0] // length).tolist())
-            index = torch.from_numpy(group.index).to(bytes.device)
+            index = to_device(group.index, bytes.device)
             logits.append(self._run(flat[index], before)[0].flatten(0, 1))
             valid = np.arange(group.index.shape[1]) < group.lengths[:, None]
             place[group.index[valid]] = done + np.flatnonzero(valid)
             done += group.index.size
-        return torch.cat(logits)[torch.from_numpy(place).to(bytes.device)].unflatten(0, bytes.shape)
+        return torch.cat(logits)[to_device(place, bytes.device)].unflatten(0, bytes.shape)
 
     def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
         bytes = self.as_batch(bytes, state)

@@ -266,6 +266,9 @@ class MambaByte(ByteLM):
     def blocks(self) -> list[nn.Module]:
         return list(self.backbone.layers)
 
+    def matrices(self, block: nn.Module) -> list[nn.Module]:
+        return [block.mixer.in_proj, block.mixer.out_proj]  # type: ignore[union-attr, list-item]
+
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Matrix products, convolution, 7 per state of the scan (dt A, exp, dt u B, a h +, C h +), the head,
         at any context length."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from mambabyte.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -27,6 +28,14 @@ def choose_device(name: str) -> "torch.device":
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"there is no device '{name}' here: use device=auto, cpu or cuda") from error
     return device
+
+
+def to_device(array: "np.ndarray", device: "torch.device") -> "torch.Tensor":
+    """The array as a tensor on a device. A GPU copies from pinned memory, and the host does not wait."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def synchronized_clock(device: "torch.device") -> float:

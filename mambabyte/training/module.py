@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from mambabyte.checkpoints import FORMAT
 from mambabyte.models import ByteLM
+from mambabyte.runtime.process_group import add_over_ranks
 from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.distributed.fsdp import shard, unsharded_copy
 from mambabyte.training.settings import TrainSettings
@@ -60,7 +61,8 @@ class ByteLMModule(LightningModule):
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # trainer.strategy=fsdp
-            shard(self.model, self.device_mesh["data_parallel"])
+            in_bf16 = self._settings.trainer.precision == "bf16"
+            shard(self.model, self.device_mesh["data_parallel"], in_bf16)
 
     @property
     def unsharded_model(self) -> ByteLM | None:
@@ -86,6 +88,11 @@ class ByteLMModule(LightningModule):
             self._row_sums.copy_(self._restored["row_sums"])
             self._spikes.load_state_dict(self._restored["spikes"])
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        if self.model.reads_marks_on_host:  # as an array: nothing moves that to the device
+            batch = {**batch, "document_start": batch["document_start"].numpy()}
+        return batch
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         logits = self.model(batch["bytes"], document_start=batch["document_start"])
         targets = batch["targets"].long()
@@ -104,6 +111,11 @@ class ByteLMModule(LightningModule):
         # accumulation and ranks average these: the step's gradient is that of its nats / global_batch_bytes
         return sums[0] / targets.numel()
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        # under DDP, gradients are views of its buckets, and None would let go of them
+        in_buckets = self.trainer.world_size > 1 and self.device_mesh is None
+        optimizer.zero_grad(set_to_none=not in_buckets)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.has_trained = True
@@ -117,7 +129,7 @@ class ByteLMModule(LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         sums = torch.cat((self._step_sums, norm[None]))
-        nats, scored, norms = self.trainer.strategy.reduce(sums, reduce_op="sum")  # so all ranks decide alike
+        nats, scored, norms = add_over_ranks(sums)  # so all ranks decide alike
         self._step_sums.zero_()
         per_scored_byte = self._batch_bytes / scored.clamp(min=1)
         self.gradient_norm = per_scored_byte * norms / self.trainer.world_size

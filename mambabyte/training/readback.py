@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from mambabyte.runtime.process_group import add_over_ranks
+
 
 class DeferredReadback:
     """Copies a few numbers of each step to the host.
@@ -49,6 +51,7 @@ class AnyRank:
         """Whether any rank has said so. Every rank must call this after every ``step``."""
         if trainer.world_size == 1:
             return mine
-        count = torch.tensor([float(mine)], device=trainer.strategy.root_device)
-        self._counts.start(step, trainer.strategy.reduce(count, reduce_op="sum"))
+        # filled on the device: torch.tensor would wait until the copy of its number has had its turn there
+        count = torch.full((1,), float(mine), device=trainer.strategy.root_device)
+        self._counts.start(step, add_over_ranks(count))
         return any(count for _, [count] in self._counts.completed())

@@ -138,7 +138,8 @@ class SpikePolicy:
         path = self._folder / f"step_{spike.step:08d}{rank}.json"
         batches, nats, scored = zip(*spike.micro_batches, strict=True)
         names = ("bytes", "targets", "document_start")
-        arrays = {name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in names}
+        parts = {name: [torch.as_tensor(batch[name]) for batch in batches] for name in names}
+        arrays = {name: torch.cat(tensors).cpu().numpy() for name, tensors in parts.items()}
         origins = trainer.datamodule.origins(spike.step - 1, batches)  # type: ignore[attr-defined]
         scores = zip(torch.cat(nats).tolist(), torch.cat(scored).tolist(), origins, strict=True)
         description = {

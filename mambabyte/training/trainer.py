@@ -21,6 +21,7 @@ from mambabyte.training.callbacks.step_callback import Spikes
 from mambabyte.training.callbacks.time_budget import TimeBudget
 from mambabyte.training.callbacks.validation import Validation
 from mambabyte.training.distributed.launching import SameCheckpoint, started_by_srun
+from mambabyte.training.distributed.lost_ranks import LostRanks
 from mambabyte.training.distributed.strategies import DataParallel, ShardedDataParallel
 from mambabyte.training.settings import TrainSettings
 
@@ -46,7 +47,7 @@ def build_trainer(settings: TrainSettings, callbacks: list[Callback], loggers: l
         strategy = DataParallel()
         if config.strategy == "fsdp":
             strategy = ShardedDataParallel(config.world_size, config.sharded_checkpoints)
-        callbacks = [SameCheckpoint(), *callbacks]
+        callbacks = [LostRanks(), SameCheckpoint(), *callbacks]
     try:
         trainer = Trainer(
             accelerator=config.accelerator,
@@ -73,6 +74,8 @@ def build_trainer(settings: TrainSettings, callbacks: list[Callback], loggers: l
             f"trainer.accelerator={config.accelerator} with trainer.devices={config.devices} cannot be "
             f"used here: {reason}"
         ) from error
+    # Lightning's own stop signal, for which the host waits at every micro-batch; Preemption has its place
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     trainer.accumulate_grad_batches = config.accumulation(settings.context_length, trainer.world_size)
     return trainer
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mambabyte.data import ByteDataModule, DataSettings, HuggingFaceSource
+from mambabyte.data.windows import workers
 from mambabyte.data.windows.policies import POLICIES
 from mambabyte.errors import UserError
 
@@ -25,14 +26,18 @@ GLOBAL = 8
 def make(memory_source, make_documents, tmp_path):
     documents = make_documents([50, 3, 200, 17, 90, 31])
 
-    def make(world_size=1, rank=0, step=0, max_steps=5, restored=None, source=None, **options):
+    def make(world_size=1, rank=0, step=0, max_steps=5, restored=None, source=None, device="cpu", **options):
         batches = {"context_length": CONTEXT, "micro_batch_size": 2, "global_batch_size": GLOBAL, "seed": 0}
         batches = {key: options.pop(key, value) for key, value in batches.items()}
         settings = {"windows": "random_per_document", "streaming": False, "workers": 0, "folder": tmp_path}
         settings = DataSettings(**{"source": {}, "validation_bytes": None, **settings, **options})
         module = ByteDataModule(settings, **batches, source=source or memory_source(documents))
         module.trainer = SimpleNamespace(
-            global_step=step, world_size=world_size, global_rank=rank, max_steps=max_steps
+            global_step=step,
+            world_size=world_size,
+            global_rank=rank,
+            max_steps=max_steps,
+            strategy=SimpleNamespace(root_device=torch.device(device)),
         )
         if restored is not None:
             module.load_state_dict(restored)
@@ -118,6 +123,22 @@ def test_batches_without_a_trainer(streaming, make):
     if streaming:
         with pytest.raises(UserError, match="no stream position"):
             module().train_batches(step=3)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_batches_for_a_gpu_are_in_pinned_memory(streaming, device, make, monkeypatch):
+    loaders, original = [], workers.DataLoader
+
+    def loader(*arguments, pin_memory, **options):
+        loaders.append(pin_memory)
+        return original(*arguments, **options)  # which could not pin here
+
+    monkeypatch.setattr(workers, "DataLoader", loader)
+    module = make(streaming=streaming, device=device)
+    next(iter(module.train_dataloader()))
+    next(module.train_batches())
+    assert loaders == [device == "cuda", False]
 
 
 def test_length_is_that_of_the_whole_run_or_none(make):

@@ -5,18 +5,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from mambabyte.models import ByteLM
 
+# Autocast rounds the matrices where they are used, so to round them before they are sent changes no bit.
+# Gradients are summed in fp32.
+_ROUNDED = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
-def shard(model: ByteLM, mesh: Any) -> None:
-    """Shard every parameter between the ranks of ``mesh``, block by block, with PyTorch's FSDP2."""
+
+def shard(model: ByteLM, mesh: Any, in_bf16: bool) -> None:
+    """Shard every parameter between the ranks of ``mesh``, block by block, with PyTorch's FSDP2.
+
+    Args:
+        in_bf16: gather the matrices of the blocks, nearly all that there is, in bf16. They then work under
+            autocast only. All else (norms, biases, convolutions, a scan's A, D and step size) stays fp32.
+    """
     # FSDP2 warns about views among a block's outputs, which its state may be; no model changes it in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     exempt = [name for name, parameter in model.named_parameters() if hasattr(parameter, "_no_weight_decay")]
     for block in model.blocks():
+        matrices = model.matrices(block) if in_bf16 else []
+        if matrices:
+            fully_shard(matrices, mesh=mesh, mp_policy=_ROUNDED)
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for name in exempt:  # fully_shard has replaced the parameters

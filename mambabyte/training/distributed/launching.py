@@ -24,8 +24,8 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from mambabyte.errors import UserError
 from mambabyte.training.settings import TrainerSettings
 
-_POLL_SECONDS = 0.5
-_ENDED = "all processes of this run end with it; the last checkpoint is intact: repeat the command"
+POLL_SECONDS = 0.5
+ENDED = "all processes of this run end with it; the last checkpoint is intact: repeat the command"
 
 
 def resolve_devices(config: TrainerSettings) -> TrainerSettings:
@@ -84,10 +84,10 @@ class Launcher(_SubprocessScriptLauncher):
 
     def launch(self, function: Callable, *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         if self.cluster_environment.creates_processes_externally:
-            _watch(partial(_launcher_gone, os.getppid()))
+            exit_on(partial(_launcher_gone, os.getppid()))
         else:
             self._call_children_scripts()
-            _watch(partial(_other_rank_gone, self.procs))
+            exit_on(partial(_other_rank_gone, self.procs))
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
@@ -106,12 +106,12 @@ class Launcher(_SubprocessScriptLauncher):
             program.__spec__ = own
 
 
-def _watch(problem: Callable[[], str | None]) -> None:
+def exit_on(problem: Callable[[], str | None]) -> None:
     """Exit with the sentence that ``problem`` returns once it is not None; an empty one ends the watch."""
 
     def watch() -> None:  # in a thread, since the main one may be blocked in a collective with a lost rank
         while (sentence := problem()) is None:
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         if sentence:
             print(f"mambabyte: {sentence}", file=sys.stderr, flush=True)
             os._exit(UserError.exit_code)
@@ -124,7 +124,7 @@ def _launcher_gone(parent: int) -> str | None:
     if os.getppid() == parent:
         return None
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    return f"the launcher of this process, rank {rank}, has ended; {_ENDED}"
+    return f"the launcher of this process, rank {rank}, has ended; {ENDED}"
 
 
 def _other_rank_gone(processes: Sequence[subprocess.Popen]) -> str | None:
@@ -134,7 +134,7 @@ def _other_rank_gone(processes: Sequence[subprocess.Popen]) -> str | None:
             for process in processes:
                 process.kill()
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            return f"rank {rank} {how}; {_ENDED}"
+            return f"rank {rank} {how}; {ENDED}"
     return None if None in codes else ""
 
 
@@ -145,7 +145,7 @@ def lost_rank(error: BaseException) -> UserError | None:
         return None
     reason = str(error).strip().splitlines()[0]
     detail = "" if re.search(r"Connection (closed|reset) by peer", reason) else f" ({reason})"
-    return UserError(f"another rank of this run has gone{detail}; {_ENDED}")
+    return UserError(f"another rank of this run has gone{detail}; {ENDED}")
 
 
 class SameCheckpoint(Callback):

@@ -17,7 +17,11 @@ from mambabyte.training.distributed.launching import Launcher
 
 
 class DataParallel(DDPStrategy):
-    """DDP: every rank holds the whole model; gradients are averaged once a step."""
+    """DDP: every rank holds the whole model; gradients, which lie in the buckets that are sent, are averaged
+    once a step."""
+
+    def __init__(self) -> None:
+        super().__init__(gradient_as_bucket_view=True)
 
     def _configure_launcher(self) -> None:
         self._launcher = Launcher(self)

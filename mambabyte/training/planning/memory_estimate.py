@@ -32,7 +32,7 @@ class MemoryEstimate:
     """Bytes on one device, without the blocks that FSDP, which shards all but activations, gathers briefly.
 
     Attributes:
-        gradients: doubled under DDP, whose buckets hold a copy.
+        gradients: doubled under DDP: in a process's first step they are not in its buckets yet.
         optimizer: AdamW's two moments.
         activations: the peak of everything else during one micro-batch's forward and backward pass.
     """

@@ -57,11 +57,16 @@ def time_steps(settings: TrainSettings, steps: int = 10) -> StepTiming:
             "steps are tried on one device, which does not hold the whole of this model: set "
             "trainer.micro_batch_size and trainer.threads to numbers"
         )
+    timing, fault = None, ""
     try:
-        return _take_steps(settings, steps)
-    finally:
-        gc.collect()  # a trainer and its model hold each other
-        torch.cuda.empty_cache()
+        timing = _take_steps(settings, steps)
+    except torch.OutOfMemoryError as error:
+        fault = str(error)  # the error itself holds the frames of the step, and these the model
+    gc.collect()  # a trainer and its model hold each other
+    torch.cuda.empty_cache()
+    if timing is None:
+        raise torch.OutOfMemoryError(fault)
+    return timing
 
 
 def fits_one_device(settings: TrainSettings) -> bool:

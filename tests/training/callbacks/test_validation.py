@@ -13,6 +13,7 @@ from mambabyte.data import ByteCorpus
 from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, scored_spans
 from mambabyte.models import LSTMConfig
+from mambabyte.training.callbacks import validation
 from mambabyte.training.callbacks.validation import Validation, spread_windows
 from mambabyte.training.settings import TrainSettings
 
@@ -71,7 +72,7 @@ def test_one_file_of_noise_does_not_stand_for_a_folder_of_texts(monkeypatch: pyt
             return logits
 
     class Module:
-        unsharded_model = Knows()
+        model = Knows()
 
         def excluded_from_timing(self) -> Any:
             return torch.no_grad()
@@ -84,3 +85,55 @@ def test_one_file_of_noise_does_not_stand_for_a_folder_of_texts(monkeypatch: pyt
     validation.on_step(None, Module(), 1)  # type: ignore[arg-type]
     bits = validation.columns()["validation_bits_per_byte"]
     assert bits is not None and bits < 20 / math.log(2) / 10
+
+
+@pytest.mark.parametrize("num_bytes", [20, 200, 400], ids=["fewer windows than ranks", "some", "all"])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_the_ranks_share_the_windows_and_get_the_figure_of_one(
+    ranks: int, num_bytes: int, corpus: ByteCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = LSTMConfig(d_model=8, n_layer=1).build()
+    settings = TrainSettings.compose(
+        "experiment=tiny", f"callbacks.validate_bytes={num_bytes}", "context_length=16"
+    )
+    alone = Validation(settings, corpus)._measure(model)
+    passes: list[torch.Tensor] = []
+    model.register_forward_hook(lambda module, inputs, output: passes.append(inputs[0]))
+    sums: list[np.ndarray] = []
+    calls = []
+    for rank in range(ranks):
+        monkeypatch.setattr(validation, "rank_and_count", lambda rank=rank: (rank, ranks))
+        monkeypatch.setattr(validation, "sum_over_ranks", lambda own, device: sums.append(own) or np.ones(2))
+        passes.clear()
+        own = Validation(settings, corpus)._measure(model) if rank == 0 or ranks > 1 else 0.0
+        calls.append(len(passes))
+    assert len(set(calls)) == 1, "under FSDP the ranks work together in each pass"
+    if ranks == 1:
+        assert own == alone
+        return
+    nats, scored = np.sum(sums, axis=0)
+    windows, first_bytes = spread_windows(corpus, 16, num_bytes)
+    assert scored == first_bytes + sum(len(window) - 1 for window in windows)
+    # the windows are batched in another way, and their fp32 logits are rounded
+    assert nats / scored / math.log(2) == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides", "expected"),
+    [
+        ("cuda", ["trainer.precision=bf16"], "bf16"),
+        ("cuda", ["trainer.precision=fp32"], "fp32"),
+        ("cpu", ["trainer.precision=bf16"], "fp32"),
+        (
+            "cpu",
+            ["trainer.precision=bf16", "trainer=fsdp", "trainer.devices=2", "trainer.num_nodes=1"],
+            "bf16",
+        ),
+        ("cpu", ["trainer.precision=bf16", "trainer.strategy=fsdp", "trainer.devices=1"], "fp32"),
+    ],
+    ids=["gpu", "gpu in fp32", "cpu", "fsdp", "fsdp of one"],
+)
+def test_its_precision(device: str, overrides: list[str], expected: str, corpus: ByteCorpus) -> None:
+    settings = TrainSettings.compose("experiment=tiny", *overrides)
+    assert Validation(settings, corpus)._precision(torch.device(device)) == expected

@@ -136,9 +136,21 @@ def test_the_clock_of_rank_zero_ends_the_run_of_both(train: Callable[..., End], 
 def test_bf16_is_the_same_under_fsdp(train: Callable[..., End], tmp_path: Path) -> None:
     curves = []
     for name, ranks, overrides in (("one", 1, []), ("two", 2, ["trainer=fsdp"])):
-        end = train(ranks, tmp_path / name, "trainer.precision=bf16", "trainer.max_steps=4", *overrides)
+        end = train(
+            ranks,
+            tmp_path / name,
+            "trainer.precision=bf16",
+            "trainer.max_steps=4",
+            "callbacks.validate_every=2",
+            *overrides,
+        )
         assert end.codes == [0] * ranks, end.err
+        assert ("validation is computed in bf16" in end.err[0]) is (ranks == 2)
+        validated = [row["validation_bits_per_byte"] for row in rows(tmp_path / name)]
+        curves.append([float(bits) for bits in validated])
         curves.append([float(row["bits_per_byte"]) for row in rows(tmp_path / name)])
     # the weights stay fp32 and are rounded where they are used, as without FSDP; sums in another order may
     # round one differently, by 2**-9 of itself
-    assert curves[1] == pytest.approx(curves[0], abs=1e-2)
+    one, two = curves[:2], curves[2:]
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-2)
