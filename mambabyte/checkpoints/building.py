@@ -10,25 +10,9 @@ from torch import Tensor, nn
 from mambabyte.models import ByteLM, ByteLMConfig
 
 
-def describes(config: ByteLMConfig, weights: Mapping[str, Tensor]) -> bool:
-    """Whether one of our models with this config has these weights' names and shapes, and their storages are
-    as large as their shapes say. Nothing of their size is allocated."""
-    layers = max(getattr(config, name, 0) for name in ("n_layer", "local_n_layer"))
-    if layers > len(weights):
-        return False
-    described = shapes(config)
-    if described != {name: tensor.shape for name, tensor in weights.items() if isinstance(tensor, Tensor)}:
-        return False
-    return all(
-        weight.layout == torch.strided
-        and weight.numel() * weight.itemsize <= weight.untyped_storage().nbytes()
-        for weight in weights.values()
-    )
-
-
 def shapes(config: ByteLMConfig) -> dict[str, torch.Size]:
     """The names and shapes of the state dict that one of our models with this config has."""
-    return {name: tensor.shape for name, tensor in _on_meta(config).state_dict().items()}
+    return _shapes(_on_meta(config).state_dict())
 
 
 def model_of(config: ByteLMConfig, weights: Mapping[str, Tensor]) -> ByteLM:
@@ -37,9 +21,21 @@ def model_of(config: ByteLMConfig, weights: Mapping[str, Tensor]) -> ByteLM:
     Those that have that type already stay where they are, mapped files included; others are converted.
 
     Raises:
-        ValueError: weights that the model shares have different values.
+        ValueError: the weights have other names or shapes, less memory than their shapes say, or two values
+            for one that the model shares. Nothing of their size has been allocated then.
     """
+    layers = max(getattr(config, name, 0) for name in ("n_layer", "local_n_layer"))
+    if layers > len(weights):
+        raise ValueError(f"{layers} layers, and {len(weights)} tensors")
     model = _on_meta(config)
+    if _shapes(model.state_dict()) != _shapes(weights):
+        raise ValueError("other names or shapes")
+    for name, weight in weights.items():
+        if (
+            weight.layout != torch.strided
+            or weight.numel() * weight.itemsize > weight.untyped_storage().nbytes()
+        ):
+            raise ValueError(f"{name} has less memory than its shape says")
     adopted: dict[int, nn.Parameter] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
@@ -54,6 +50,10 @@ def model_of(config: ByteLMConfig, weights: Mapping[str, Tensor]) -> ByteLM:
                 raise ValueError(f"{prefix}.{name} is shared, and has two values")
             module._parameters[name] = adopted[id(parameter)]
     return model
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items() if isinstance(tensor, Tensor)}
 
 
 def _on_meta(config: ByteLMConfig) -> ByteLM:

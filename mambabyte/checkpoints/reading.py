@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambabyte.checkpoints.building import describes, model_of
+from mambabyte.checkpoints.building import model_of
 from mambabyte.checkpoints.checksum import is_intact
 from mambabyte.checkpoints.export import is_export, read_export
 from mambabyte.checkpoints.formats.layout import CONFIG, SAFETENSORS, is_model_folder, read_json
@@ -95,11 +95,8 @@ class Checkpoint:
         misfit = UserError(f"the weights in '{self.name}' do not fit the model the file describes")
         weights = self.state_dict
         if config is None:
-            config = config_from_dict(self.model_config)
-            if not describes(config, weights):  # before memory is allocated
-                raise misfit
             try:
-                return model_of(config, weights).eval()
+                return model_of(config_from_dict(self.model_config), weights).eval()
             except ValueError as error:
                 raise misfit from error
         with torch.random.fork_rng(devices=[]):  # building draws initial weights that are never used

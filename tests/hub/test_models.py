@@ -21,7 +21,12 @@ from tests.hub.server import COMMIT, Hub
 
 NAME = "owner/bytes"
 HUB = f"hub:{NAME}"
-LAYOUTS = ["pytorch_model.bin", "model.safetensors", "pytorch_model.bin.index.json", "model.safetensors.index.json"]
+LAYOUTS = [
+    "pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
+]
 
 
 @pytest.fixture
@@ -32,7 +37,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
     template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its attempts
+    monkeypatch.setattr(
+        "huggingface_hub.utils._http.time.sleep", lambda seconds: None
+    )  # between its attempts
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
     yield hub
@@ -50,12 +57,18 @@ def model() -> ByteLM:
 
 @pytest.fixture
 def folder(model: ByteLM, tmp_path: Path) -> Callable[[str], Path]:
-    return lambda layout: write_folder(tmp_path / "local", model.state_dict(), mamba_ssm_config(model), layout)
+    return lambda layout: write_folder(
+        tmp_path / "local", model.state_dict(), mamba_ssm_config(model), layout
+    )
 
 
 def fetched(hub: Hub) -> list[str]:
     """The names of the files whose content was sent."""
-    return [request.split(" ")[1].rpartition("/")[2] for request in hub.requests if " /owner" in request and "GET" in request]
+    return [
+        request.split(" ")[1].rpartition("/")[2]
+        for request in hub.requests
+        if " /owner" in request and "GET" in request
+    ]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -99,7 +112,9 @@ def test_without_a_network_the_cache_is_used(how: str, hub, folder, monkeypatch)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         hub.requests.clear()
     mambabyte.load(HUB)
-    with pytest.raises(UserError, match=r"'hub:owner/other' is not in the cache, and the hub cannot be reached"):
+    with pytest.raises(
+        UserError, match=r"'hub:owner/other' is not in the cache, and the hub cannot be reached"
+    ):
         mambabyte.load("hub:owner/other")
     assert how == "gone" or hub.requests == []
 
@@ -110,7 +125,7 @@ def test_the_authors_file_without_a_config(hub, model, tmp_path: Path) -> None:
     loaded = mambabyte.load(HUB)
     assert checkpoints.weights_fingerprint(loaded) == checkpoints.weights_fingerprint(model)
     hub.files["b.pt"] = b""
-    with pytest.raises(UserError, match=r"has no config.json, and 2 files of weights"):
+    with pytest.raises(UserError, match=r"has no config\.json, and 2 files of weights"):
         mambabyte.load(f"{HUB}@other")
 
 
@@ -139,10 +154,10 @@ def test_incomplete_repositories_and_links_out_of_the_cache(hub, folder, tmp_pat
     del hub.files["model-00002-of-00002.safetensors"]
     with pytest.raises(UserError, match="lacks a file that it should have"):
         mambabyte.load(HUB)
-    hub.files = {"config.json": whole["config.json"]}
-    with pytest.raises(UserError, match="is missing|holds no weights|lacks a file"):
-        mambabyte.load(f"{HUB}@bare")
-    hub.files = whole
+    hub.files, hub.commit = {"config.json": whole["config.json"]}, "b" * 40
+    with pytest.raises(UserError, match="holds no weights that can be read"):
+        mambabyte.load(HUB)
+    hub.files, hub.commit = whole, COMMIT
     snapshot = checkpoints.read(HUB).path
     for link in ("model-00001-of-00002.safetensors", "config.json"):
         assert (snapshot / link).is_symlink()
@@ -180,10 +195,14 @@ def test_an_export_is_sent_as_one_commit(format: str, hub, folder, configure, tm
     assert [(each["name"], "private" in str(each)) for each in hub.created] == [("bytes", True)]
     sent = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert hub.files == sent and "README.md" in sent
-    assert checkpoints.weights_fingerprint(mambabyte.load(HUB)) == checkpoints.weights_fingerprint(small_model())
+    assert checkpoints.weights_fingerprint(mambabyte.load(HUB)) == checkpoints.weights_fingerprint(
+        small_model()
+    )
 
 
-def test_a_push_to_no_place_is_refused_before_anything_is_written(hub, folder, configure, tmp_path: Path) -> None:
+def test_a_push_to_no_place_is_refused_before_anything_is_written(
+    hub, folder, configure, tmp_path: Path
+) -> None:
     folder("model.safetensors")
     for place, sentence in (("owner/bytes", "push=hub:owner/name"), ("hub:x", "write hub:owner/name")):
         with pytest.raises(UserError, match=sentence):

@@ -68,9 +68,12 @@ def understand(
     if found["dt_rank"] == math.ceil(found["d_model"] / 16):
         found["dt_rank"] = None  # the default
     config = MambaByteConfig(**{**given, **found})
-    _check_names(named, config, where)
+    wanted = shapes(config)
+    tied = {_HEAD} if config.tie_embeddings and _HEAD not in named else set()
+    if wrong := differences(named, wanted.keys() - tied, "of this model"):
+        raise UserError(f"the weights of '{where}' are not those of a MambaByte: {wrong}")
     named = _without_padding(named, where)
-    _check_shapes(named, config, where)
+    _check_shapes(named, wanted, where)
     return config, named
 
 
@@ -127,14 +130,6 @@ def _from_shapes(named: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     }
 
 
-def _check_names(named: Mapping[str, Tensor], config: MambaByteConfig, where: str) -> None:
-    if config.n_layer > len(named):  # nothing is built for a number that has no weights
-        raise UserError(f"'{where}' describes {config.n_layer:,} layers, and holds {len(named):,} tensors")
-    wanted = set(shapes(config)) - ({_HEAD} if config.tie_embeddings and _HEAD not in named else set())
-    if wrong := differences(named, wanted, "of this model"):
-        raise UserError(f"the weights of '{where}' are not those of a MambaByte: {wrong}")
-
-
 def _without_padding(named: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """The weights with 256 rows of embedding and head, the head of a tied model beside its embedding."""
     rows = len(named[_EMBEDDING])
@@ -151,10 +146,10 @@ def _without_padding(named: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     }
 
 
-def _check_shapes(named: Mapping[str, Tensor], config: MambaByteConfig, where: str) -> None:
+def _check_shapes(named: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], where: str) -> None:
     wrong = [
         f"{name} is {tuple(named[name].shape)} and should be {tuple(shape)}"
-        for name, shape in shapes(config).items()
+        for name, shape in wanted.items()
         if named[name].shape != shape
     ]
     if wrong:

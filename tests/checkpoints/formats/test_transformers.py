@@ -54,7 +54,7 @@ def test_a_model_that_began_there(tmp_path: Path) -> None:
 
 
 def test_it_reads_what_mamba_ssm_reads(tmp_path: Path) -> None:
-    """transformers takes a state dict with mamba_ssm's names: ours, from the file that mamba_ssm would load."""
+    """transformers takes the weights of the file that mamba_ssm would load, one name changed."""
     model = small_model(norm="rms")
     checkpoints.write_export(model, None, 0, tmp_path / "a", "mamba_ssm")
     assert json.loads((tmp_path / "a" / "config.json").read_text()) == mamba_ssm_config(model)
@@ -69,13 +69,14 @@ def test_it_reads_what_mamba_ssm_reads(tmp_path: Path) -> None:
     assert_equal_logits(theirs, model)
 
 
-def test_a_trained_run_exported_by_the_command(start, configure, tmp_path: Path, capsys) -> None:
-    run_dir = start("trained", "model.norm=rms")
+def test_a_trained_run_exported_by_the_command(finished: Path, configure, tmp_path: Path) -> None:
     for format in ("transformers", "mamba_ssm", "safetensors"):
-        export.run(configure("export", f"ckpt={run_dir}", f"out={tmp_path}/{format}", f"format={format}"))
-    ours = mambabyte.load(run_dir)
+        export.run(configure("export", f"ckpt={finished}", f"out={tmp_path}/{format}", f"format={format}"))
+    ours = mambabyte.load(finished)
     assert_equal_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "transformers"), ours)
-    prints = {checkpoints.weights_fingerprint(mambabyte.load(tmp_path / f)) for f in ("transformers", "mamba_ssm")}
+    prints = {
+        checkpoints.weights_fingerprint(mambabyte.load(tmp_path / f)) for f in ("transformers", "mamba_ssm")
+    }
     assert prints == {checkpoints.weights_fingerprint(ours)}
 
 
@@ -121,11 +122,16 @@ def test_the_pipeline_generates(folder: Path) -> None:
     [
         (MambaByteConfig(d_model=16, n_layer=1), "no LayerNorm with bias: .* train with model.norm=rms"),
         (MambaByteConfig(d_model=16, n_layer=1, norm="rms", ngram=2), "no n-gram embeddings"),
-        (TransformerConfig(d_model=16, n_layer=1, n_head=2), "holds MambaByte models, and this is a Transformer"),
+        (
+            TransformerConfig(d_model=16, n_layer=1, n_head=2),
+            "holds MambaByte models, and this is a Transformer",
+        ),
     ],
     ids=["layer norm", "n-grams", "another model"],
 )
-def test_what_it_cannot_hold_is_refused_before_anything_is_written(config, sentence: str, tmp_path: Path) -> None:
+def test_what_it_cannot_hold_is_refused_before_anything_is_written(
+    config, sentence: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=sentence):
         checkpoints.write_export(config.build(), None, 0, tmp_path / "a", "transformers")
     assert list(tmp_path.iterdir()) == []
