@@ -1,6 +1,7 @@
 """Checkpoint files: paths, reading (without unpickling code) and writing (atomically)."""
 
-from mambabyte.checkpoints.export import write_export
+from mambabyte.checkpoints.export import portable, write_export
+from mambabyte.checkpoints.hub import hub_id, upload
 from mambabyte.checkpoints.paths import checkpoint_folder, resolve
 from mambabyte.checkpoints.reading import Checkpoint, load_model, read, read_newest, weights_fingerprint
 from mambabyte.checkpoints.sharded import SHARD, remove, write_shard
@@ -11,11 +12,14 @@ __all__ = [
     "SHARD",
     "Checkpoint",
     "checkpoint_folder",
+    "hub_id",
     "load_model",
+    "portable",
     "read",
     "read_newest",
     "remove",
     "resolve",
+    "upload",
     "weights_fingerprint",
     "write",
     "write_export",

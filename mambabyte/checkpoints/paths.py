@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mambabyte.checkpoints.export import is_export
+from mambabyte.checkpoints.formats.layout import is_model_folder
 from mambabyte.errors import UserError
 
 _STEP = re.compile(r"step_(\d{8,})\.ckpt")
@@ -34,13 +34,16 @@ def resolve(path: str | Path) -> Path:
         UserError: ``path`` does not exist or holds no checkpoint.
     """
     path = Path(path).expanduser()
-    if path.is_file() or (path.is_dir() and (_STEP.fullmatch(path.name) or is_export(path))):
+    if path.is_file() or (path.is_dir() and (_STEP.fullmatch(path.name) or is_model_folder(path))):
         return path
     if not path.is_dir():
         raise UserError(
-            f"there is no checkpoint at '{path}': ckpt= takes a run directory, a .ckpt file or an export"
+            f"there is no checkpoint at '{path}': ckpt= takes a run directory, a .ckpt file, a model's "
+            "folder or hub:owner/name"
         )
     files = step_files(checkpoint_folder(path)) or step_files(path)
     if not files:
-        raise UserError(f"the directory '{path}' holds no checkpoint (checkpoints/step_*.ckpt)")
+        raise UserError(
+            f"the directory '{path}' holds no checkpoint (checkpoints/step_*.ckpt) and no config.json"
+        )
     return files[-1]

@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambabyte.checkpoints.building import model_of
 from mambabyte.checkpoints.checksum import is_intact
 from mambabyte.checkpoints.export import is_export, read_export
+from mambabyte.checkpoints.formats.layout import CONFIG, SAFETENSORS, is_model_folder, read_json
+from mambabyte.checkpoints.formats.reading import read_model_folder
+from mambabyte.checkpoints.formats.state_dict import understand
+from mambabyte.checkpoints.formats.weights import is_state_dict, read_tensors
+from mambabyte.checkpoints.hub import HubId, download, hub_id
 from mambabyte.checkpoints.paths import checkpoint_folder, resolve, step_files
+from mambabyte.checkpoints.pickles import load_pickle
 from mambabyte.checkpoints.sharded import join_shards, shard_files
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError, is_out_of_memory
@@ -34,10 +40,17 @@ class Checkpoint:
     Attributes:
         path: the file, or the folder of shards or of an export.
         content: all of it, as Lightning's trainer restores it. Tensors are on the CPU, read when used.
+        hub: the model of the hub, with its commit, if it is one; ``path`` is then in the hub's cache.
     """
 
     path: Path
     content: dict[str, Any]
+    hub: HubId | None = None
+
+    @property
+    def name(self) -> str:
+        """What ``ckpt=`` takes to read it again."""
+        return str(self.hub or self.path)
 
     @property
     def step(self) -> int:
@@ -49,10 +62,10 @@ class Checkpoint:
         """The configuration of the run that wrote the checkpoint; UserError if it is missing."""
         config = self.content["mambabyte"].get("config")
         if not isinstance(config, dict):
-            raise UserError(f"'{self.path}' does not say with which configuration it was trained")
+            raise UserError(f"'{self.name}' does not say with which configuration it was trained")
         for name in ("data", "model", "optimizer", "trainer"):
             if not isinstance(config.get(name, {}), dict):
-                raise UserError(f"'{self.path}' holds a damaged configuration: {name} is no section")
+                raise UserError(f"'{self.name}' holds a damaged configuration: {name} is no section")
         return config
 
     @property
@@ -60,7 +73,7 @@ class Checkpoint:
         """Bytes of the windows it was trained on; UserError if that is not recorded."""
         length = self.config.get("context_length")
         if not isinstance(length, int) or not 1 <= length <= 2**30:
-            raise UserError(f"'{self.path}' does not say with which context_length it was trained")
+            raise UserError(f"'{self.name}' does not say with which context_length it was trained")
         return length
 
     @property
@@ -79,18 +92,20 @@ class Checkpoint:
 
     def build_model(self, config: ByteLMConfig | None = None) -> ByteLM:
         """See :func:`load_model`."""
-        misfit = f"the weights in '{self.path}' do not fit the model the file describes"
+        misfit = UserError(f"the weights in '{self.name}' do not fit the model the file describes")
+        weights = self.state_dict
         if config is None:
-            config = config_from_dict(self.model_config)
-            if not _describes(config, self.state_dict):  # before memory is allocated
-                raise UserError(misfit)
+            try:
+                return model_of(config_from_dict(self.model_config), weights).eval()
+            except ValueError as error:
+                raise misfit from error
         with torch.random.fork_rng(devices=[]):  # building draws initial weights that are never used
             model = config.build()
-        _widen(model, self.state_dict)
+        _widen(model, weights)
         try:
-            model.load_state_dict(self.state_dict)
+            model.load_state_dict(weights)
         except (RuntimeError, AttributeError, TypeError) as error:
-            raise UserError(misfit) from error
+            raise misfit from error
         return model.eval()
 
 
@@ -108,7 +123,7 @@ def load_model(
     """The trained model, in eval mode, in float32, or in float64 if it was saved so.
 
     Args:
-        path: a run directory, a checkpoint or an export.
+        path: as for :func:`read`. The weights are mapped into memory: changing the file changes the model.
         config: the model's, needed only if its class is yours: a checkpoint builds none but ours.
         device: as PyTorch names it, or "auto": CUDA if there is one, else the CPU.
 
@@ -120,40 +135,47 @@ def load_model(
 
 
 def read(path: str | Path) -> Checkpoint:
-    """The checkpoint at ``path``: a run directory (its newest), a checkpoint or an export.
+    """The checkpoint at ``path``: a run directory (its newest), a checkpoint, the folder of a model, or
+    ``hub:owner/name[@revision]``, as docs/checkpoints.md lists them.
 
     Raises:
         DamagedCheckpoint: the file is cut short or its bytes have changed.
-        UserError: the file is missing, not ours, or holds more than tensors and plain values.
+        UserError: the file is missing, of no known layout, or holds more than tensors and plain values.
     """
+    hub = hub_id(path)
+    if hub is not None:
+        path, hub = download(hub)
     path = resolve(path)
+    name = str(hub or path)
     try:
-        content = _load(path)
+        content = _load(path, name)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"'{path}' is not a mambabyte checkpoint: it holds more than tensors and plain values"
+            f"'{name}' is not a mambabyte checkpoint: it holds more than tensors and plain values"
         ) from error
     except PermissionError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}; change its permissions") from error
+        raise UserError(f"'{name}' cannot be read: {error.strerror}; change its permissions") from error
     except Exception as error:  # a stranger's file can make the readers raise anything
         if is_out_of_memory(error):  # and not damaged: an older checkpoint must not take its place
             raise
         raise DamagedCheckpoint(
-            f"'{path}' cannot be read as a checkpoint: it is damaged, cut short or another format; if it is "
+            f"'{name}' cannot be read as a checkpoint: it is damaged, cut short or another format; if it is "
             "the newest of a run, remove it to use the one before it"
         ) from error
     content = content if isinstance(content, dict) else {}
     ours = content.get("mambabyte")
     ours = ours if isinstance(ours, dict) else {}
     if not (isinstance(ours.get("model"), dict) and isinstance(content.get("state_dict"), dict)):
-        raise UserError(f"'{path}' was not written by mambabyte: it names no model")
+        raise UserError(f"'{name}' was not written by mambabyte: it names no model")
     if not isinstance(content.get("global_step"), int):
-        raise UserError(f"'{path}' is damaged: it does not say how many steps it was trained for")
+        raise UserError(f"'{name}' is damaged: it does not say how many steps it was trained for")
     if ours.get("format") != FORMAT:
         raise UserError(
-            f"'{path}' has checkpoint format {ours.get('format')!r}; this version reads format {FORMAT}"
+            f"'{name}' has checkpoint format {ours.get('format')!r}; this version reads format {FORMAT}"
         )
-    return Checkpoint(path, content)
+    return Checkpoint(path, content, hub)
 
 
 def read_newest(run_dir: str | Path) -> tuple[Checkpoint, list[Path]] | None:
@@ -177,43 +199,29 @@ def read_newest(run_dir: str | Path) -> tuple[Checkpoint, list[Path]] | None:
     return None
 
 
-def _load(path: Path) -> Any:
-    if not path.is_dir():
-        if not is_intact(path):
-            raise ValueError("the file does not agree with its checksum")
-        _refuse_compressed(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if is_export(path):
-        return read_export(path, _MODEL_PREFIX)
-    return join_shards([_load(file) for file in shard_files(path)])
+def _load(path: Path, name: str) -> Any:
+    if path.is_dir() and is_model_folder(path):
+        description = read_json(path / CONFIG)
+        if is_export(description):
+            return read_export(path, description, _MODEL_PREFIX)
+        return _content(*read_model_folder(path, description, name))
+    if path.is_dir():
+        return join_shards([_load(file, name) for file in shard_files(path)])
+    if path.suffix == Path(SAFETENSORS).suffix:
+        if is_model_folder(path.parent):
+            raise UserError(f"'{path}' has a config.json beside it, which belongs to it: name the folder")
+        return _content(*understand(read_tensors(path), {}, name))
+    if not is_intact(path):
+        raise ValueError("the file does not agree with its checksum")
+    content = load_pickle(path)
+    return _content(*understand(content, {}, name)) if is_state_dict(content) else content
 
 
-def _refuse_compressed(path: Path) -> None:
-    """Raise ValueError if a zip file's records need more room than the file has: torch.save compresses none,
-    so it was made to fill a reader's memory."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
-                raise ValueError("its records are compressed")
-
-
-def _describes(config: ByteLMConfig, weights: dict[str, Tensor]) -> bool:
-    """Whether one of our models with this config has these weights' names and shapes, and their storages are
-    as large as their shapes say. Nothing of their size is allocated."""
-    layers = max(getattr(config, name, 0) for name in ("n_layer", "local_n_layer"))
-    if layers > len(weights):
-        return False
-    with torch.device("meta"):
-        described = config.build().state_dict()
-    if {name: tensor.shape for name, tensor in described.items()} != {
-        name: tensor.shape for name, tensor in weights.items() if isinstance(tensor, Tensor)
-    }:
-        return False
-    return all(
-        weight.layout == torch.strided
-        and weight.numel() * weight.itemsize <= weight.untyped_storage().nbytes()
-        for weight in weights.values()
-    )
+def _content(config: ByteLMConfig, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A model of another program's, which does not say how it was trained, as a checkpoint's content."""
+    state_dict = {f"{_MODEL_PREFIX}{name}": tensor for name, tensor in weights.items()}
+    ours = {"format": FORMAT, "model": config.to_dict(), "config": None}
+    return {"state_dict": state_dict, "global_step": 0, "mambabyte": ours}
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -24,17 +24,22 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            writer = ChecksummedWriter(file)
-            try:
-                torch.save(checkpoint, writer)  # type: ignore[arg-type]
-            except RuntimeError:  # torch's zip writer hides the system's error behind its own
-                if writer.fault is None:
-                    raise
-                raise writer.fault from None
-            writer.append_checksum()
+            save_pickle(checkpoint, file)
     except OSError as error:
         fault = cannot_write(path, error, "run_dir=", kind="the checkpoint")
         raise UserError(f"{fault}, then repeat the command; earlier checkpoints are intact") from error
+
+
+def save_pickle(content: Any, file: BinaryIO) -> None:
+    """``torch.save`` into an open file, with its checksum; OSError if the disk is full."""
+    writer = ChecksummedWriter(file)
+    try:
+        torch.save(content, writer)  # type: ignore[arg-type]
+    except RuntimeError:  # torch's zip writer hides the system's error behind its own
+        if writer.fault is None:
+            raise
+        raise writer.fault from None
+    writer.append_checksum()
 
 
 def point_last_at(path: Path) -> None:

@@ -60,7 +60,7 @@ class Command:
     check: Callable[[dict[str, Any]], None] = lambda values: None
 
 
-CKPT = Flag("--ckpt", "a run, a checkpoint or an export", "ckpt", metavar="PATH")
+CKPT = Flag("--ckpt", "a run, a checkpoint, a model's folder or hub:owner/name", "ckpt", metavar="PATH")
 DATA = Flag(
     *("--data", "your own files: a file, a folder or a glob", "data", "files"),
     metavar="PATH",

@@ -102,7 +102,7 @@ def run(settings: EvalSettings) -> None:
             *(settings.protocol, context_length, settings.stride, settings.batch_size),
             _precision(settings.precision, device, rank),
         )
-        folder = settings.out or _folder_beside(checkpoint.path)
+        folder = settings.out or _folder_beside(checkpoint)
         if rank == 0 and {"lengths", "heatmap"} & set(metrics):
             _make(folder)
         saved = SavedProgress(folder, settings.save_every) if settings.out or _writable(folder) else None
@@ -137,7 +137,7 @@ def run(settings: EvalSettings) -> None:
             shown = first_documents(corpus, settings.heatmap_bytes)
             found["shown"] = heatmap_study(model, shown, protocol, split, folder / "bits.html")
         if settings.json:
-            where = {"checkpoint": str(checkpoint.path), "split": split}
+            where = {"checkpoint": checkpoint.name, "split": split}
             studies = {name: study.values for name, study in found.items()}
             parts = {name: asdict(part) for name, part in by_part(result, corpus).items()}
             print(valid_json({**result.to_dict(), "parts": parts, **where, **studies}))
@@ -190,17 +190,21 @@ def _data_of(checkpoint: Checkpoint) -> DataSettings:
         data.build_source(only_ours=True)
     except UserError as fault:
         raise UserError(
-            f"the data that '{checkpoint.path}' was trained on cannot be opened here ({fault}); "
+            f"the data that '{checkpoint.name}' was trained on cannot be opened here ({fault}); "
             "name some, as in data=files data.path=FOLDER"
         ) from fault
     return data
 
 
-def _folder_beside(checkpoint: Path) -> Path:
-    """``evaluation`` in the checkpoint's run, or a folder beside a checkpoint that lies in no run."""
-    if checkpoint.parent.name == "checkpoints":
-        return checkpoint.parent.parent / "evaluation"
-    return checkpoint.with_name(f"{checkpoint.name}.evaluation")
+def _folder_beside(checkpoint: Checkpoint) -> Path:
+    """``evaluation`` in the checkpoint's run, or a folder beside a checkpoint of no run; for a model of the
+    hub, one here, named after it."""
+    if checkpoint.hub is not None:
+        return Path(f"{checkpoint.hub.name.replace('/', '--')}.evaluation")
+    path = checkpoint.path
+    if path.parent.name == "checkpoints":
+        return path.parent.parent / "evaluation"
+    return path.with_name(f"{path.name}.evaluation")
 
 
 def _make(folder: Path) -> None:

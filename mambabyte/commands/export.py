@@ -1,14 +1,18 @@
-"""mambabyte export: a trained model as a folder of safetensors and JSON, to give away."""
+"""mambabyte export: a trained model as a folder to give away, for mambabyte or for another program."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mambabyte.commands import CKPT, OUT, Command
+from mambabyte.commands import CKPT, OUT, Command, Flag
 from mambabyte.config.composition import CommandSettings
+from mambabyte.errors import UserError
+
+if TYPE_CHECKING:
+    from mambabyte.checkpoints import Checkpoint
 
 
 @dataclass
@@ -18,29 +22,64 @@ class ExportSettings(CommandSettings):
     yaml: ClassVar[str] = "export"
     ckpt: Path
     out: Path
+    format: Literal["safetensors", "mamba_ssm", "transformers", "gguf"]
+    push: str | None
 
 
 def run(settings: ExportSettings) -> None:
-    """Write ``out``, which ``ckpt=`` of any command takes.
+    """Write ``out``, and send it to the hub if ``push`` names a place there.
 
     Raises:
-        UserError: the checkpoint cannot be read, or ``out`` not written.
+        UserError: the checkpoint cannot be read, the format cannot hold its model, or ``out`` cannot be
+            written or sent.
     """
     from mambabyte import checkpoints
+    from mambabyte.reporting.model_card import model_card
 
+    target = None if settings.push is None else checkpoints.hub_id(settings.push)
+    if settings.push is not None and target is None:
+        raise UserError(f"push={settings.push} is no place on the hub: write push=hub:owner/name")
     checkpoint = checkpoints.read(settings.ckpt)
-    model, step = checkpoint.build_model(), checkpoint.step
-    checkpoints.write_export(model, checkpoint.config, step, settings.out)
+    model, config = checkpoint.build_model(), _config_of(checkpoint)
+    summary = _summary_beside(checkpoint)
+    card = model_card(model, settings.format, checkpoints.portable(config), checkpoint.step, summary)
+    checkpoints.write_export(model, config, checkpoint.step, settings.out, settings.format, card)
+    steps = f" of step {checkpoint.step:,}" if checkpoint.step else ""
     print(
-        f"mambabyte: '{settings.out}' holds the {model.num_parameters():,} parameters of step {step:,} "
+        f"mambabyte: '{settings.out}' holds the {model.num_parameters():,} parameters{steps} "
         f"(sha256 {checkpoints.weights_fingerprint(model)})",
         file=sys.stderr,
     )
+    if target is not None:
+        address = checkpoints.upload(Path(settings.out).expanduser(), target)
+        print(f"mambabyte: '{settings.out}' is at {address}", file=sys.stderr)
+
+
+def _config_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The configuration of the run that trained it; a model of another program's has none."""
+    return None if checkpoint.content["mambabyte"].get("config") is None else checkpoint.config
+
+
+def _summary_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The figures of the run that the checkpoint lies in, if they are of these weights."""
+    from mambabyte.runs.summary import read_summary
+
+    if checkpoint.path.parent.name != "checkpoints":
+        return None
+    return read_summary(checkpoint.path.parent.parent, checkpoint.step)
 
 
 COMMAND = Command(
-    "write a model as safetensors: mambabyte export --ckpt runs/quickstart --out quickstart",
+    "write a model for others: mambabyte export --ckpt runs/quickstart --out quickstart",
     ExportSettings,
     run,
-    flags=(CKPT, OUT),
+    flags=(
+        CKPT,
+        OUT,
+        Flag(
+            *("--format", "safetensors (ours), mamba_ssm, transformers or gguf (llama.cpp)", "format"),
+            metavar="NAME",
+        ),
+        Flag("--push", "and send it to the hub: hub:owner/name", "push", metavar="ID"),
+    ),
 )

@@ -40,7 +40,8 @@ def test_the_export_measures_as_the_run_does(
 
 
 def test_it_holds_the_weights_and_the_configuration_and_nothing_else(finished: Path, exported: Path) -> None:
-    assert sorted(path.name for path in exported.iterdir()) == ["config.json", "model.safetensors"]
+    names = ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in exported.iterdir()) == names
     weights = checkpoints.load_model(finished).state_dict()
     with safe_open(exported / "model.safetensors", "pt") as file:
         assert sorted(file.keys()) == sorted(weights)

@@ -3,6 +3,7 @@ data set, with faults on demand."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -21,14 +22,17 @@ COMMIT = "c0ffee" + "0" * 34
 
 @dataclass
 class Hub:
-    """One data set at one commit. Each request for bytes of a shard takes the next of `faults`; None is no
-    fault, as is an empty list."""
+    """One data set or model at one commit, which every revision but "none" names. Each request for bytes of a
+    shard takes the next of `faults`; None is no fault, as is an empty list. A model can be pushed to."""
 
     name: str = "emozilla/pg19"
+    kind: str = "datasets"
     commit: str = COMMIT
     files: dict[str, bytes] = field(default_factory=dict)
     faults: list[Fault | None] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    created: list[dict[str, Any]] = field(default_factory=list)
+    refuse_pushes: bool = False
     port: int = 0  # 0: any; a restart uses the same again
 
     def start(self) -> None:
@@ -59,18 +63,45 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(head=False)
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.hub.requests.append(f"POST {self.path} {body}")
-        if "/paths-info/" in self.path:
+        hub, sent = self.hub, self.rfile.read(int(self.headers["Content-Length"]))
+        if "/commit/" in self.path:
+            hub.requests.append(f"POST {self.path}")
+            self._commit([json.loads(line) for line in sent.splitlines()])
+            return
+        body = json.loads(sent)
+        hub.requests.append(f"POST {self.path} {body}")
+        if self.path == "/api/validate-yaml":
+            self.send_json({"errors": [], "warnings": []})
+        elif hub.refuse_pushes:
+            self.send_status(403)
+        elif self.path == "/api/repos/create":
+            hub.created.append(body)
+            self.send_json({"url": f"{hub.endpoint}/{hub.name}"})
+        elif "/preupload/" in self.path:
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            self.send_json({"files": [{"path": file["path"], **modes} for file in body["files"]]})
+        elif "/paths-info/" in self.path:
             known = self._tree()
             self.send_json([entry for entry in known if entry["path"] in body["paths"]])
         else:
             self.send_status(404)
 
+    def _commit(self, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            if line["key"] == "file":
+                self.hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        url = f"{self.hub.endpoint}/{self.hub.name}/commit/{self.hub.commit}"
+        self.send_json({"commitUrl": url, "commitOid": self.hub.commit, "success": True})
+
     def _answer(self, head: bool) -> None:
         hub, path = self.hub, unquote(urlsplit(self.path).path)
         hub.requests.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
-        api, content = f"/api/datasets/{hub.name}", f"/datasets/{hub.name}/resolve/"
+        api, content = f"/api/{hub.kind}/{hub.name}", f"/datasets/{hub.name}/resolve/"
+        if hub.kind == "models":
+            content = f"/{hub.name}/resolve/"
+        if re.search("/(resolve|revision|tree)/none(/|$)", path):
+            self.send_status(404, {"X-Error-Code": "RevisionNotFound"})
+            return
         if path == api or re.fullmatch(re.escape(api) + r"/revision/[^/]+", path):
             siblings = [{"rfilename": name} for name in hub.files]
             self.send_json({"id": hub.name, "sha": hub.commit, "siblings": siblings, "tags": []})

@@ -1,0 +1,92 @@
+"""The README.md of an exported model: what it is, how it was trained and measured, and how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from mambabyte.models import ByteLM
+from mambabyte.runtime.terminal import visible
+from mambabyte.runtime.units import counted, protocol_in_words
+
+_USE = {
+    "safetensors": 'mambabyte generate ckpt=FOLDER prompt="Once "',
+    "mamba_ssm": 'mambabyte generate ckpt=FOLDER prompt="Once "',
+    "transformers": 'mambabyte generate ckpt=FOLDER prompt="Once "',
+    "gguf": 'llama-completion -m FOLDER/model.gguf --prompt "Once "',
+}
+_PYTHON = {
+    "safetensors": 'import mambabyte\n\nmodel = mambabyte.load("FOLDER")',
+    "mamba_ssm": (
+        "from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel\n\n"
+        'model = MambaLMHeadModel.from_pretrained("FOLDER", device="cuda")  # its ids are bytes'
+    ),
+    "transformers": (
+        "from transformers import pipeline\n\n"
+        'generate = pipeline("text-generation", model="FOLDER")\n'
+        'print(generate("Once ", max_new_tokens=100)[0]["generated_text"])'
+    ),
+}
+
+
+def model_card(
+    model: ByteLM, format: str, config: Mapping[str, Any] | None, step: int, summary: Mapping[str, Any] | None
+) -> str:
+    """The card, as Markdown with the hub's header.
+
+    Args:
+        config: the run's configuration without what is of this machine alone; None if it is not known.
+        summary: the run's summary.json, if it is of these weights.
+    """
+    header = {"tags": ["mambabyte", "byte-level"], "pipeline_tag": "text-generation"}
+    if format in ("transformers", "gguf"):
+        header["library_name"] = {"transformers": "transformers", "gguf": "llama.cpp"}[format]
+    parts = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        f"# A {type(model).__name__} of {model.num_parameters():,} parameters",
+        "A language model that reads and writes bytes: 256 symbols, a symbol's id is its byte, and none is "
+        f"special. Exported by mambabyte as `{format}`.",
+        "## Data and training\n" + _training(config, step),
+        "## Bits per byte\n" + _figures(summary),
+        "## Use\n" + _use(format),
+        f"## Configuration\n```yaml\n{yaml.safe_dump(model.config.to_dict(), sort_keys=False)}```",
+    ]
+    if config:
+        whole = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        parts.append(f"The run's, without paths of the machine it ran on:\n```yaml\n{whole}```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _training(config: Mapping[str, Any] | None, step: int) -> str:
+    if not config:
+        return "Not recorded in the file that was exported."
+    data = config.get("data")
+    source = data.get("source") if isinstance(data, Mapping) else None
+    source = source if isinstance(source, Mapping) else {}
+    kind = str(source.get("_target_", "")).rpartition(".")[2] or "an unrecorded source"
+    named = source.get("name") or source.get("path")
+    what = f"{kind}" + (f" `{visible(str(named), keep='')}`" if named else "")
+    length = config.get("context_length")
+    return f"Trained by mambabyte for {step:,} steps in windows of {length} bytes on {what}."
+
+
+def _figures(summary: Mapping[str, Any] | None) -> str:
+    found = [summary[key] for key in ("validation", "validation_stateful") if summary and summary.get(key)]
+    if not found:
+        return "Not measured by the run; `mambabyte eval --bpb` measures it on any data."
+    lines = [
+        f"- {figure['bits_per_byte']:.4f} on the validation split ({protocol_in_words(figure['protocol'])}, "
+        f"{counted(figure['bytes'], 'byte')} in {counted(figure['documents'], 'document')}; data "
+        f"{figure['data_fingerprint'][:16]}, weights {figure['weights_fingerprint'][:16]})"
+        for figure in found
+    ]
+    return "\n".join(lines)
+
+
+def _use(format: str) -> str:
+    blocks = [f"```bash\n{_USE[format]}\n```"]
+    if format in _PYTHON:
+        blocks.append(f"```python\n{_PYTHON[format]}\n```")
+    return "\n".join(blocks)

@@ -1,0 +1,213 @@
+"""Models of the hub as `ckpt=hub:owner/name`, and exports sent to it, against a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import close_session
+
+import mambabyte
+from mambabyte import checkpoints
+from mambabyte.commands import eval as evaluate
+from mambabyte.commands import export, generate
+from mambabyte.errors import UserError
+from mambabyte.models import ByteLM
+from tests.checkpoints.formats.models import mamba_ssm_config, small_model, write_folder
+from tests.hub.server import COMMIT, Hub
+
+NAME = "owner/bytes"
+HUB = f"hub:{NAME}"
+LAYOUTS = [
+    "pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
+]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub without files, that this process takes for the hub, with an empty cache."""
+    hub = Hub(NAME, kind="models")
+    hub.start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(
+        "huggingface_hub.utils._http.time.sleep", lambda seconds: None
+    )  # between its attempts
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
+    yield hub
+    hub.stop()
+
+
+def publish(hub: Hub, folder: Path) -> None:
+    hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def model() -> ByteLM:
+    return small_model()
+
+
+@pytest.fixture
+def folder(model: ByteLM, tmp_path: Path) -> Callable[[str], Path]:
+    return lambda layout: write_folder(
+        tmp_path / "local", model.state_dict(), mamba_ssm_config(model), layout
+    )
+
+
+def fetched(hub: Hub) -> list[str]:
+    """The names of the files whose content was sent."""
+    return [
+        request.split(" ")[1].rpartition("/")[2]
+        for request in hub.requests
+        if " /owner" in request and "GET" in request
+    ]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_downloaded_once_and_only_what_is_needed(layout, hub, folder, model) -> None:
+    publish(hub, folder(layout))
+    needed = sorted(hub.files)
+    hub.files |= {"README.md": b"card", "optimizer.bin": b"0" * 99, "tf_model.h5": b"1"}
+    loaded = mambabyte.load(HUB)
+    assert checkpoints.weights_fingerprint(loaded) == checkpoints.weights_fingerprint(model)
+    assert sorted(fetched(hub)) == needed
+    hub.requests.clear()
+    mambabyte.load(HUB)
+    assert fetched(hub) == [] and len(hub.requests) == 1  # what main is now
+
+
+def test_safetensors_come_first(hub, folder, model) -> None:
+    publish(hub, folder("model.safetensors"))
+    hub.files["pytorch_model.bin"] = b"not this one"
+    mambabyte.load(HUB)
+    assert sorted(fetched(hub)) == ["config.json", "model.safetensors"]
+
+
+def test_a_revision_and_a_commit(hub, folder) -> None:
+    publish(hub, folder("model.safetensors"))
+    assert checkpoints.read(f"{HUB}@v1.0").name == f"{HUB}@{COMMIT}"
+    assert any("/resolve/v1.0/config.json" in request for request in hub.requests)
+    hub.requests.clear()
+    checkpoints.read(f"{HUB}@{COMMIT}")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("how", ["switched off", "gone"])
+def test_without_a_network_the_cache_is_used(how: str, hub, folder, monkeypatch) -> None:
+    publish(hub, folder("pytorch_model.bin.index.json"))
+    mambabyte.load(HUB)
+    if how == "gone":
+        hub.stop()
+        close_session()  # which the hub would still answer
+        monkeypatch.setattr(hub, "stop", lambda: None)
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        hub.requests.clear()
+    mambabyte.load(HUB)
+    with pytest.raises(
+        UserError, match=r"'hub:owner/other' is not in the cache, and the hub cannot be reached"
+    ):
+        mambabyte.load("hub:owner/other")
+    assert how == "gone" or hub.requests == []
+
+
+def test_the_authors_file_without_a_config(hub, model, tmp_path: Path) -> None:
+    torch.save({f"module.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "a.pt")
+    hub.files = {"README.md": b"", "a.pt": (tmp_path / "a.pt").read_bytes()}
+    loaded = mambabyte.load(HUB)
+    assert checkpoints.weights_fingerprint(loaded) == checkpoints.weights_fingerprint(model)
+    hub.files["b.pt"] = b""
+    with pytest.raises(UserError, match=r"has no config\.json, and 2 files of weights"):
+        mambabyte.load(f"{HUB}@other")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("hub:", "write hub:owner/name"),
+        ("hub:name", "write hub:owner/name"),
+        ("hub:a/b/c", "write hub:owner/name"),
+        ("hub:a/b@", "write hub:owner/name"),
+        ("hub:a/..--b", "cannot be used"),
+        ("hub:owner/other", "the hub has no model 'owner/other'"),
+        (f"{HUB}@none", "has no revision 'none'"),
+    ],
+)
+def test_what_is_not_there_is_one_sentence(name: str, sentence: str, hub, folder) -> None:
+    publish(hub, folder("model.safetensors"))
+    with pytest.raises(UserError, match=sentence) as caught:
+        mambabyte.load(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_incomplete_repositories_and_links_out_of_the_cache(hub, folder, tmp_path: Path) -> None:
+    publish(hub, folder("model.safetensors.index.json"))
+    whole = dict(hub.files)
+    del hub.files["model-00002-of-00002.safetensors"]
+    with pytest.raises(UserError, match="lacks a file that it should have"):
+        mambabyte.load(HUB)
+    hub.files, hub.commit = {"config.json": whole["config.json"]}, "b" * 40
+    with pytest.raises(UserError, match="holds no weights that can be read"):
+        mambabyte.load(HUB)
+    hub.files, hub.commit = whole, COMMIT
+    snapshot = checkpoints.read(HUB).path
+    for link in ("model-00001-of-00002.safetensors", "config.json"):
+        assert (snapshot / link).is_symlink()
+        (snapshot / link).unlink()
+        (tmp_path / "elsewhere").write_bytes(whole[link])
+        (snapshot / link).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match="a link that leads out of the hub's cache"):
+            mambabyte.load(HUB)
+
+
+def test_commands_take_it(hub, folder, configure, tmp_path: Path, monkeypatch, capsys) -> None:
+    publish(hub, folder("model.safetensors"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_bytes(b"the quick brown fox " * 9)
+    places = ["data=files", f"data.path={tmp_path}/text", f"data.folder={tmp_path}/prepared", "device=cpu"]
+    with pytest.raises(UserError, match=r"hub:owner/bytes@c0ffee.* set context_length= and data="):
+        evaluate.run(configure("eval", f"ckpt={HUB}"))
+    before = set(tmp_path.iterdir())
+    evaluate.run(configure("eval", f"ckpt={HUB}", "json=true", "context_length=32", *places))
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == f"{HUB}@{COMMIT}"
+    assert {path.name for path in set(tmp_path.iterdir()) - before} == {"prepared"}
+    assert not list(Path(tmp_path, "cache").rglob("*.evaluation"))
+    generate.run(configure("generate", f"ckpt={HUB}", "bytes=4", "prompt=a", "device=cpu"))
+    assert capsys.readouterr().out.startswith("a")
+    export.run(configure("export", f"ckpt={HUB}", f"out={tmp_path}/copy"))
+    mambabyte.load(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("format", ["safetensors", "mamba_ssm"])
+def test_an_export_is_sent_as_one_commit(format: str, hub, folder, configure, tmp_path: Path, capsys) -> None:
+    folder("model.safetensors")
+    asked = [f"ckpt={tmp_path}/local", f"out={tmp_path}/out", f"format={format}", f"push={HUB}"]
+    export.run(configure("export", *asked))
+    assert f"is at {hub.endpoint}/{NAME}/commit/" in capsys.readouterr().err
+    assert [(each["name"], "private" in str(each)) for each in hub.created] == [("bytes", True)]
+    sent = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert hub.files == sent and "README.md" in sent
+    assert checkpoints.weights_fingerprint(mambabyte.load(HUB)) == checkpoints.weights_fingerprint(
+        small_model()
+    )
+
+
+def test_a_push_to_no_place_is_refused_before_anything_is_written(
+    hub, folder, configure, tmp_path: Path
+) -> None:
+    folder("model.safetensors")
+    for place, sentence in (("owner/bytes", "push=hub:owner/name"), ("hub:x", "write hub:owner/name")):
+        with pytest.raises(UserError, match=sentence):
+            export.run(configure("export", f"ckpt={tmp_path}/local", f"out={tmp_path}/out", f"push={place}"))
+        assert not (tmp_path / "out").exists()
+    hub.refuse_pushes = True
+    with pytest.raises(UserError, match=r"refuses 'hub:owner/bytes' \(HTTP 403\): log in"):
+        export.run(configure("export", f"ckpt={tmp_path}/local", f"out={tmp_path}/out", f"push={HUB}"))
