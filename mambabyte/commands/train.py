@@ -50,10 +50,13 @@ def check(values: dict[str, Any]) -> None:
         print("mambabyte: loading PyTorch", file=sys.stderr)
 
 
+CKPT = Flag(
+    "--ckpt", "weights to start from, with experiment=finetune or model=of_ckpt", "ckpt", metavar="PATH"
+)
 COMMAND = Command(
     "train a model: mambabyte train experiment=quickstart",
     TrainSettings,
     run,
     check=check,
-    flags=(DATA, Flag("--dry-run", "only say what the run will take", "dry_run"), JSON),
+    flags=(CKPT, DATA, Flag("--dry-run", "only say what the run will take", "dry_run"), JSON),
 )

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from mambabyte.errors import UserError
 
@@ -37,10 +37,10 @@ def text_settings(schema: Any, above: str = "") -> dict[str, Text]:
     kinds = get_type_hints(schema)
     for field in fields(schema):
         kind = kinds[field.name]
-        choices = get_args(kind) or (kind,)
-        if {str, Path} & {*choices}:
-            lists = any(get_origin(each) is list for each in choices)
-            found[above + field.name] = Text(NoneType in choices, lists, place=field.name != "name")
+        choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        lists = [each for each in choices if get_origin(each) is list]
+        if {str, Path} & {*choices, *(item for each in lists for item in get_args(each))}:
+            found[above + field.name] = Text(NoneType in choices, bool(lists), place=field.name != "name")
         for choice in filter(is_dataclass, choices):
             found |= text_settings(choice, f"{above}{field.name}.")
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mambabyte.config.settings import fill, without_target
 from mambabyte.errors import UserError
-from mambabyte.models.hyperparameters import ByteLMConfig
+from mambabyte.models.hyperparameters import ByteLMConfig, OfCheckpoint
 
 if TYPE_CHECKING:
     from mambabyte.models.byte_lm import ByteLM, FlopsPerByte

@@ -44,3 +44,11 @@ class ByteLMConfig(TargetSettings):
         least, most = getattr(self, low), getattr(self, high)
         if not 0 < least < most:
             raise UserError(f"model.{low} and {high} must satisfy 0 < {low} < {high}, not {least}, {most}")
+
+
+@dataclass
+class OfCheckpoint(ByteLMConfig):
+    """``model=of_ckpt``: stands for the model of the checkpoint that a run starts from."""
+
+    def build(self) -> ByteLM:
+        raise UserError("model=of_ckpt stands for the model of ckpt=, which is not read here")

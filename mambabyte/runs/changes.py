@@ -56,7 +56,9 @@ def refuse_recorded_run(run_dir: Path, settings: Any, model: Any) -> None:
         changed = changes(recorded, settings)
         if settings.trainer.precision == "auto":  # that of the run
             changed.pop("trainer.precision", None)
-        ours = model["_target_"].removeprefix("mambabyte.models.").isidentifier()  # others may mean anything
+        target = model["_target_"].removeprefix("mambabyte.models.")
+        # others may mean anything, and this one any model
+        ours = target.isidentifier() and target != "OfCheckpoint"
         if ours and settings.budget.parameters is None:  # which decides the widths
             then, now = _flat(recorded["model"]), _flat(model)
             both = {f"model.{key}": (then[key], now[key]) for key in sorted(then.keys() & now.keys())}

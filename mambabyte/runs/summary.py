@@ -70,5 +70,6 @@ def report(summary: Mapping[str, Any]) -> str:
     sample = visible(summary["sample"]).split("\n")  # an untrained model writes control characters too
     size = f"{summary['parameters']:,} parameters, {summary['step']:,} steps"
     lines += ["sample:", *(f"  {line}" for line in sample)]
+    size += f", from '{visible(summary['ckpt'])}'" if summary.get("ckpt") else ""
     lines += [f"run: {summary['run_dir']} ({size})", f"loss curve: {summary['loss_curve']}"]
     return "\n".join(lines)

@@ -49,6 +49,7 @@ def summarize(settings: TrainSettings, step: int, corpus: ByteCorpus) -> dict[st
     plot_loss_curve(rows, compressors, final, settings.name, curve)
     summary = {
         "name": settings.name,
+        "ckpt": settings.ckpt,
         "step": step,
         "bytes_seen": rows[-1]["bytes"] if rows else None,
         "training_seconds": rows[-1]["seconds"] if rows else None,

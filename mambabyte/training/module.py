@@ -17,6 +17,7 @@ from mambabyte.models import ByteLM
 from mambabyte.runtime.process_group import add_over_ranks
 from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.distributed.fsdp import shard, unsharded_copy
+from mambabyte.training.initial_weights import freeze
 from mambabyte.training.settings import TrainSettings
 from mambabyte.training.spikes import SpikeDetector, SpikePolicy
 from mambabyte.training.time_budget import End
@@ -48,6 +49,7 @@ class ByteLMModule(LightningModule):
     ) -> None:
         super().__init__()
         self.model = settings.model.build()
+        freeze(self.model, settings.freeze)
         if settings.trainer.activation_checkpointing:
             checkpoint_activations(self.model)
         self.seconds_excluded = 0.0

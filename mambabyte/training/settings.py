@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -153,6 +154,8 @@ class SettingsButModel(CommandSettings):
     name: str
     seed: int = setting(at_least=0, below=2**32)
     context_length: int = setting(at_least=1, at_most=2**30)
+    ckpt: str | None = None
+    freeze: list[str] = field(default_factory=list)
     run_dir: Path
     dry_run: bool
     json: bool
@@ -171,6 +174,10 @@ class SettingsButModel(CommandSettings):
             raise UserError(
                 f"name must not begin with ~, as {self.name!r} does: it is no path; run_dir= is one"
             )
+        if self.ckpt is not None and not self.ckpt.startswith("hub:"):
+            absolute = os.path.abspath(os.path.expanduser(self.ckpt))
+            if absolute != self.ckpt:
+                self.ckpt = absolute
 
     def check_schedule(self) -> None:
         """Raise UserError if training ends before the learning rate has reached its peak, or begins to decay

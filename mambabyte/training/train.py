@@ -21,6 +21,7 @@ from mambabyte.runs.run_directory import (
 from mambabyte.runs.summary import read_summary, set_summary_aside
 from mambabyte.training.distributed.launching import lost_rank
 from mambabyte.training.final_evaluation import summarize
+from mambabyte.training.initial_weights import load_initial_weights
 from mambabyte.training.loggers import build_loggers
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.planning.memory_estimate import MemoryBudget
@@ -84,6 +85,8 @@ def _fit(run: Plan) -> int:
     callbacks, preemption = build_callbacks(settings, run.data.validation_corpus(), run.callbacks)
     seed_everything(settings.seed, workers=True, verbose=False)
     module = ByteLMModule(settings, run.config, SpikePolicy(settings))
+    if run.resume_from is None:
+        load_initial_weights(module.model, settings)
     loggers = build_loggers(settings, run.config) if run.main_process else []
     trainer = build_trainer(settings, callbacks, loggers)
     if run.main_process:
@@ -119,9 +122,12 @@ def _not_resumable(run: Plan, module: ByteLMModule, error: Exception) -> UserErr
 def _announce(run: Plan, module: ByteLMModule, trainer: Trainer) -> None:
     settings, model, device = run.settings, module.model, trainer.strategy.root_device
     reason = f" ({run.precision_reason})" if run.precision_reason else ""
+    size = f"{model.num_parameters():,} parameters"
+    if settings.ckpt and run.resume_from is None:
+        size += f", from '{settings.ckpt}'"
     scan = f", {backend_for(device)} scan" if isinstance(model, MambaByte) else ""
     print(
-        f"mambabyte: run '{settings.name}' in {settings.run_dir}: {model.num_parameters():,} parameters, "
+        f"mambabyte: run '{settings.name}' in {settings.run_dir}: {size}, "
         f"{_length(settings)}, {trainer.world_size} x {device.type}, "
         f"{settings.trainer.precision}{reason}{scan}",
         file=sys.stderr,

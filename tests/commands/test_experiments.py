@@ -41,12 +41,16 @@ def books(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_experiment_trains(experiment: str, configure, books: Path, tmp_path: Path) -> None:
+def test_experiment_trains(experiment: str, configure, books: Path, finished: Path, tmp_path: Path) -> None:
     cfg = configure("train", f"experiment={experiment}")
     needs_data = "path" in cfg.data.source
     own = [f"data.path={books}"] if needs_data else ["data.validation_bytes=4096"]
     places = [f"run_dir={tmp_path}/run", f"data.folder={tmp_path}/prepared"]
-    cfg = configure("train", f"experiment={experiment}", *SCALED_DOWN, *own, *places)
+    scaled_down = SCALED_DOWN
+    if experiment == "finetune":  # its model is the checkpoint's
+        scaled_down = [override for override in SCALED_DOWN if not override.startswith("model.")]
+        own += [f"ckpt={finished}"]
+    cfg = configure("train", f"experiment={experiment}", *scaled_down, *own, *places)
     assert cfg.name == experiment
     train.run(cfg)
     assert checkpoints.read(tmp_path / "run").step == 3

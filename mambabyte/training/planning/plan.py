@@ -17,10 +17,11 @@ from mambabyte.errors import UserError
 from mambabyte.runs.changes import Changes, changes, in_words, refuse_other_run
 from mambabyte.runtime.precision import fastest_precision, slowness_of_bf16
 from mambabyte.training.distributed.launching import is_main_process, resolve_devices
+from mambabyte.training.initial_weights import freeze, with_model_of_checkpoint
 from mambabyte.training.loggers import check_loggers
 from mambabyte.training.planning.autotune import with_measurements
 from mambabyte.training.planning.budget import within_budget
-from mambabyte.training.planning.memory_estimate import training_device
+from mambabyte.training.planning.memory_estimate import on_meta, training_device
 from mambabyte.training.settings import TrainerSettings, TrainSettings
 from mambabyte.training.time_budget import refuse_time_spent, with_known_end
 from mambabyte.training.trainer import build_trainer
@@ -70,11 +71,11 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     """
     settings = fill(TrainSettings, to_plain(settings))  # checks a change made in Python as a whole
     settings = replace(settings, data=settings.data.with_absolute_paths())
-    settings = within_budget(settings)
-    main_process = is_main_process()
     saved, damaged = checkpoints.read_newest(settings.run_dir) or (None, [])
     step, seconds = (saved.step, _seconds(saved.content)) if saved else (0, 0.0)
     recorded: dict[str, Any] = saved.config if saved else {}
+    settings = within_budget(with_model_of_checkpoint(settings, recorded))
+    main_process = is_main_process()
     precision_asked = settings.trainer.precision
     settings = _with_recorded_precision(settings, recorded)
     given = settings
@@ -160,7 +161,8 @@ def _seconds(checkpoint: dict[str, Any]) -> float:
 
 
 def _check_parts(settings: TrainSettings, main_process: bool) -> None:
-    """Raise UserError if a logger's package or the devices of the trainer are not there."""
+    """Raise UserError if a logger's package, a device of the trainer or a weight to freeze is not there."""
+    freeze(on_meta(settings.model), settings.freeze)
     if main_process:
         check_loggers(settings)
     size = 1 if settings.trainer.micro_batch_size == "auto" else settings.trainer.micro_batch_size

@@ -1,0 +1,89 @@
+"""Training that begins from given weights: whose they are, what model they make, and which of them stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from mambabyte import checkpoints
+from mambabyte.checkpoints import Checkpoint
+from mambabyte.config.settings import suggestion, to_plain
+from mambabyte.errors import UserError
+from mambabyte.models import ByteLM, config_from_dict
+from mambabyte.models.hyperparameters import OfCheckpoint
+from mambabyte.training.settings import TrainSettings
+
+
+def with_model_of_checkpoint(settings: TrainSettings, recorded: dict[str, Any]) -> TrainSettings:
+    """The settings with the model of ``ckpt`` for ``model=of_ckpt``; with that of the run itself where it has
+    one, so that it resumes when the checkpoint is no longer there.
+
+    Args:
+        recorded: the configuration in the run's own newest checkpoint; empty without one.
+
+    Raises:
+        UserError: the two settings do not fit together, or the checkpoint cannot be read.
+    """
+    follows = isinstance(settings.model, OfCheckpoint)
+    if settings.ckpt is None:
+        if follows:
+            raise UserError("model=of_ckpt takes the model of ckpt=, which is not set")
+        return settings
+    if settings.budget.parameters is not None:
+        raise UserError(
+            "budget.parameters chooses a model's size, and ckpt= has one: set one of them to null"
+        )
+    if follows and isinstance(recorded.get("model"), dict):
+        return replace(settings, model=config_from_dict(recorded["model"]))
+    if not recorded:
+        there = config_from_dict(initial_checkpoint(settings).model_config)
+        if not follows:
+            _refuse_other_model(settings, there)
+        settings = replace(settings, model=there)
+    return settings
+
+
+def initial_checkpoint(settings: TrainSettings) -> Checkpoint:
+    """The checkpoint that ``ckpt`` names; raises its UserError."""
+    assert settings.ckpt is not None
+    return checkpoints.read(settings.ckpt)
+
+
+def load_initial_weights(model: ByteLM, settings: TrainSettings) -> None:
+    """Replace a new model's weights by those of ``ckpt``, if it is set; raises the UserError of reading."""
+    if settings.ckpt is not None:
+        weights = initial_checkpoint(settings).build_model(settings.model).state_dict()
+        model.load_state_dict(weights)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Leave the parameters whose names match one of the shell patterns as they are.
+
+    Raises:
+        UserError: a pattern matches no parameter, or all are matched.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        matching = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not matching:
+            raise UserError(
+                f"freeze: no weight of this model matches '{pattern}'{suggestion(pattern, parameters)}"
+            )
+        for name in matching:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise UserError(f"freeze={list(patterns)} leaves no weight to train: give fewer patterns")
+
+
+def _refuse_other_model(settings: TrainSettings, there: Any) -> None:
+    then, now = to_plain(there), to_plain(settings.model)
+    differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    if differing:
+        said = ", ".join(f"{key} {then.get(key)} there, {now.get(key)} now" for key in differing)
+        raise UserError(
+            f"'{settings.ckpt}' holds another model ({said}): leave the model to it with model=of_ckpt"
+        )
