@@ -82,7 +82,14 @@ def _figures(summary: Mapping[str, Any] | None) -> str:
         f"{figure['data_fingerprint'][:16]}, weights {figure['weights_fingerprint'][:16]})"
         for figure in found
     ]
-    return "\n".join(lines)
+    protocols = " and ".join(
+        f"`mambabyte eval --bpb ckpt=FOLDER data=… protocol={figure['protocol']['name']} "
+        f"context_length={figure['protocol']['context_length']}`"
+        for figure in found
+    )
+    return "\n".join(
+        [*lines, "", f"Measured again by {protocols}, with the data of the configuration below."]
+    )
 
 
 def _use(format: str) -> str:
