@@ -19,8 +19,8 @@ from mambabyte.runtime.credentials import has_wandb_credentials
 LONGEST_WAIT = 3.0  # seconds, for both together
 _ON = ("1", "true", "yes", "on")
 _HUB_FIX = (
-    "data from the hub needs a network, a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); data=stdlib, "
-    "data=files and local copies (data.path=) do not"
+    "data and models from the hub need a network, a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); "
+    "data=stdlib, data=files and local copies (data.path=) do not"
 )
 _WANDB_FIX = "logger=wandb records offline with WANDB_MODE=offline, and `wandb sync` sends it later"
 
@@ -29,7 +29,7 @@ def credentials() -> Iterator[Finding]:
     wandb, hugging_face = has_wandb_credentials(), has_hugging_face_token()
     for name, present, use in (
         ("wandb", wandb, "for logger=wandb online: `wandb login` or WANDB_API_KEY"),
-        ("hugging face", hugging_face, "for private or gated data sets: HF_TOKEN"),
+        ("hugging face", hugging_face, "for private or gated data sets and models: HF_TOKEN"),
     ):
         yield Finding(name, "credential present" if present else f"no credential ({use})")
 

@@ -29,7 +29,7 @@ class ByteHarness(LM):
     """Scores and continues text as UTF-8 bytes; a text's first byte is charged 8 bits, as in `eval`.
 
     Args:
-        ckpt: a run directory or a checkpoint file.
+        ckpt: a run directory, a checkpoint, the folder of a model, or ``hub:owner/name``.
         context_length: of the windows of rolling log-likelihoods (protocol ``disjoint``); by default that of
             training.
         batch_size: windows or requests in one forward pass.

@@ -5,8 +5,8 @@
 
 A block adds mixer(norm(x)) to the residual stream x, which is fp32 even under autocast. The mixer projects to
 x and z (B, L, D), convolves x causally, derives from it the step size and the projections B, C of the scan,
-scans, gates by z and projects back. Parameter names are those of mamba_ssm's MambaLMHeadModel, so
-`load_state_dict` takes published weights; their files and configs are not read.
+scans, gates by z and projects back. Parameter names are those of mamba_ssm's MambaLMHeadModel;
+`checkpoints.formats` reads and writes its files.
 """
 
 from __future__ import annotations

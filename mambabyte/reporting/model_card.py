@@ -11,12 +11,7 @@ from mambabyte.models import ByteLM
 from mambabyte.runtime.terminal import visible
 from mambabyte.runtime.units import counted, protocol_in_words
 
-_USE = {
-    "safetensors": 'mambabyte generate ckpt=FOLDER prompt="Once "',
-    "mamba_ssm": 'mambabyte generate ckpt=FOLDER prompt="Once "',
-    "transformers": 'mambabyte generate ckpt=FOLDER prompt="Once "',
-    "gguf": 'llama-completion -m FOLDER/model.gguf --prompt "Once "',
-}
+_COMMAND = 'mambabyte generate ckpt=FOLDER prompt="Once "'
 _PYTHON = {
     "safetensors": 'import mambabyte\n\nmodel = mambabyte.load("FOLDER")',
     "mamba_ssm": (
@@ -27,6 +22,11 @@ _PYTHON = {
         "from transformers import pipeline\n\n"
         'generate = pipeline("text-generation", model="FOLDER")\n'
         'print(generate("Once ", max_new_tokens=100)[0]["generated_text"])'
+    ),
+    "gguf": (
+        "from llama_cpp import Llama\n\n"
+        'model = Llama("FOLDER/model.gguf")\n'
+        'print(model.create_completion("Once ", max_tokens=100)["choices"][0]["text"])'
     ),
 }
 
@@ -82,11 +82,16 @@ def _figures(summary: Mapping[str, Any] | None) -> str:
         f"{figure['data_fingerprint'][:16]}, weights {figure['weights_fingerprint'][:16]})"
         for figure in found
     ]
-    return "\n".join(lines)
+    protocols = " and ".join(
+        f"`mambabyte eval --bpb ckpt=FOLDER data=… protocol={figure['protocol']['name']} "
+        f"context_length={figure['protocol']['context_length']}`"
+        for figure in found
+    )
+    return "\n".join(
+        [*lines, "", f"Measured again by {protocols}, with the data of the configuration below."]
+    )
 
 
 def _use(format: str) -> str:
-    blocks = [f"```bash\n{_USE[format]}\n```"]
-    if format in _PYTHON:
-        blocks.append(f"```python\n{_PYTHON[format]}\n```")
-    return "\n".join(blocks)
+    command = "" if format == "gguf" else f"```bash\n{_COMMAND}\n```\n"
+    return f"{command}```python\n{_PYTHON[format]}\n```"

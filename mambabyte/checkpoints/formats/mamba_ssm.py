@@ -40,7 +40,9 @@ def given(config: Mapping[str, Any], where: str) -> Given:
         raise UserError(f"the config of '{where}' is damaged: ssm_cfg is no section")
     _check(config, _READ | _WITHOUT_EFFECT, _ONE_VALUE, where)
     _check(ssm, _SSM_READ | _SSM_WITHOUT_EFFECT, _SSM_ONE_VALUE, where)
-    found = {key: config[key] for key in ("d_model", "n_layer", "tie_embeddings") if key in config}
+    found = {
+        key: config[key] for key in ("d_model", "n_layer", "vocab_size", "tie_embeddings") if key in config
+    }
     found |= {key: ssm[key] for key in _SSM_READ if key in ssm}
     if found.get("dt_rank") == "auto":
         del found["dt_rank"]

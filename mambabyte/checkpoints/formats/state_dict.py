@@ -33,7 +33,7 @@ _LARGEST_PADDING = 512  # symbols: beyond that it is another vocabulary, and not
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHOWN = 4  # tensors in a sentence about shapes
 
-Given = Mapping[str, Any]  # fields of MambaByteConfig that a config file sets
+Given = Mapping[str, Any]  # what a config file sets: fields of MambaByteConfig, and vocab_size
 
 
 def understand(
@@ -59,6 +59,13 @@ def understand(
         if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
             raise UserError(f"'{where}' is damaged: {listed([name])} has fewer numbers than its shape says")
     found = _from_shapes(named, where)
+    given = dict(given)
+    rows, vocabulary = len(named[_EMBEDDING]), given.pop("vocab_size", VOCABULARY)
+    if not isinstance(vocabulary, int) or not VOCABULARY <= vocabulary <= rows:
+        raise UserError(
+            f"the config of '{where}' says vocab_size={reprlib.repr(vocabulary)}, and its weights have "
+            f"{rows} symbols: they do not belong together"
+        )
     for key, value in given.items():
         if key in found and found[key] != value:
             raise UserError(

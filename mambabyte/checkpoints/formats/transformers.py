@@ -39,6 +39,10 @@ def given(config: Mapping[str, Any], where: str) -> Given:
             )
     found = {ours: config[theirs] for theirs, ours in _OURS.items() if theirs in config}
     found = {"tie_embeddings": True, **found, "norm": "rms"}  # what transformers does without a word
+    found |= {"vocab_size": config["vocab_size"]} if "vocab_size" in config else {}
+    epsilon = found.get("norm_epsilon", 1e-5)
+    if not isinstance(epsilon, (int, float)):
+        raise UserError(f"the config of '{where}' says layer_norm_epsilon={reprlib.repr(epsilon)}")
     if found.get("dt_rank") == "auto":
         del found["dt_rank"]
     return found
