@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping
-from io import StringIO
+from io import SEEK_END, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ COLUMNS = (
     *("clipped_share", "skipped_steps", "delta_mean", "delta_minimum", "delta_maximum"),
     *("A_mean", "A_minimum", "A_maximum"),
 )
+PART = "validation_bits_per_byte/"  # with the name of a mixture's part, a column of such a run
 _NEVER_EMPTY = ("step", "bytes", "seconds", "bits_per_byte")
 _INTEGERS = ("step", "bytes", "peak_memory_bytes", "skipped_steps")
 
@@ -29,7 +30,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             for name in reader.fieldnames or ():
-                if name not in COLUMNS:
+                if name not in COLUMNS and not name.startswith(PART):
                     raise ValueError(f"there is no column {name[:40]!r}")
             return [_numbers(row) for row in reader if None not in row.values()]
     except (FileNotFoundError, NotADirectoryError):
@@ -53,10 +54,10 @@ def _number(column: str, cell: str) -> float:
         raise ValueError(f"{column or 'a cell too many'} is {str(cell)[:40]!r}") from None
 
 
-def write_metrics(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write ``rows`` to a metrics.csv, replacing an existing one."""
+def write_metrics(path: Path, rows: Iterable[Mapping[str, Any]], parts: Iterable[str] = ()) -> None:
+    """Write ``rows`` to a metrics.csv, replacing an existing one; ``parts`` are the columns of a mixture."""
     text = StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
+    writer = csv.DictWriter(text, (*COLUMNS, *parts))
     writer.writeheader()
     writer.writerows(rows)
     with atomic_write(path) as file:
@@ -64,6 +65,8 @@ def write_metrics(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one row to a metrics.csv."""
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.DictWriter(file, COLUMNS).writerow(row)
+    """Add one row to a metrics.csv, which has its header."""
+    with path.open("r+", newline="", encoding="utf-8") as file:
+        columns = next(csv.reader(file))
+        file.seek(0, SEEK_END)
+        csv.DictWriter(file, columns).writerow(row)

@@ -16,6 +16,7 @@ from mambabyte.data.sources.mixture import BLOCK, parts_of, windows_per_block
 from mambabyte.data.windows.mixed import MixedWindows
 from mambabyte.data.windows.shuffled import ShuffledWindows
 from mambabyte.errors import UserError
+from mambabyte.runs.metrics_csv import read_metrics
 
 LENGTH = 8
 
@@ -190,7 +191,8 @@ def test_a_run_and_its_evaluation_report_each_part(start, described, configure, 
     parts = re.sub(
         r'"(\w+)":', r"\1:", json.dumps(described(new={"weight": 3}))
     )  # Hydra's keys have no quotes
-    run_dir = start("mixed", "data=mixture", f"data.parts={parts}")
+    run_dir = start("mixed", "data=mixture", f"data.parts={parts}", "callbacks.validate_bytes=1000000")
+    last = read_metrics(run_dir / "metrics.csv")[-1]
     summary = json.loads((run_dir / "summary.json").read_text())
     capsys.readouterr()
     evaluate.run(configure("eval", f"ckpt={run_dir}", "json=true"))
@@ -200,5 +202,7 @@ def test_a_run_and_its_evaluation_report_each_part(start, described, configure, 
     assert sum(part["bytes"] for part in found) == measured["bytes"]
     bits = sum(part["bits_per_byte"] * part["bytes"] for part in found)
     assert bits / measured["bytes"] == pytest.approx(measured["bits_per_byte"], rel=1e-12)
+    for name, part in measured["parts"].items():  # batched in another way, so rounded in another
+        assert last[f"validation_bits_per_byte/{name}"] == pytest.approx(part["bits_per_byte"], rel=1e-6)
     evaluate.run(configure("eval", f"ckpt={run_dir}"))
     assert "\n  new: " in capsys.readouterr().out

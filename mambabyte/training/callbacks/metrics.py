@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from mambabyte.runs.metrics_csv import append_metrics, read_metrics, write_metrics
+from mambabyte.runs.metrics_csv import PART, append_metrics, read_metrics, write_metrics
 from mambabyte.runtime.memory import PeakMemory
 from mambabyte.runtime.progress import StatusLine
 from mambabyte.runtime.units import byte_count, duration
@@ -64,7 +64,8 @@ class Metrics(StepCallback):
             self._line.begin()
             # steps after the checkpoint are repeated: drop their rows
             keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
-            write_metrics(self._path, keep)
+            columns = [name for each in self._others(trainer) for name in each.columns()]
+            write_metrics(self._path, keep, [name for name in columns if name.startswith(PART)])
             self._flops_per_byte = module.model.flops_per_byte(self._settings.context_length).training
             self._peak = peak_flops(trainer.strategy.root_device, self._settings.trainer.precision)
         self._first_step = trainer.global_step + 1
@@ -93,15 +94,17 @@ class Metrics(StepCallback):
         self._begin_row(step)
         if not row:
             return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, StepCallback):
-                row.update(callback.columns())
+        for callback in self._others(trainer):
+            row.update(callback.columns())
         append_metrics(self._path, row)
         self._line.max_steps = module.max_steps
         self._line.show(row, final=step == module.max_steps, urgent=first)
         values = {name: value for name, value in row.items() if name != "step" and value is not None}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
+
+    def _others(self, trainer: Trainer) -> list[StepCallback]:
+        return [each for each in trainer.callbacks if isinstance(each, StepCallback)]  # type: ignore[attr-defined]
 
     def _row(self, trainer: Trainer, step: int) -> dict[str, Any]:
         """The row of the steps since the last one, without what the other callbacks add."""

@@ -9,8 +9,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from mambabyte.data import ByteCorpus
+from mambabyte.data.sources.mixture import parts_of
 from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Protocol, scored_spans
 from mambabyte.models import ByteLM
+from mambabyte.runs.metrics_csv import PART
 from mambabyte.runtime.precision import PrecisionName
 from mambabyte.runtime.process_group import rank_and_count, sum_over_ranks
 from mambabyte.training.callbacks.step_callback import StepCallback, is_due
@@ -20,7 +22,7 @@ from mambabyte.training.settings import TrainSettings
 
 class Validation(StepCallback):
     """Scores a sample of the validation split (protocol ``disjoint``), the same at every step, its windows
-    shared among the ranks.
+    shared among the ranks. Of a mixture, that of each part too.
 
     It is computed in fp32; in bf16 where training is and fp32 would be several times slower (on a GPU) or
     weights are gathered in bf16 (FSDP).
@@ -29,10 +31,14 @@ class Validation(StepCallback):
     def __init__(self, settings: TrainSettings, corpus: ByteCorpus) -> None:
         self._settings = settings
         self._corpus = corpus
-        self._bits_per_byte: float | None = None
+        parts = parts_of(corpus)
+        self._columns = ["validation_bits_per_byte", *(f"{PART}{name}" for name in parts)]
+        # the document after the last of each part; a corpus that is no mixture is one part
+        self._ends = [last for _, last in parts.values()] or [corpus.num_documents]
+        self._bits_per_byte: list[float | None] = [None] * len(self._columns)
 
     def columns(self) -> dict[str, float | None]:
-        return {"validation_bits_per_byte": self._bits_per_byte}
+        return dict(zip(self._columns, self._bits_per_byte, strict=True))
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -43,17 +49,21 @@ class Validation(StepCallback):
             )
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
-        self._bits_per_byte = None
+        self._bits_per_byte = [None] * len(self._columns)
         settings = self._settings
         if not is_due(step, settings.callbacks.validate_every):
             return
         with module.excluded_from_timing():
             self._bits_per_byte = self._measure(module.model)
 
-    def _measure(self, model: ByteLM) -> float:
+    def _measure(self, model: ByteLM) -> list[float | None]:
         """On every rank, which all must call this. A rank runs as many windows as any other, since FSDP's
-        ranks work together in each; what it runs for company is not counted."""
-        windows, first_bytes = self._sample
+        ranks work together in each; what it runs for company is not counted.
+
+        Returns:
+            The bits per byte of all, and of each part of a mixture: None of one that has no window.
+        """
+        windows, part_of, first_bytes = self._sample
         rank, ranks = rank_and_count()
         mine = len(range(rank, len(windows), ranks))
         run = [windows[i % len(windows)] for i in range(rank, len(windows) + rank, ranks)]
@@ -63,16 +73,17 @@ class Validation(StepCallback):
             batch_size=int(self._settings.trainer.micro_batch_size),
             precision=self._precision(model.device),
         )
-        nats, scored = 0.0, 0  # on rank 0, also those of first bytes, which no window predicts
-        if rank == 0:
-            nats, scored = first_bytes * FIRST_BYTE_NATS, first_bytes
+        sums = np.zeros((len(self._ends), 2))  # of each part, nats and scored bytes; exact up to 2**53
+        if rank == 0:  # no window predicts first bytes
+            sums += np.outer(first_bytes, (FIRST_BYTE_NATS, 1))
         for batch in scored_spans(model, run, protocol):
             for span in batch:
                 if span.document < mine:
-                    nats, scored = nats + float(span.nats.sum()), scored + len(span.nats)
+                    sums[part_of[rank + span.document * ranks]] += float(span.nats.sum()), len(span.nats)
         if ranks > 1:
-            nats, scored = sum_over_ranks(np.array([nats, scored]), model.device)  # fp64: exact up to 2**53
-        return float(nats) / scored / math.log(2)
+            sums = sum_over_ranks(sums, model.device)
+        rows = [sums.sum(axis=0), *(sums if len(self._columns) > 1 else [])]
+        return [float(nats) / scored / math.log(2) if scored else None for nats, scored in rows]
 
     def _precision(self, device: torch.device) -> PrecisionName:
         trainer = self._settings.trainer
@@ -80,20 +91,27 @@ class Validation(StepCallback):
         return "bf16" if trainer.precision == "bf16" and needed else "fp32"
 
     @cached_property
-    def _sample(self) -> tuple[list[np.ndarray], int]:
-        """`spread_windows`, of which those that predict nothing are left out."""
-        windows, first_bytes = spread_windows(
+    def _sample(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """The windows of `spread_windows` without those that predict nothing; the part of each; and how many
+        windows begin a document, for each part."""
+        windows, documents, begin = spread_windows(
             self._corpus, self._settings.context_length, self._settings.callbacks.validate_bytes
         )
-        return [window for window in windows if len(window) > 1], first_bytes
+        parts = np.searchsorted(self._ends, documents, side="right")
+        first_bytes = np.bincount(parts[begin], minlength=len(self._ends))
+        predicting = np.flatnonzero([len(window) > 1 for window in windows])
+        return [windows[i] for i in predicting], parts[predicting], first_bytes
 
 
-def spread_windows(corpus: ByteCorpus, context_length: int, num_bytes: int) -> tuple[list[np.ndarray], int]:
+def spread_windows(
+    corpus: ByteCorpus, context_length: int, num_bytes: int
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """About ``num_bytes`` of a corpus in windows of the protocol ``disjoint``, spread evenly over all of it.
 
     Returns:
-        The windows, each with the byte before the first that it predicts; and how many of them begin a
-        document, so that their first byte is scored too. Of the whole corpus they give the protocol's figure.
+        The (n) windows, each with the byte before the first that it predicts; the (n,) document of each; and
+        (n,) whether it begins that document, so that its first byte is scored too. Of the whole corpus they
+        give the protocol's figure.
     """
     lengths = np.diff(corpus.offsets)
     counts = np.where(lengths > 0, np.maximum(1, -(-(lengths - 1) // context_length)), 0)
@@ -106,4 +124,4 @@ def spread_windows(corpus: ByteCorpus, context_length: int, num_bytes: int) -> t
     starts = corpus.offsets[documents] + begins
     stops = np.minimum(starts + context_length + 1, corpus.offsets[documents + 1])
     windows = [corpus.bytes[start:stop] for start, stop in zip(starts, stops, strict=True)]
-    return windows, int((begins == 0).sum())
+    return windows, documents, begins == 0
