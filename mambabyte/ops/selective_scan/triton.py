@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -11,6 +9,9 @@ from torch.nn.functional import pad
 from mambabyte.ops.cpu.arguments import contiguous
 from mambabyte.ops.selective_scan.reference import ScanInputs
 from mambabyte.ops.selective_scan.triton_kernels import backward_kernel, combine_kernel, scan_kernel, triton
+from mambabyte.ops.triton.kernels import available, rows
+
+__all__ = ["available", "backward", "forward", "states_shape"]
 
 SPAN = 256  # steps; a multiple of both chunks
 FORWARD_CHUNK, FORWARD_BLOCK = 16, 32  # steps, channels
@@ -21,17 +22,6 @@ ENOUGH_PROGRAMS = 512
 PADDING = 16  # B and C are padded to a multiple of both chunks, so they can be read without masks
 
 
-def available() -> tuple[bool, str]:
-    """Whether the kernels can run here, and why or why not."""
-    if triton is None:
-        return False, "triton is not installed"
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return True, "triton's interpreter"
-    if not torch.cuda.is_available():
-        return False, "no CUDA device"
-    return True, f"triton {triton.__version__}"
-
-
 class _Launcher:
     """A scan's inputs in the kernels' layouts, states and A (..., N, D), B and C (B, N, L), all fp32, and the
     launches of the kernels on them."""
@@ -40,8 +30,8 @@ class _Launcher:
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, _, document_start = inputs
         self.batch, self.length, self.channels = u.shape
         self.state_size = A.shape[1]
-        self.u, self.delta = _rows(u), _rows(delta)
-        self.z = None if z is None else _rows(z)
+        self.u, self.delta = rows(u), rows(delta)
+        self.z = None if z is None else rows(z)
         self.A = _swapped(A)
         self.B, self.C = (_swapped(pad(t, (0, 0, 0, -self.length % PADDING))) for t in (B, C))
         start = contiguous(document_start, torch.uint8)
@@ -84,10 +74,6 @@ class _Launcher:
             )  # fmt: skip
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 def _swapped(tensor: Tensor) -> Tensor:
     """A contiguous fp32 copy with the last two dimensions swapped, never the tensor itself."""
     return tensor.float().transpose(-1, -2).clone(memory_format=torch.contiguous_format)
@@ -127,7 +113,7 @@ def backward(
     """
     x = _Launcher(inputs)
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, *_ = inputs
-    grad_out = _rows(grad_out)
+    grad_out = rows(grad_out)
     chunk, block, spans = BACKWARD_CHUNK, BACKWARD_BLOCK, states.shape[1]
     blocks = triton.cdiv(x.channels, block)
     span_steps = x.A.new_empty(x.batch, spans, x.channels)

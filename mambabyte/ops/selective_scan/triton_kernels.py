@@ -26,26 +26,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from mambabyte.ops.triton.kernels import LOG2_E, jit, sigmoid, triton
 
-LOG2_E: Any = None if triton is None else tl.constexpr(1.4426950408889634)
+if triton is not None:
+    import triton.language as tl
 
 
 def _jit(function: Callable[..., Any]) -> Any:
-    if triton is None:
-        return function
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     known = {"B", "C", "padded", *function.__annotations__}
-    return triton.jit(function, do_not_specialize_on_alignment=[name for name in names if name not in known])
-
-
-@_jit
-def _sigmoid(x):
-    return 1 / (1 + tl.exp2(x * -LOG2_E))
+    return jit(function, do_not_specialize_on_alignment=[name for name in names if name not in known])
 
 
 @_jit
@@ -183,7 +173,7 @@ def scan_kernel(
                 y += tl.load(D + channel, mask=channel_mask, other=0)[None, :] * x
             if z is not None:
                 gate = _load_tile(z, z_batch, z_time, b, first, rows, channel, mask)
-                y *= gate * _sigmoid(gate)
+                y *= gate * sigmoid(gate)
             _store_tile(out, y, b, first, rows, channel, mask, length, channels)
     if span_steps is not None:
         tl.store(span_steps + (b * tl.num_programs(1) + span) * channels + channel, total, mask=channel_mask)
@@ -243,7 +233,7 @@ def backward_kernel(
         grad_y = _load_tile(grad_out, grad_out_batch, grad_out_time, b, first, rows, channel, mask)
         if z is not None:
             gate = _load_tile(z, z_batch, z_time, b, first, rows, channel, mask)
-            grad_y *= gate * _sigmoid(gate)
+            grad_y *= gate * sigmoid(gate)
         if document_start is not None:
             reset = _reset_exponents(document_start, b, first, rows, time_mask, length)
         if not CARRY_ONLY:
@@ -290,13 +280,13 @@ def backward_kernel(
             grad_raw = grad_steps + grad_scaled * x
             if SOFTPLUS:
                 raw = _load_tile(delta, delta_batch, delta_time, b, first, rows, channel, mask) + bias
-                grad_raw *= _sigmoid(raw)
+                grad_raw *= sigmoid(raw)
             _store_tile(grad_delta, grad_raw, b, first, rows, channel, mask, length, channels)
             sum_bias += tl.sum(tl.where(mask, grad_raw, 0.0), axis=0)
             if z is not None:
                 gate = _load_tile(z, z_batch, z_time, b, first, rows, channel, mask)
                 grad = _load_tile(grad_out, grad_out_batch, grad_out_time, b, first, rows, channel, mask)
-                opening = _sigmoid(gate)
+                opening = sigmoid(gate)
                 grad *= y * opening * (1 + gate * (1 - opening))
                 _store_tile(grad_z, grad, b, first, rows, channel, mask, length, channels)
     if not CARRY_ONLY:
