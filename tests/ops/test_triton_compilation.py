@@ -1,6 +1,7 @@
 """Every Triton kernel, compiled for GPUs by Triton's own compiler in the program's specialisations.
 
-A bound on registers says how many warps a multiprocessor can hold; nothing may be spilled inside a loop.
+A bound on registers says how many warps a multiprocessor can hold; nothing may be spilled inside a loop. The
+same code takes more registers on sm_80, where only spills are bounded.
 """
 
 import importlib
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mambabyte.ops.causal_conv1d.custom_op import ConvInputs
+from mambabyte.ops.selective_scan.reference import ScanInputs
 from tests.ops.interpreter import INTERPRETED
 
 pytest.importorskip("triton")
@@ -23,8 +26,9 @@ if not INTERPRETED:
 shared_kernels = importlib.import_module("mambabyte.ops.triton.kernels")
 convolution = importlib.import_module("mambabyte.ops.causal_conv1d.triton")
 norm = importlib.import_module("mambabyte.ops.residual_norm.triton")
+scan = importlib.import_module("mambabyte.ops.selective_scan.triton")
 
-B, L, D, WIDTH = 8, 8192, 2048, 4  # MambaByte-353M's; its model width is half of D
+B, L, D, N, WIDTH = 8, 8192, 2048, 16, 4  # MambaByte-353M's; its model width is half of D
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,16 @@ def normalise(dtype: torch.dtype, width: int, rms: bool) -> None:
     norm.backward(out, residual, x, weight, bias, 1e-5, rms, other)
 
 
+def select(dtype: torch.dtype, states: bool) -> None:
+    """A training step of packed windows, or one that takes a state and gives one; in spans of time."""
+    u, delta, z = (empty(B, L, D, dtype=dtype) for _ in "udz")
+    state, start = (empty(B, D, N), None) if states else (None, empty(B, L, dtype=torch.bool))
+    projections = [empty(B, L, N, dtype=dtype) for _ in "BC"]
+    inputs = ScanInputs(u, delta, empty(D, N), *projections, empty(D), z, empty(D), True, state, start)
+    out, final, kept = scan.forward(inputs, True)
+    scan.backward(out, final if states else None, inputs, kept)
+
+
 SUM = {"sum_kernel": 40}
 CONVOLUTION = (convolution, shared_kernels)
 NORM = (norm, shared_kernels)
@@ -69,7 +83,7 @@ CASES = [
         "convolution, bf16",
         lambda: convolve(torch.bfloat16, False),
         CONVOLUTION,
-        {"forward_kernel": 168, "backward_kernel": 128, **SUM},
+        {"forward_kernel": 128, "backward_kernel": 128, **SUM},
         more_capabilities=(80, 100),
     ),
     Case(
@@ -97,6 +111,19 @@ CASES = [
         NORM,
         {"forward_kernel": 32, "backward_kernel": 64, **SUM},
     ),
+    Case(
+        "scan, bf16",
+        lambda: select(torch.bfloat16, False),
+        (scan,),
+        {"scan_kernel": 168, "combine_kernel": 40, "backward_kernel": 255},
+        more_capabilities=(80, 100),
+    ),
+    Case(
+        "scan, fp32, states",
+        lambda: select(torch.float32, True),
+        (scan,),
+        {"scan_kernel": 168, "combine_kernel": 40, "backward_kernel": 255},
+    ),
 ]
 EVERYWHERE = [(case, capability) for case in CASES for capability in (90, *case.more_capabilities)]
 
@@ -118,8 +145,37 @@ def test_compiles_within_its_bounds(folder, case, capability):
     assert {launch.name for launch in launches} == set(case.registers)
     for launch in launches:
         usage = compiled(launch, capability, folder)
-        assert usage.registers <= case.registers[launch.name], (launch.name, usage)
+        registers = 255 if capability == 80 else case.registers[launch.name]
+        assert usage.registers <= registers, (launch.name, usage)
         assert usage.shared <= case.shared and usage.spills_in_loops == 0, (launch.name, usage)
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of every tensor that is made, but for those of the shape of the inputs."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.sizes = shape, []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        made = function(*arguments, **(keywords or {}))
+        if isinstance(made, torch.Tensor) and made.shape != self.shape and made._base is None:
+            self.sizes.append(made.numel() * made.element_size())
+        return made
+
+
+def test_a_million_steps_need_no_temporary_that_grows_with_them():
+    wide = empty(1, 2**20, D, dtype=torch.bfloat16)
+    narrow, start = empty(1, 2**20, N, dtype=torch.bfloat16), empty(1, 2**20, dtype=torch.bool)
+    inputs = ScanInputs(
+        wide, wide, empty(D, N), narrow, narrow, empty(D), wide, empty(D), True, None, start
+    )  # fmt: skip
+    kept = empty(*scan.states_shape(wide, inputs.A))
+    with Allocations(wide.shape) as made:
+        recorded(lambda: scan.backward(wide, None, inputs, kept), scan)
+    # The states at the start of the chunks of a group: 16 warps of 64 channels and 256 steps on each of 132
+    # multiprocessors. Those of all chunks are 16 GiB.
+    assert 2**28 < max(made.sizes) < 2**28 * 1.1
 
 
 def test_spills_are_counted_in_innermost_loops_only():

@@ -76,7 +76,8 @@ class _Recorder:
 
 
 def recorded(launch: Callable[[], Any], *modules: Any) -> list[Launch]:
-    """The launches that `launch` makes of the kernels that are names of these modules, as on an H100."""
+    """The launches that `launch` makes of the kernels that are names of these modules, as on an H100: one of
+    those that need the same machine code."""
     launches: list[Launch] = []
     found = [(m, n, k) for m in modules for n, k in vars(m).items() if isinstance(k, JITFunction)]
     patches = [patch.object(module, name, _Recorder(kernel, launches)) for module, name, kernel in found]
@@ -90,7 +91,7 @@ def recorded(launch: Callable[[], Any], *modules: Any) -> list[Launch]:
     finally:
         for each in patches:
             each.stop()
-    return launches
+    return list({(each.source().hash(), *each.options.items()): each for each in launches}.values())
 
 
 @dataclass(frozen=True)
