@@ -1,7 +1,7 @@
 """Which backend an op uses, and why.
 
     cpu         our C++ kernels: CPU tensors in fp32, bf16 and fp16; compiled at first use
-    triton      our Triton kernels: CUDA tensors in the same dtypes; the scan only
+    triton      our Triton kernels: CUDA tensors in the same dtypes; all but the step
     mamba_ssm   mamba_ssm's kernels: as triton, but without initial states and document starts
     reference   plain PyTorch: any device, fp64 too
 
@@ -27,8 +27,8 @@ from mambabyte.ops.cpu import build
 # only triton takes initial states and document starts and gives the same gradients from run to run.
 BACKENDS = {
     "selective_scan": ("cpu", "triton", "mamba_ssm", "reference"),
-    "causal_conv1d": ("cpu", "reference"),
-    "residual_norm": ("cpu", "reference"),
+    "causal_conv1d": ("cpu", "triton", "reference"),
+    "residual_norm": ("cpu", "triton", "reference"),
     "mamba_step": ("cpu", "reference"),
 }
 _NAMES = BACKENDS["selective_scan"]  # which has every backend that there is

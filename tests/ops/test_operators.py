@@ -23,9 +23,8 @@ def test_opcheck_of_the_scan(full, resets):
 def test_opcheck_of_the_convolution(resets):
     x, weight, bias, state = (v.detach().requires_grad_() for v in conv_arguments(2, 13, 20, 4))
     start = torch.rand(2, 13, generator=torch.Generator().manual_seed(0)) < 0.2 if resets else None
-    torch.library.opcheck(
-        torch.ops.mambabyte.causal_conv1d.default, (x, weight, bias, state if resets else None, start)
-    )
+    arguments = (x, weight, bias, state if resets else None, start, resets, "cpu")
+    torch.library.opcheck(torch.ops.mambabyte.causal_conv1d.default, arguments)
 
 
 def test_fake_tensors_have_the_shapes_and_dtypes_of_real_ones():

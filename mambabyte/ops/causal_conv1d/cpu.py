@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from mambabyte.ops.causal_conv1d.custom_op import ConvInputs
+from mambabyte.ops.causal_conv1d.reference import last_inputs, same_document
 from mambabyte.ops.cpu.arguments import (
     Rows,
     as_rows,
@@ -18,9 +19,6 @@ from mambabyte.ops.cpu.arguments import (
     kernel_dtype,
     num_threads,
 )
-from mambabyte.ops.operators import operator
-
-WIDTHS = (2, 3, 4)  # those that Mamba models have, and that the kernel is compiled for
 
 
 class Arguments(ctypes.Structure):
@@ -35,62 +33,47 @@ class Arguments(ctypes.Structure):
     ]
 
 
-@operator("mambabyte::causal_conv1d")
-def causal_conv1d_fused(
-    x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None, document_start: Tensor | None
-) -> Tensor:
+def forward(inputs: ConvInputs, return_final_state: bool) -> tuple[Tensor, Tensor | None]:
+    """Output and final state: see `mambabyte.ops.causal_conv1d.custom_op`."""
+    x, weight, _, initial_state, document_start = inputs
     out = empty(x.shape, kernel_dtype(x.dtype))
-    _run("forward", x, weight, bias, initial_state, document_start, out=out)
-    return out.to(x.dtype)
+    _run("forward", inputs, out=out)
+    if not return_final_state:
+        return out.to(x.dtype), None
+    final = last_inputs(x, initial_state, weight.shape[1] - 1, document_start)
+    return out.to(x.dtype), final.contiguous()
 
 
-@causal_conv1d_fused.register_fake
-def _(x: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@operator("mambabyte::causal_conv1d_backward")
-def _backward(
-    grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None,
-    document_start: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    (batch, _, channels), width = x.shape, weight.shape[1]
+def backward(
+    grad_out: Tensor, grad_final_state: Tensor | None, inputs: ConvInputs
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias and the initial state."""
+    x, weight, bias, initial_state, document_start = inputs
+    (batch, length, channels), width = x.shape, weight.shape[1]
     grad_x = empty(x.shape, kernel_dtype(x.dtype))
     grad_weight, grad_bias = torch.empty(batch, width, channels), torch.empty(batch, channels)
     grad_state = torch.empty(batch, width - 1, channels)
     _run(
-        "backward", x, weight, bias, initial_state, document_start,
+        "backward", inputs,
         grad_out=contiguous(grad_out, grad_x.dtype), grad_x=grad_x, grad_weight=grad_weight,
         grad_bias=grad_bias, grad_state=grad_state,
     )  # fmt: skip
+    if grad_final_state is not None:
+        grad_last = same_document(grad_final_state, document_start)
+        kept = min(length, width - 1)  # inputs of x in the final state, after those of the initial one
+        grad_x[:, length - kept :] += grad_last[:, width - 1 - kept :]
+        grad_state[:, kept:] += grad_last[:, : width - 1 - kept]
     grad_weight = grad_weight.sum(0).flip(0).t().contiguous()
-    return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.sum(0).to(bias.dtype), grad_state
+    return (
+        grad_x.to(x.dtype),
+        grad_weight.to(weight.dtype),
+        grad_bias.sum(0).to(bias.dtype),
+        None if initial_state is None else grad_state,
+    )
 
 
-@_backward.register_fake
-def _(grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    state = x.new_empty((x.shape[0], weight.shape[1] - 1, x.shape[2]), dtype=torch.float32)
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape), state
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # once: activation checkpointing lets each be unpacked once
-    *gradients, grad_state = _backward(grad_out, *saved)
-    initial_state = saved[3]
-    return *gradients, None if initial_state is None else grad_state.to(initial_state.dtype), None
-
-
-causal_conv1d_fused.register_autograd(_differentiate, setup_context=_save)
-
-
-def _run(
-    direction: str, x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None,
-    document_start: Tensor | None, **tensors: Tensor,
-) -> None:  # fmt: skip
+def _run(direction: str, inputs: ConvInputs, **tensors: Tensor) -> None:
+    x, weight, bias, initial_state, document_start = inputs
     (batch, length, channels), width = x.shape, weight.shape[1]
     if initial_state is None:
         initial_state = torch.zeros(batch, width - 1, channels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.causal_conv1d.cpu import WIDTHS, causal_conv1d_fused
+from mambabyte.ops.causal_conv1d.custom_op import WIDTHS, ConvInputs, causal_conv1d_fused
 from mambabyte.ops.causal_conv1d.reference import causal_conv1d_reference, last_inputs
 
 
@@ -26,8 +26,8 @@ def causal_conv1d(
         x: (B, L, D). weight: (D, W); the last column multiplies the current input. bias: (D) or None.
         initial_state: (B, W-1, D), the inputs before the first step, oldest first; zero when None.
         document_start: (B, L) boolean; a marked step and those after it see nothing before it.
-        backend: "cpu" (widths 2 to 4; others run on the reference) or "reference"; by default the first that
-            serves x's device and dtype. See `mambabyte.ops.backends`.
+        backend: "cpu", "triton" (widths 2 to 4; others run on the reference) or "reference"; by default the
+            first that serves x's device and dtype. See `mambabyte.ops.backends`.
 
     Returns:
         out (B, L, D) in x's dtype, and with `return_final_state` the last W-1 inputs (B, W-1, D), with
@@ -38,9 +38,12 @@ def causal_conv1d(
     """
     bias = x.new_zeros(x.shape[-1]) if bias is None else bias
     _check_shapes(x, weight, bias, initial_state)
-    on_cpu = choose_backend("causal_conv1d", x.device, x.dtype, backend) == "cpu"
-    convolve = causal_conv1d_fused if on_cpu and weight.shape[1] in WIDTHS else causal_conv1d_reference
-    out = convolve(x, weight, bias, initial_state, document_start)
+    backend = choose_backend("causal_conv1d", x.device, x.dtype, backend)
+    if backend != "reference" and weight.shape[1] in WIDTHS:
+        inputs = ConvInputs(x, weight, bias, initial_state, document_start)
+        out, state = causal_conv1d_fused(backend, inputs, return_final_state)
+        return out if state is None else (out, state)
+    out = causal_conv1d_reference(x, weight, bias, initial_state, document_start)
     if not return_final_state:
         return out
     return out, last_inputs(x, initial_state, weight.shape[1] - 1, document_start)

@@ -27,10 +27,15 @@ def last_inputs(
 ) -> Tensor:
     """The state after x: its last `history` inputs (B, history, D), zero before the last document's start."""
     inputs = _with_history(x[:, -history:] if history else x[:, :0], initial_state, history)
-    last = inputs[:, inputs.shape[1] - history :]
+    return same_document(inputs[:, inputs.shape[1] - history :], document_start)
+
+
+def same_document(last: Tensor, document_start: Tensor | None) -> Tensor:
+    """Rows (B, history, D) of the last inputs, zero before the last document's start."""
+    history = last.shape[1]
     if document_start is None or history == 0:
         return last
-    steps_back = torch.arange(history - 1, -1, -1, device=x.device)  # of each kept row, from the last step
+    steps_back = torch.arange(history - 1, -1, -1, device=last.device)  # of each kept row, from the last step
     return last.masked_fill((steps_back > _age(document_start, history)[:, -1:]).unsqueeze(-1), 0.0)
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mambabyte.ops.cpu.arguments import call, contiguous, empty, fields, num_threads
-from mambabyte.ops.operators import operator
+from mambabyte.ops.cpu.arguments import call, contiguous, empty, fields, kernel_dtype, num_threads
 
 
 class Arguments(ctypes.Structure):
@@ -37,57 +35,35 @@ def _run(
     )  # fmt: skip
 
 
-@operator("mambabyte::residual_norm")
-def residual_norm_fused(
+def forward(
     residual: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float, rms: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    out, x = empty(residual.shape, dtype), empty(residual.shape)
+    """The norm in `dtype` and the sum in fp32: see `mambabyte.ops.residual_norm.custom_op`."""
+    out, x = empty(residual.shape, kernel_dtype(dtype)), empty(residual.shape)
     _run(
-        "forward", contiguous(residual), weight, dtype, epsilon, rms,
-        update=contiguous(update, dtype), bias=contiguous(bias), sum=x, out=out,
+        "forward", contiguous(residual), weight, out.dtype, epsilon, rms,
+        update=contiguous(update, out.dtype), bias=contiguous(bias), sum=x, out=out,
     )  # fmt: skip
-    return out, x
+    return out.to(dtype), x
 
 
-@residual_norm_fused.register_fake
-def _(residual: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    dtype = arguments[-1]
-    return residual.new_empty(residual.shape, dtype=dtype), residual.new_empty(residual.shape)
-
-
-@operator("mambabyte::residual_norm_backward")
-def _backward(
-    grad_out: Tensor, grad_sum: Tensor, x: Tensor, weight: Tensor, epsilon: float, rms: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x = empty(x.shape)
+def backward(
+    grad_out: Tensor, grad_x: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float,
+    rms: bool, update_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:  # fmt: skip
+    """Gradients of residual, update, weight and bias: see `mambabyte.ops.residual_norm.custom_op`."""
+    grad_residual = empty(x.shape)
     grad_weight, grad_bias = torch.empty(2, num_threads(), x.shape[-1])  # a row for each task
+    dtype = kernel_dtype(grad_out.dtype)
     _run(
-        "backward", x, weight, grad_out.dtype, epsilon, rms,
-        grad_out=grad_out.contiguous(), grad_sum=grad_sum.contiguous(),
-        grad_residual=grad_x, grad_weight=grad_weight, grad_bias=grad_bias,
+        "backward", x, weight, dtype, epsilon, rms, grad_out=contiguous(grad_out, dtype),
+        grad_sum=torch.zeros_like(x) if grad_x is None else contiguous(grad_x), grad_residual=grad_residual,
+        grad_weight=grad_weight, grad_bias=grad_bias,
     )  # fmt: skip
-    return grad_x, grad_weight.sum(0).to(weight.dtype), grad_bias.sum(0)
-
-
-@_backward.register_fake
-def _(grad_out: Tensor, grad_sum: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    grad_bias = weight.new_empty(weight.shape, dtype=torch.float32)
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), grad_bias
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, update, weight, bias, ctx.epsilon, ctx.rms, _ = inputs
-    ctx.update_dtype = None if update is None else update.dtype
-    ctx.save_for_backward(output[1], weight, bias)
-
-
-def _differentiate(ctx: Any, grad_out: Tensor, grad_sum: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = _backward(grad_out, grad_sum, x, weight, ctx.epsilon, ctx.rms)
-    grad_update = None if ctx.update_dtype is None else grad_x.to(ctx.update_dtype)
-    grad_bias = None if bias is None else grad_bias.to(bias.dtype)
-    return grad_x, grad_update, grad_weight, grad_bias, None, None, None
-
-
-residual_norm_fused.register_autograd(_differentiate, setup_context=_save)
+    return (
+        grad_residual,
+        None if update_dtype is None else grad_residual.to(update_dtype),
+        grad_weight.sum(0).to(weight.dtype),
+        None if bias is None else grad_bias.sum(0).to(bias.dtype),
+    )

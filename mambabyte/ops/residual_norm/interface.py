@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.cpu.arguments import kernel_dtype
-from mambabyte.ops.residual_norm.cpu import residual_norm_fused
+from mambabyte.ops.residual_norm.custom_op import residual_norm_fused
 from mambabyte.ops.residual_norm.reference import residual_norm_reference
+
+WIDEST = 8192  # channels that the registers of a Triton program hold
 
 
 def residual_norm(
@@ -28,8 +29,8 @@ def residual_norm(
     Args:
         residual: (..., d), fp32 or fp64. update: the same shape, or None for zero. weight: (d).
         bias: (d) or None. rms: whether to use the RMS norm.
-        backend: "cpu" or "reference"; by default the first that serves the residual's device and dtype. See
-            `mambabyte.ops.backends`.
+        backend: "cpu", "triton" (up to 8,192 channels; more run on the reference) or "reference"; by default
+            the first that serves the residual's device and dtype. See `mambabyte.ops.backends`.
 
     Returns:
         out, in autocast's dtype where autocast is on and otherwise in the weight's, and x in the residual's.
@@ -44,8 +45,8 @@ def residual_norm(
         )
     device = residual.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    if choose_backend("residual_norm", residual.device, residual.dtype, backend) == "cpu":
-        out, x = residual_norm_fused(residual, update, weight, bias, epsilon, rms, kernel_dtype(dtype))
-    else:
+    backend = choose_backend("residual_norm", residual.device, residual.dtype, backend)
+    if backend == "reference" or (backend == "triton" and weight.numel() > WIDEST):
         out, x = residual_norm_reference(residual, update, weight, bias, epsilon, rms)
-    return out.to(dtype), x
+        return out.to(dtype), x
+    return residual_norm_fused(residual, update, weight, bias, epsilon, rms, dtype, backend)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -11,25 +9,18 @@ from torch.nn.functional import pad
 from mambabyte.ops.cpu.arguments import contiguous
 from mambabyte.ops.selective_scan.reference import ScanInputs
 from mambabyte.ops.selective_scan.triton_kernels import backward_kernel, combine_kernel, scan_kernel, triton
+from mambabyte.ops.triton.kernels import available, multiprocessors, rows
 
-SPAN = 256  # steps; a multiple of both chunks
-FORWARD_CHUNK, FORWARD_BLOCK = 16, 32  # steps, channels
-BACKWARD_CHUNK, BACKWARD_BLOCK = 8, 64
-# With fewer warps than this, about four per multiprocessor of an H100, forward splits time into spans as
-# well and scans each of them twice.
-ENOUGH_PROGRAMS = 512
-PADDING = 16  # B and C are padded to a multiple of both chunks, so they can be read without masks
+__all__ = ["available", "backward", "forward", "states_shape"]
 
-
-def available() -> tuple[bool, str]:
-    """Whether the kernels can run here, and why or why not."""
-    if triton is None:
-        return False, "triton is not installed"
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return True, "triton's interpreter"
-    if not torch.cuda.is_available():
-        return False, "no CUDA device"
-    return True, f"triton {triton.__version__}"
+SPAN = 256  # steps; a multiple of CHUNK
+CHUNK, BLOCK = 8, 64  # steps and channels of a tile
+# With fewer warps than this for each multiprocessor, forward splits time into spans as well and scans each of
+# them twice. A multiprocessor has four schedulers, and one warp leaves a scheduler idle most of the time.
+ENOUGH_WARPS = 8
+# The warps for each multiprocessor that backward has in a group of spans: two rounds of its main kernel.
+GROUP_WARPS = 16
+PADDING = 16  # B and C are padded to a multiple of it, so that they can be read without masks
 
 
 class _Launcher:
@@ -39,9 +30,9 @@ class _Launcher:
     def __init__(self, inputs: ScanInputs) -> None:
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, _, document_start = inputs
         self.batch, self.length, self.channels = u.shape
-        self.state_size = A.shape[1]
-        self.u, self.delta = _rows(u), _rows(delta)
-        self.z = None if z is None else _rows(z)
+        self.state_size, self.blocks = A.shape[1], triton.cdiv(self.channels, BLOCK)
+        self.u, self.delta = rows(u), rows(delta)
+        self.z = None if z is None else rows(z)
         self.A = _swapped(A)
         self.B, self.C = (_swapped(pad(t, (0, 0, 0, -self.length % PADDING))) for t in (B, C))
         start = contiguous(document_start, torch.uint8)
@@ -61,18 +52,20 @@ class _Launcher:
         return self.states(1)[:, 0].zero_() if state is None else _swapped(state)
 
     def scan(
-        self, carry: Tensor, out: Tensor | None, states: Tensor | None, span_steps: Tensor | None, span: int,
-        keep_every: int, chunk: int, block: int,
+        self, carry: Tensor, span: int, keep_every: int, first_span: int = 0, out: Tensor | None = None,
+        states: Tensor | None = None, span_steps: Tensor | None = None, grad_out: Tensor | None = None,
+        adjoint: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Launch the scan over spans of `span` steps; it keeps the state before every `keep_every` steps."""
         kept = 0 if states is None else states.shape[1]
         with torch.cuda.device_of(self.u):
-            scan_kernel[(triton.cdiv(self.channels, block), carry.shape[1], self.batch)](
-                self.u, self.delta, self.z, *self.tensors, out, states, carry, span_steps,
-                *self.strides(), self.length, self.B.shape[2], self.channels, self.state_size,
-                triton.cdiv(span, chunk), kept,
-                SOFTPLUS=self.delta_softplus, KEEP_EVERY=keep_every // chunk if kept else 0,
-                CHUNK=chunk, BLOCK=block, num_warps=1,
+            scan_kernel[(self.blocks, carry.shape[1], self.batch)](
+                self.u, self.delta, self.z, *self.tensors, out, states, carry, span_steps, grad_out, adjoint,
+                *self.strides(self.u if grad_out is None else grad_out),
+                self.length, self.B.shape[2], self.channels, self.state_size,
+                first_span, triton.cdiv(span, CHUNK), kept,
+                SOFTPLUS=self.delta_softplus, KEEP_EVERY=keep_every // CHUNK if kept else 0,
+                CHUNK=CHUNK, BLOCK=BLOCK, num_warps=1,
             )  # fmt: skip
 
     def combine(self, carry: Tensor, boundary: Tensor, span_steps: Tensor, reverse: bool) -> None:
@@ -82,10 +75,6 @@ class _Launcher:
                 carry, boundary, span_steps, self.A, spans, self.channels, self.state_size,
                 REVERSE=reverse, BLOCK=block,
             )  # fmt: skip
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _swapped(tensor: Tensor) -> Tensor:
@@ -106,16 +95,14 @@ def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tens
     out = u.new_empty(u.shape)
     state = x.boundary(inputs.initial_state)
     spans = triton.cdiv(x.length, SPAN)
-    chunk, block = FORWARD_CHUNK, FORWARD_BLOCK
-    if spans == 1 or x.batch * triton.cdiv(x.channels, block) >= ENOUGH_PROGRAMS:
-        states = x.states(spans) if keep_states else None
-        x.scan(state.unsqueeze(1), out, states, None, spans * SPAN, SPAN, chunk, block)
+    states = x.states(spans) if keep_states else None
+    if spans == 1 or x.batch * x.blocks >= ENOUGH_WARPS * multiprocessors(u.device):
+        x.scan(state.unsqueeze(1), spans * SPAN, SPAN, out=out, states=states)
     else:
         carry, span_steps = x.states(spans).zero_(), x.A.new_empty(x.batch, spans, x.channels)
-        x.scan(carry, None, None, span_steps, SPAN, SPAN, chunk, block)
+        x.scan(carry, SPAN, SPAN, span_steps=span_steps)
         x.combine(carry, state, span_steps, reverse=False)
-        states = x.states(spans) if keep_states else None
-        x.scan(carry, out, states, None, SPAN, SPAN, chunk, block)
+        x.scan(carry, SPAN, SPAN, out=out, states=states)
     return out, _swapped(state), state.new_empty(0) if states is None else states
 
 
@@ -126,44 +113,52 @@ def backward(
     argument's dtype, the last in fp32; `states` are those that `forward` kept.
     """
     x = _Launcher(inputs)
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, *_ = inputs
-    grad_out = _rows(grad_out)
-    chunk, block, spans = BACKWARD_CHUNK, BACKWARD_BLOCK, states.shape[1]
-    blocks = triton.cdiv(x.channels, block)
-    span_steps = x.A.new_empty(x.batch, spans, x.channels)
-    chunk_states = x.states(triton.cdiv(x.length, chunk))
-    x.scan(states.clone(), None, chunk_states, span_steps, SPAN, chunk, chunk, block)
-    boundary = x.boundary(grad_final_state)
+    u, delta, A, B, C, D, z, delta_bias, *_ = inputs
+    grad_out = rows(grad_out)
+    spans = states.shape[1]
+    group = min(spans, triton.cdiv(GROUP_WARPS * multiprocessors(u.device), x.batch * x.blocks))
     grad_u, grad_delta, grad_z = (None if t is None else t.new_empty(u.shape) for t in (u, delta, z))
-    grad_A = x.states(spans).zero_()
-    grad_B, grad_C = (x.A.new_empty(x.batch, blocks, x.state_size, x.length) for _ in "BC")
-    grad_D = None if D is None else torch.empty_like(span_steps)
-    grad_bias = None if delta_bias is None else torch.empty_like(span_steps)
-
-    def scan_back(carry: Tensor, carry_only: bool) -> None:
-        with torch.cuda.device_of(u):
-            backward_kernel[(blocks, spans, x.batch)](
-                x.u, x.delta, x.z, grad_out, *x.tensors, chunk_states, carry, grad_u, grad_delta, grad_z,
-                grad_A, grad_B, grad_C, grad_D, grad_bias, *x.strides(grad_out),
-                x.length, x.B.shape[2], x.channels, x.state_size, SPAN // chunk,
-                CARRY_ONLY=carry_only, SOFTPLUS=delta_softplus, CHUNK=chunk, BLOCK=block, num_warps=1,
+    grad_A = x.states(group).zero_()  # to which every group adds
+    grad_B, grad_C = (t.new_empty(t.shape) for t in (B, C))
+    grad_D, grad_bias = (
+        None if t is None else x.A.new_empty(x.batch, spans, x.channels) for t in (D, delta_bias)
+    )
+    boundary = x.boundary(grad_final_state)
+    for last in range(spans, 0, -group):
+        first = max(last - group, 0)
+        count = last - first
+        chunk_states = x.states(count * SPAN // CHUNK)
+        carry, span_steps = x.states(count).zero_(), x.A.new_empty(x.batch, count, x.channels)
+        state = states[:, first:last].clone(memory_format=torch.contiguous_format)
+        if count > 1:
+            x.scan(
+                state, SPAN, CHUNK, first, states=chunk_states, span_steps=span_steps, grad_out=grad_out,
+                adjoint=carry,
             )  # fmt: skip
-
-    carry = x.states(spans).zero_()
-    if spans > 1:
-        scan_back(carry, carry_only=True)
-        x.combine(carry, boundary, span_steps, reverse=True)
-    else:
-        carry.copy_(boundary.unsqueeze(1))
-    scan_back(carry, carry_only=False)
+            x.combine(carry, boundary, span_steps, reverse=True)
+        else:
+            x.scan(state, SPAN, CHUNK, first, states=chunk_states)
+            carry = boundary.unsqueeze(1)
+        partial = x.A.new_empty(2, x.batch, x.blocks, x.state_size, count * SPAN)
+        with torch.cuda.device_of(u):
+            backward_kernel[(x.blocks, count, x.batch)](
+                x.u, x.delta, x.z, grad_out, *x.tensors, chunk_states, carry, grad_u, grad_delta, grad_z,
+                grad_A, *partial, grad_D, grad_bias, *x.strides(grad_out),
+                x.length, x.B.shape[2], x.channels, x.state_size, first, SPAN // CHUNK, spans,
+                SOFTPLUS=x.delta_softplus, CHUNK=CHUNK, BLOCK=BLOCK, num_warps=1,
+            )  # fmt: skip
+        steps = slice(first * SPAN, min(last * SPAN, x.length))
+        for grad, parts in zip((grad_B, grad_C), partial, strict=True):
+            grad[:, steps] = parts[..., : steps.stop - steps.start].sum(1).transpose(1, 2)
+        boundary = carry[:, 0].contiguous()
     return (
         grad_u,
         grad_delta,
         grad_A.sum((0, 1)).T.to(A.dtype).contiguous(),
-        grad_B.sum(1).transpose(1, 2).to(B.dtype).contiguous(),
-        grad_C.sum(1).transpose(1, 2).to(C.dtype).contiguous(),
+        grad_B,
+        grad_C,
         None if D is None or grad_D is None else grad_D.sum((0, 1)).to(D.dtype),
         grad_z,
         None if delta_bias is None or grad_bias is None else grad_bias.sum((0, 1)).to(delta_bias.dtype),
-        _swapped(carry[:, 0]),
+        _swapped(boundary),
     )

@@ -65,6 +65,24 @@ def test_cut_anywhere_equals_the_whole_with_gradients(backend, cut, resets):
         assert relative_error(a, e) < 2e-6
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 8])
+@pytest.mark.parametrize("resets", [False, True])
+def test_the_final_state_has_the_same_gradients_on_the_kernel(length, resets):
+    arguments = make_arguments(2, length, 5, 4)
+    start = torch.rand(2, length, generator=torch.Generator().manual_seed(3)) < 0.4 if resets else None
+
+    def both(backend):
+        def joined(*leaves):
+            out, state = causal_conv1d(*leaves, True, start, backend)
+            return torch.cat([out, state.to(out)], 1)
+
+        return joined
+
+    expected = run(both("reference"), arguments, wide=True)
+    for a, e in zip(run(both("cpu"), arguments), expected, strict=True):
+        assert relative_error(a, e) < 2e-6
+
+
 @pytest.mark.parametrize("width", [5, 6, 9])
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 12])
 def test_document_starts_in_windows_shorter_than_the_width(width, length):

@@ -92,6 +92,6 @@ def test_reference_gradcheck_opcheck_and_refusal():
     assert torch.autograd.gradcheck(lambda *t: residual_norm(*t, 1e-5, False), arguments)
     leaves = [a.requires_grad_() for a in make_arguments((2, 3, 5), True, True)]
     operator = torch.ops.mambabyte.residual_norm.default
-    torch.library.opcheck(operator, (*leaves, 1e-5, False, torch.float32))
+    torch.library.opcheck(operator, (*leaves, 1e-5, False, torch.float32, "cpu"))
     with pytest.raises(ValueError, match="do not fit"):
         residual_norm(leaves[0], leaves[1], leaves[2][:4], None, 1e-5, True)

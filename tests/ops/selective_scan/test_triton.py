@@ -100,10 +100,8 @@ def assert_close(actual, expected, tolerance):
 @pytest.fixture
 def short_spans(monkeypatch):
     """Several chunks, spans and blocks in few steps: each takes the interpreter a millisecond."""
-    monkeypatch.setattr(scan, "SPAN", 8)
-    for side in ("FORWARD", "BACKWARD"):
-        monkeypatch.setattr(scan, f"{side}_CHUNK", 4)
-        monkeypatch.setattr(scan, f"{side}_BLOCK", 32)
+    for name, value in {"SPAN": 8, "CHUNK": 4, "BLOCK": 32, "ENOUGH_WARPS": 512}.items():
+        monkeypatch.setattr(scan, name, value)
 
 
 @here
@@ -128,8 +126,19 @@ def test_values_and_gradients_with_the_real_sizes():
 def test_many_programs_walk_the_whole_length_with_the_same_values(short_spans, monkeypatch):
     arguments = make_arguments(1, 18, 5, 2)
     spans = differentiate(kernels, arguments)
-    monkeypatch.setattr(scan, "ENOUGH_PROGRAMS", 1)
+    monkeypatch.setattr(scan, "ENOUGH_WARPS", 1)
     assert_close(differentiate(kernels, arguments), spans, TOLERANCE[torch.float32])
+
+
+@here
+def test_backward_in_small_groups_of_spans_has_the_same_values(short_spans, monkeypatch):
+    arguments = make_arguments(1, 22, 5, 2)
+    start = torch.zeros(1, 22, dtype=torch.bool, device=DEVICE)
+    start[0, 10] = True
+    expected = differentiate(reference, arguments, start, wide=True)
+    for warps in (1, 2):  # groups of one span, and of two
+        monkeypatch.setattr(scan, "GROUP_WARPS", warps)
+        assert_close(differentiate(kernels, arguments, start), expected, TOLERANCE[torch.float32])
 
 
 @here
@@ -145,7 +154,7 @@ def test_low_precision_activations_keep_fp32_arithmetic(short_spans, dtype):
 @here
 @pytest.mark.parametrize("enough", [1, 512])
 def test_document_start_resets_state_and_leaks_nothing(short_spans, monkeypatch, enough):
-    monkeypatch.setattr(scan, "ENOUGH_PROGRAMS", enough)
+    monkeypatch.setattr(scan, "ENOUGH_WARPS", enough)
     arguments = make_arguments(2, 15, 5, 2)
     start = torch.zeros(2, 15, dtype=torch.bool, device=DEVICE)
     start[0, [0, 7, 8, 10]] = True

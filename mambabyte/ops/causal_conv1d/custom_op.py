@@ -1,0 +1,111 @@
+"""The fused convolutions as PyTorch operators: see `mambabyte.ops.operators`.
+
+A fused backend is a module of this package (cpu, triton) with two functions:
+
+    forward(inputs, return_final_state) -> out, the final state or None
+    backward(grad_out, grad_final_state, inputs)
+        -> the gradients of x, weight, bias in their dtypes, and of the initial state in fp32 or None
+
+`inputs` is a `ConvInputs`. `grad_final_state` is None where nothing depends on the final state.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mambabyte.ops.operators import operator
+
+WIDTHS = (2, 3, 4)  # those that Mamba models have, and that the kernels are compiled for
+
+
+class ConvInputs(NamedTuple):
+    """What `mambabyte.ops.causal_conv1d` convolves, with the shapes given there, in the operators' order."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    initial_state: Tensor | None
+    document_start: Tensor | None
+
+
+@functools.cache
+def _backend(name: str) -> Any:
+    return import_module(f"mambabyte.ops.causal_conv1d.{name}")
+
+
+def causal_conv1d_fused(
+    backend: str, inputs: ConvInputs, return_final_state: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Convolve on a fused backend; return the output and, if it is wanted, the final state."""
+    out, state = _forward(*inputs, return_final_state, backend)
+    return out, state if return_final_state else None
+
+
+# PyTorch infers an operator's schema from its signature, so these two spell their arguments out.
+@operator("mambabyte::causal_conv1d")
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None, document_start: Tensor | None,
+    return_final_state: bool, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    inputs = ConvInputs(x, weight, bias, initial_state, document_start)
+    out, state = _backend(backend).forward(inputs, return_final_state)
+    return out, x.new_empty(0) if state is None else state
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return_final_state = arguments[-2]
+    state = (x.shape[0], weight.shape[1] - 1, x.shape[2]) if return_final_state else (0,)
+    return x.new_empty(x.shape), x.new_empty(state)
+
+
+@operator("mambabyte::causal_conv1d_backward")
+def _backward(
+    grad_out: Tensor, grad_final_state: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor,
+    initial_state: Tensor | None, document_start: Tensor | None, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    inputs = ConvInputs(x, weight, bias, initial_state, document_start)
+    *gradients, grad_state = _backend(backend).backward(grad_out, grad_final_state, inputs)
+    return *gradients, weight.new_empty(0, dtype=torch.float32) if grad_state is None else grad_state
+
+
+@_backward.register_fake
+def _(
+    grad_out: Tensor, grad_final_state: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor,
+    initial_state: Tensor | None, *_: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    state = (0,) if initial_state is None else initial_state.shape
+    return (
+        x.new_empty(x.shape),
+        weight.new_empty(weight.shape),
+        bias.new_empty(bias.shape),
+        x.new_empty(state, dtype=torch.float32),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.return_final_state, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # once: activation checkpointing lets each be unpacked once
+    if grad_out is None:
+        grad_out = torch.zeros_like(saved[0])
+    if not ctx.return_final_state:
+        grad_final_state = None
+    *gradients, grad_state = _backward(grad_out, grad_final_state, *saved, ctx.backend)
+    initial_state = saved[3]
+    grad_state = None if initial_state is None else grad_state.to(initial_state.dtype)
+    return *gradients, grad_state, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
