@@ -50,7 +50,7 @@ class Projection(nn.Linear):
 def used_again(x: Tensor, product: Tensor) -> Tensor:
     """x, which a projection has taken to `product`, for another use. A `Projection` adds the gradient of that
     use within its own product; PyTorch would add the two by a kernel of its own."""
-    if not isinstance(product.grad_fn, _Product._backward_cls):
+    if not _takes_part(x) or not isinstance(product.grad_fn, _Product._backward_cls):
         return x
     return recomputable_as(x, _UsedAgain.apply(x, product.grad_fn))
 
