@@ -31,14 +31,15 @@ from mambabyte.ops import backends, recomputation
 from mambabyte.training.planning.memory_estimate import LiveStorages, make_fake, on_meta
 
 MAMBABYTE_353M = MambaByteConfig(d_model=1024, n_layer=53)
-# The kernels that our operators launch, those that add up partial sums included. Each op's backends on CUDA.
+# The kernels that our operators launch on CUDA, those that add up partial sums included: of the scan those in
+# CUDA C++, of the others those in Triton.
 LAUNCHES = {
     "mambabyte::residual_norm": 1,
     "mambabyte::residual_norm_backward": 2,
     "mambabyte::causal_conv1d": 1,
     "mambabyte::causal_conv1d_backward": 2,
     "mambabyte::selective_scan": 1,
-    "mambabyte::selective_scan_backward": 2,
+    "mambabyte::selective_scan_backward": 3,
 }
 # The channels and steps whose partial sums a kernel adds up before it writes them.
 SCAN_BLOCK, CONV_TILE, NORM_ROWS = 64, 128, 128
@@ -83,7 +84,7 @@ class _Counting(TorchDispatchMode):
             return out
         self.kernels[name] += LAUNCHES.get(name, 1)
         tensors = [*(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)), *written]
-        self.bytes[name] += sum(_extent(x) for x in tensors) + _partial_sums(name, args)
+        self.bytes[name] += sum(_extent(x) for x in tensors) + _partial_sums(name, _by_name(function, args))
         return out
 
 
@@ -93,17 +94,18 @@ def _extent(tensor: Tensor) -> int:
     return torch.Size(sizes).numel() * tensor.element_size()
 
 
-def _partial_sums(name: str, args: Any) -> int:
+def _by_name(function: Any, args: Any) -> dict[str, Any]:
+    return {argument.name: value for argument, value in zip(function._schema.arguments, args, strict=False)}
+
+
+def _partial_sums(name: str, given: dict[str, Any]) -> int:
     """Bytes that a kernel writes for the kernel that adds them up, and that this one reads."""
     if name == "mambabyte::selective_scan_backward":
-        B = args[5]
-        channels = args[2].shape[-1]
-        return 2 * 2 * 4 * B.numel() * -(-channels // SCAN_BLOCK)
+        return 2 * 2 * 4 * given["B"].numel() * -(-given["u"].shape[-1] // SCAN_BLOCK)
     if name == "mambabyte::causal_conv1d_backward":
-        x, weight = args[1:3]
-        return 2 * 4 * x.numel() // CONV_TILE * (weight.shape[1] + 1)
+        return 2 * 4 * given["x"].numel() // CONV_TILE * (given["weight"].shape[1] + 1)
     if name == "mambabyte::residual_norm_backward":
-        return 2 * 2 * 4 * args[2].numel() // NORM_ROWS
+        return 2 * 2 * 4 * given["x"].numel() // NORM_ROWS
     return 0
 
 

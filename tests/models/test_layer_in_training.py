@@ -208,6 +208,6 @@ def test_a_layer_launches_moves_and_keeps_little() -> None:
     with as_on_cuda(scan="triton", conv="cpu", norm="cpu"):
         layer = of_a_layer(MAMBABYTE_353M, batch, length)
     elements = batch * length * MAMBABYTE_353M.d_inner
-    assert layer.total_kernels <= 26, layer.kernels
+    assert layer.total_kernels <= 27, layer.kernels
     assert layer.total_bytes <= 130 * elements, layer.bytes
     assert layer.kept <= 10 * elements
