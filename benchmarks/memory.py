@@ -103,7 +103,7 @@ def implementation(options) -> Callable[[int], tuple[Callable[[], Tensor], tuple
         block = model.backbone.layers[0]
 
         def layer(x: Tensor) -> Tensor:
-            return sum(block(x, None, None, None)[:2])
+            return sum(block(x, None, None, None, False)[:2])
 
     else:
         from mambapy.mamba import MambaConfig, ResidualBlock

@@ -14,19 +14,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from mambabyte.config.settings import setting
 from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
-from mambabyte.models.layers import ResidualNorm, as_residual, run_layers
+from mambabyte.models.layers import ResidualNorm, run_layers
 from mambabyte.models.ngram_embedding import NGramEmbedding
-from mambabyte.ops import causal_conv1d, selective_scan
+from mambabyte.models.projection import Projection, minus_exp, prepared_at_once, used_again
+from mambabyte.ops import backend_for, causal_conv1d, selective_scan
+from mambabyte.ops.recomputation import recomputable
 from mambabyte.ops.step import (
     KeptWeights,
     MambaBlockWeights,
@@ -83,14 +85,14 @@ class Mixer(nn.Module):
         super().__init__()
         inner, rank, states = config.d_inner, config.time_step_rank, config.d_state
         self.rank, self.d_state = rank, states
-        self.in_proj = nn.Linear(config.d_model, 2 * inner, bias=False)
+        self.in_proj = Projection(config.d_model, 2 * inner)
         # Only holds the weights; the op is `causal_conv1d`.
         self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner)
-        self.x_proj = nn.Linear(inner, rank + 2 * states, bias=False)
-        self.dt_proj = nn.Linear(rank, inner)
+        self.x_proj = Projection(inner, rank + 2 * states)
+        self.dt_proj = Projection(rank, inner, bias=True, recompute=True)
         self.A_log = nn.Parameter(torch.empty(inner, states))
         self.D = nn.Parameter(torch.empty(inner))
-        self.out_proj = nn.Linear(inner, config.d_model, bias=False)
+        self.out_proj = Projection(inner, config.d_model)
         self.initialise(config)
 
     @torch.no_grad()
@@ -112,23 +114,43 @@ class Mixer(nn.Module):
         self.dt_proj.bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))
         self.out_proj.weight.div_(math.sqrt(config.n_layer))
 
+    def projected(self) -> list[Tensor]:
+        """The weights of the projections."""
+        return [p.weight for p in (self.in_proj, self.x_proj, self.dt_proj, self.out_proj)]
+
     def forward(
-        self, hidden: Tensor, state: tuple[Tensor, ...] | None, document_start: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self, hidden: Tensor, state: tuple[Tensor, ...] | None, document_start: Tensor | None,
+        keep_state: bool,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # fmt: skip
         conv_state, scan_state = (None, None) if state is None else state
         x, z = self.in_proj(hidden).chunk(2, dim=-1)
-        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
-        x, conv_state = causal_conv1d(
-            x, weight, bias, conv_state, return_final_state=True, document_start=document_start
-        )
-        step_size, B, C = self.x_proj(x).split([self.rank, self.d_state, self.d_state], dim=-1)
-        delta = linear(step_size, self.dt_proj.weight)  # its bias is added in fp32, inside the scan
+        x, conv_state = self._convolve(x, conv_state, document_start, keep_state)
+        projected = self.x_proj(x)
+        step_size, B, C = projected.split([self.rank, self.d_state, self.d_state], dim=-1)
+        delta = self.dt_proj(step_size)  # its bias is added in fp32, inside the scan
         y, scan_state = selective_scan(
-            x, delta, -torch.exp(as_residual(self.A_log)), B, C, self.D, z, self.dt_proj.bias,
+            used_again(x, projected), delta, minus_exp(self.A_log), B, C, self.D, z, self.dt_proj.bias,
             delta_softplus=True, initial_state=scan_state, return_final_state=True,
             document_start=document_start,
         )  # fmt: skip
-        return self.out_proj(y), (conv_state, scan_state)
+        return self.out_proj(y), None if conv_state is None else (conv_state, scan_state)
+
+    def _convolve(
+        self, x: Tensor, state: Tensor | None, document_start: Tensor | None, keep_state: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        inputs = (x, self.conv1d.weight.squeeze(1), self.conv1d.bias, state, document_start)
+        if keep_state:
+            return _convolution(*inputs, return_final_state=True)
+        backend = backend_for(x.device, x.dtype, "causal_conv1d")  # the same one in backward
+        convolution = partial(_convolution, backend=backend)
+        return recomputable(convolution(*inputs), convolution, *inputs), None
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, document_start: Tensor | None,
+    **options: Any,
+) -> Any:  # fmt: skip
+    return causal_conv1d(x, weight, bias, state, document_start=document_start, **options)
 
 
 class Block(nn.Module):
@@ -141,10 +163,10 @@ class Block(nn.Module):
 
     def forward(
         self, residual: Tensor, update: Tensor | None, state: tuple[Tensor, ...] | None,
-        document_start: Tensor | None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
+        document_start: Tensor | None, keep_state: bool,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None]:  # fmt: skip
         normed, residual = self.norm(residual, update)
-        update, state = self.mixer(normed, state, document_start)
+        update, state = self.mixer(normed, state, document_start, keep_state)
         return residual, update, state
 
     def weights(self) -> MambaBlockWeights:
@@ -188,10 +210,11 @@ class MambaByte(ByteLM):
     def forward(
         self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
     ) -> Tensor:
-        return self._run(self.as_batch(bytes, state, document_start), state, document_start)[0]
+        bytes = self.as_batch(bytes, state, document_start)
+        return self._run(bytes, state, document_start, keep_state=False)[0]
 
     def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
-        return self._run(self.as_batch(bytes, state), state, None)
+        return self._run(self.as_batch(bytes, state), state, None, keep_state=True)
 
     def step(self, byte: Tensor | bytes, state: State) -> tuple[Tensor, State]:
         if not serves_mamba_step(self.lm_head.weight):
@@ -240,11 +263,16 @@ class MambaByte(ByteLM):
             return layers
         return [(self.backbone.ngram_embedding.initial_history(batch_size),), *layers]
 
-    def _run(self, bytes: Tensor, state: State | None, document_start: Tensor | None) -> tuple[Tensor, State]:
+    def _run(
+        self, bytes: Tensor, state: State | None, document_start: Tensor | None, keep_state: bool
+    ) -> tuple[Tensor, State]:
+        """Logits and, with `keep_state`, the state after the bytes."""
         backbone = self.backbone
+        mixers: list[Any] = [layer.mixer for layer in backbone.layers]
         history, layers = ([], None) if state is None else self._parts(state)
         x, history = self._embed(bytes, history, document_start)
-        out, layers = run_layers(backbone.layers, backbone.norm_f, x, layers, document_start)
+        with prepared_at_once([w for m in mixers for w in m.projected()], [m.A_log for m in mixers]):
+            out, layers = run_layers(backbone.layers, backbone.norm_f, x, layers, document_start, keep_state)
         return self.lm_head(out), history + layers
 
     def _parts(self, state: State) -> tuple[State, State]:

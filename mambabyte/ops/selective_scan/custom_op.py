@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mambabyte.ops.operators import operator
+from mambabyte.ops.recomputation import save, saved
 from mambabyte.ops.selective_scan.reference import ScanInputs
 
 
@@ -77,7 +78,7 @@ def _(grad_out: Tensor, grad_final_state: Tensor | None, *arguments: Any) -> lis
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, delta_softplus, initial_state, document_start, _, backend = inputs
-    ctx.save_for_backward(*tensors, document_start, output[2])
+    save(ctx, *tensors, document_start, output[2])
     ctx.set_materialize_grads(False)
     ctx.delta_softplus, ctx.backend = delta_softplus, backend
     ctx.initial_state_dtype = None if initial_state is None else initial_state.dtype
@@ -86,7 +87,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _differentiate(
     ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    *tensors, document_start, states = ctx.saved_tensors
+    *tensors, document_start, states = saved(ctx)
     if grad_out is None:
         grad_out = torch.zeros_like(tensors[0])
     *gradients, grad_state = _backward(

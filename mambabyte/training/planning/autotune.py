@@ -36,6 +36,7 @@ LONGEST_WAIT = 1800.0  # seconds that rank 0 may take
 T = TypeVar("T", int, PrecisionName)
 _REMEDY = "remove it to measure anew"
 _SLOWER = 0.9  # of the best speed so far: larger sizes are not worth trying
+_ENOUGH = 60.0  # seconds of trying on a CPU, after which no larger size is tried
 _SPEED_DEPENDS_ON = (
     *("global_batch_bytes", "precision", "accelerator", "devices", "num_nodes", "strategy"),
     "activation_checkpointing",
@@ -102,7 +103,8 @@ def best_threads(settings: TrainSettings) -> int:
 
 def best_micro_batch_size(settings: TrainSettings) -> int:
     """On a GPU, the largest micro-batch that runs; on a CPU, where a larger one is not always faster, the
-    fastest that fits. Only divisors of a device's share of the global batch count.
+    fastest that fits, of those that can be tried in about a minute. Only divisors of a device's share of the
+    global batch count.
 
     Args:
         settings: with a micro-batch size of 1.
@@ -121,12 +123,14 @@ def best_micro_batch_size(settings: TrainSettings) -> int:
                 time_steps(_counted(settings, micro_batch_size=size), steps=2)
                 return size
         memory.refuse(1)
-    best, fastest = fitting[0], 0.0
+    best, fastest, begun = fitting[0], 0.0, time.monotonic()
     for size in fitting:
         took = time_steps(_counted(settings, micro_batch_size=size), steps=5).seconds_per_step
         if 1 / took > fastest:
             best, fastest = size, 1 / took
         elif 1 / took < _SLOWER * fastest:
+            break
+        if time.monotonic() - begun > _ENOUGH:
             break
     return best
 

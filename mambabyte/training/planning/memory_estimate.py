@@ -171,7 +171,7 @@ def peak_of_a_pass(
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _make_fake(model, device)
+        make_fake(model, device)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)  # left by the previous micro-batch
         with LiveStorages() as live:
@@ -201,7 +201,7 @@ def on_meta(config: ByteLMConfig) -> ByteLM:
         return config.build()
 
 
-def _make_fake(model: nn.Module, device: torch.device) -> None:
+def make_fake(model: nn.Module, device: torch.device) -> None:
     """Replace a meta model's tensors with empty ones on ``device``; shared tensors stay shared."""
     made: dict[Tensor, Tensor] = {}
     for module in model.modules():
@@ -214,12 +214,13 @@ def _make_fake(model: nn.Module, device: torch.device) -> None:
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of live storages that operators allocate within the block; ``peak`` is the maximum."""
+    """Counts the bytes of storages that operators allocate within the block: ``live``, those alive now, and
+    ``peak``, the most that were."""
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
-        self._live = 0
+        self.live = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -228,10 +229,10 @@ class LiveStorages(TorchDispatchMode):
         for storage in {x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor)} - given:
             if storage not in self._known:
                 self._known.add(storage)
-                self._live += storage.nbytes()
-                self.peak = max(self.peak, self._live)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
                 weakref.finalize(storage, self._release, storage.nbytes())
         return out
 
     def _release(self, size: int) -> None:
-        self._live -= size
+        self.live -= size

@@ -162,6 +162,17 @@ def test_an_automatic_micro_batch_is_the_fastest_that_fits_and_stays(start, spee
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_no_larger_micro_batch_is_tried_on_a_cpu_after_a_minute(configure, speed, monkeypatch, tmp_path):
+    overrides = ["trainer.micro_batch_size=auto", "trainer.accelerator=cpu", f"run_dir={tmp_path}/run"]
+    clock = iter([0.0, 20.0, 61.0])
+    monkeypatch.setattr(autotune.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(autotune._Record, "answer", lambda self, name, question, measure: measure())
+    probed = speed(lambda size: 1 / size)
+    cfg = configure("train", "experiment=tiny", *overrides)
+    assert with_measurements(cfg, keep=False).trainer.micro_batch_size == 2
+    assert probed == [1, 2]
+
+
 @pytest.fixture
 def at_stop(monkeypatch):
     """at_stop(5) sends SIGTERM once, in the middle of optimizer step 6."""

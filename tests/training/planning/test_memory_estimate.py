@@ -21,6 +21,7 @@ from mambabyte.runtime.memory import available_memory
 from mambabyte.training.planning import memory_estimate as estimate
 from mambabyte.training.planning.memory_estimate import LiveStorages, MemoryBudget, peak_of_a_pass
 from mambabyte.training.settings import TrainerSettings
+from tests.models.layer_traffic import MAMBABYTE_353M, as_on_cuda
 
 CPU = torch.device("cpu")
 LENGTH = 96
@@ -52,6 +53,15 @@ def test_a_pass_on_fake_tensors_counts_what_real_ones_take(name: str, precision)
         loss.backward()
     # exact except for a second copy of the targets and constants that a model caches in its first pass
     assert expected == pytest.approx(live.peak, rel=0.1)
+
+
+def test_the_papers_recipe_fits_half_of_a_gpu_of_80_gb() -> None:
+    """353M in bf16, four windows of 8,192 bytes at a time: with room for validation and fragmentation."""
+    settings = replace(SETTINGS, micro_batch_size=4, global_batch_bytes=48 * 8192, precision="bf16")
+    with as_on_cuda(scan="triton", conv="cpu", norm="cpu"):
+        step = MemoryBudget(MAMBABYTE_353M, settings, 8192)
+        activations = peak_of_a_pass(MAMBABYTE_353M, settings, 8192, CPU)
+    assert step.state.state + activations <= 40 * 2**30
 
 
 def test_the_lstm_is_estimated_too() -> None:
