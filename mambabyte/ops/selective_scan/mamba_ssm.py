@@ -124,9 +124,9 @@ def backward(
 def _backward_of_the_reference(
     grad_out: Tensor, grad_final_state: Tensor, inputs: ScanInputs
 ) -> tuple[Tensor | None, ...]:
-    tensors = [None if x is None else x.detach().requires_grad_() for x in inputs[:8]]
+    leaves = [x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in inputs]
     with torch.enable_grad():
-        outputs = selective_scan_reference(ScanInputs(*tensors, inputs.delta_softplus, None, None))
-    present = [x for x in tensors if x is not None]
+        outputs = selective_scan_reference(ScanInputs._make(leaves))
+    present = [x for x in leaves if isinstance(x, Tensor)]
     found = iter(torch.autograd.grad(outputs, present, (grad_out, grad_final_state)))
-    return (*(None if x is None else next(found) for x in tensors), None)
+    return (*(None if x is None else next(found) for x in leaves[:8]), None)
