@@ -86,8 +86,13 @@ class ByteLMModule(LightningModule):
             self._row_sums.copy_(self._restored["row_sums"])
             self._spikes.load_state_dict(self._restored["spikes"])
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        # On the host, nothing waits. Most windows have no mark inside; one at the first byte changes nothing.
+        return {**batch, "marked": bool(batch["document_start"][:, 1:].any())}
+
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        logits = self.model(batch["bytes"], document_start=batch["document_start"])
+        document_start = batch["document_start"] if batch.get("marked", True) else None
+        logits = self.model(batch["bytes"], document_start=document_start)
         targets = batch["targets"].long()
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = functional.cross_entropy(
