@@ -87,9 +87,11 @@ def with_gradients(op: Op, inputs: dict[str, Tensor], backend: str) -> list[Tens
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
     found = op(**leaves, backend=backend)
     outputs = found if isinstance(found, tuple) else (found,)
-    # the same weights of the outputs' elements in every dtype
     generator = torch.Generator(outputs[0].device).manual_seed(1)
-    weights = [torch.randn(x.shape, generator=generator, device=x.device).to(x.dtype) for x in outputs]
+    drawn = [torch.randn(x.shape, generator=generator, device=x.device).bfloat16() for x in outputs]
+    weights = [
+        weight.to(x.dtype) for weight, x in zip(drawn, outputs, strict=True)
+    ]  # the same in every dtype
     return [*outputs, *torch.autograd.grad(outputs, list(leaves.values()), weights)]
 
 
