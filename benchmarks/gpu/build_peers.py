@@ -14,7 +14,6 @@ import re
 import shutil
 import sys
 import tarfile
-import tempfile
 from pathlib import Path
 
 EXTENSIONS = {"causal_conv1d": "causal_conv1d_cuda", "mamba_ssm": "selective_scan_cuda"}
@@ -97,13 +96,14 @@ def build(extension: str, files: list[Path], target: Path) -> None:
 
     major, minor = torch.cuda.get_device_capability()
     arch = f"{major}{minor}"
-    with tempfile.TemporaryDirectory() as name:
-        load(
-            extension, [str(path) for path in files], build_directory=name, is_python_module=False,
-            extra_cflags=["-O3"], extra_include_paths=[str(files[0].parent)],
-            extra_cuda_cflags=[*NVCC, f"-gencode=arch=compute_{arch},code=sm_{arch}"],
-        )  # fmt: skip
-        shutil.copy(Path(name) / f"{extension}.so", target)
+    folder = target / "building" / extension
+    folder.mkdir(parents=True, exist_ok=True)
+    load(
+        extension, [str(path) for path in files], build_directory=str(folder), is_python_module=False,
+        extra_cflags=["-O3"], extra_include_paths=[str(files[0].parent)],
+        extra_cuda_cflags=[*NVCC, f"-gencode=arch=compute_{arch},code=sm_{arch}"],
+    )  # fmt: skip
+    (folder / f"{extension}.so").replace(target / f"{extension}.so")  # there whole, or not at all
 
 
 if __name__ == "__main__":
