@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ BUILT = ROOT / "build" / "gpu-check"  # kept, so that a second run need not buil
 SITE, PEERS = BUILT / "site", BUILT / "peers"
 LAST = 5.0  # seconds for the table
 LEAST = 2.0  # seconds with which a stage is begun
+FAULTS = ("failed", "its time was over", "not done in time", "no time left")  # in notes
 
 
 class Share(NamedTuple):
@@ -136,18 +138,15 @@ class Check:
         )  # fmt: skip
 
     def conclude(self) -> int:
-        """Print and write the table, then what failed or is missing; the exit code."""
+        """Print what was noted and, last, the table, which is written too; the exit code."""
         figures, notes = read(self.folder / "results.jsonl")
-        text = table(figures)
+        about = [note.removeprefix("machine: ") for note in notes if note.startswith("machine: ")]
         if self.dry:
-            text = f"A dry run at toy sizes on the CPU: no figure means anything.\n\n{text}"
+            about = ["A dry run at toy sizes on the CPU: no figure means anything."]
+        text = "\n".join([*about, "", table(figures)])
         (self.folder / "table.md").write_text(text + "\n")
-        faults = [
-            note
-            for note in notes
-            if any(word in note for word in ("failed", "time was over", "no time left"))
-        ]
-        print(*notes, "", text, "", *faults, sep="\n")
+        faults = [note for note in notes if any(word in note for word in FAULTS)]
+        print("", *notes, "", *faults, "", text, sep="\n")
         return 1 if faults else 0
 
 
@@ -159,8 +158,8 @@ def installed(package: str) -> bool:
 
 
 def end(process: subprocess.Popen) -> None:
-    """Kill a process that this one started, with what it started itself."""
-    if process.poll() is None:
+    """Kill a process that this one started, with what it started itself, which may outlive it."""
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 

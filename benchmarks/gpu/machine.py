@@ -22,7 +22,7 @@ def run(stage: Stage) -> None:
     stage.note("device", torch.cuda.get_device_name() if stage.device.type == "cuda" else "CPU, a dry run")
 
     with stage.case("copy"):
-        count = stage.choose(1 << 32, 1 << 16)  # bytes
+        count = stage.choose(1 << 31, 1 << 16)  # bytes
         source = torch.randint(0, 256, (count,), dtype=torch.uint8, device=stage.device)
         target = torch.empty_like(source)
         taken = stage.milliseconds(lambda: target.copy_(source))

@@ -111,6 +111,13 @@ def test_a_stage_that_fails_or_hangs_does_not_stop_the_next(check, tmp_path, cap
     assert not Path(f"/proc/{(tmp_path / 'child').read_text()}/cwd").exists()
 
 
+def test_what_a_stage_leaves_behind_is_ended_too(check, tmp_path):
+    left = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    (tmp_path / "stages" / "one.py").write_text(left)
+    assert check("--seconds", "2", "--only", "one") == 0
+    assert rows(tmp_path / "out")[0]["note"].startswith("took")
+
+
 def test_no_time_is_a_skipped_stage_and_an_unknown_one_is_refused(check, tmp_path, capfd):
     (tmp_path / "stages" / "one.py").write_text(STAGE)
     assert check("--seconds", "0.1", "--only", "one") == 1
