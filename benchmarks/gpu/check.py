@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from build_peers import EXTENSIONS
 from stage import FOLDER, parser
 from table import read, table
@@ -95,8 +96,9 @@ class Check:
         for package, builder in self._builders.items():
             try:
                 code = builder.wait(max(until - time.monotonic(), 0.1))
-                if code:
-                    self.note(f"building {package}", f"failed: exit code {code}, see log.txt")
+                archives = ", ".join(path.name for path in PACKED.glob(f"{package}-*.tar.gz"))
+                failed = f"failed: exit code {code}, see log.txt"
+                self.note(f"building {package}", failed if code else f"built from {archives}")
             except subprocess.TimeoutExpired:
                 end(builder)
                 self.note(f"building {package}", "not done in time")
@@ -138,7 +140,7 @@ class Check:
         )  # fmt: skip
 
     def conclude(self) -> int:
-        """Print what was noted and, last, the table, which is written too; the exit code."""
+        """Print what failed and, last, the table, which is written too; the exit code."""
         figures, notes = read(self.folder / "results.jsonl")
         about = [note.removeprefix("machine: ") for note in notes if note.startswith("machine: ")]
         if self.dry:
@@ -146,7 +148,7 @@ class Check:
         text = "\n".join([*about, "", table(figures)])
         (self.folder / "table.md").write_text(text + "\n")
         faults = [note for note in notes if any(word in note for word in FAULTS)]
-        print("", *notes, "", *faults, "", text, sep="\n")
+        print("", *faults, "", text, sep="\n")
         return 1 if faults else 0
 
 
@@ -171,6 +173,8 @@ def main() -> int:
     names = options.only.split(",")
     if unknown := [name for name in names if name not in STAGES]:
         arguments.error(f"there is no stage {unknown[0]}; there are {', '.join(STAGES)}")
+    if not options.dry and not torch.cuda.is_available():
+        arguments.error("torch sees no CUDA device here (see mambabyte doctor); --dry needs none")
     check = Check(options.dry, options.seconds, options.folder)
     if not check.dry:
         check.prepare()

@@ -137,7 +137,7 @@ class NoTime(Exception):
 
 def first_line(fault: Exception) -> str:
     lines = str(fault).strip().splitlines()
-    return f"{type(fault).__name__}: {lines[0]}" if lines else type(fault).__name__
+    return f"{type(fault).__name__}: {lines[0][:300]}" if lines else type(fault).__name__
 
 
 def parser(description: str) -> argparse.ArgumentParser:

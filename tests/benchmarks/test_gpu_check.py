@@ -127,6 +127,16 @@ def test_no_time_is_a_skipped_stage_and_an_unknown_one_is_refused(check, tmp_pat
     assert "there is no stage four; there are one, two, three" in capfd.readouterr().err
 
 
+def test_a_machine_without_a_gpu_is_told_so(load, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["check"])
+    with pytest.raises(SystemExit, match="2"):
+        load("check").main()
+    assert (
+        "torch sees no CUDA device here (see mambabyte doctor); --dry needs none" in capsys.readouterr().err
+    )
+
+
 def test_the_table_says_not_run_until_there_is_a_figure(load, tmp_path):
     table = load("table")
     empty = table.table({})
