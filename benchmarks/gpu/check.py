@@ -62,6 +62,7 @@ class Check:
     def __init__(self, dry: bool, seconds: float, folder: Path) -> None:
         self.dry, self.folder = dry, folder.resolve()
         self._end = time.monotonic() + seconds - LAST
+        self._started: list[subprocess.Popen] = []
         self._builders: dict[str, subprocess.Popen] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("results.jsonl", "table.md", "profile.txt", "log.txt"):
@@ -134,10 +135,17 @@ class Check:
 
     def _start(self, command: list[str], log: Path | None = None) -> subprocess.Popen:
         out = subprocess.PIPE if log is None else log.open("a")
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=ROOT, env=self._environment, stdout=out, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
+        self._started.append(process)
+        return process
+
+    def stop(self) -> None:
+        """End whatever still runs."""
+        for process in self._started:
+            end(process)
 
     def conclude(self) -> int:
         """Print what failed and, last, the table, which is written too; the exit code."""
@@ -176,15 +184,19 @@ def main() -> int:
     if not options.dry and not torch.cuda.is_available():
         arguments.error("torch sees no CUDA device here (see mambabyte doctor); --dry needs none")
     check = Check(options.dry, options.seconds, options.folder)
-    if not check.dry:
-        check.prepare()
-    for number, name in enumerate(names):
-        if STAGES[name].peers:
-            check.wait_for_peers()
-        rest = sum(STAGES[other].seconds for other in names[number:])
-        check.run(name, STAGES[name].seconds / rest)
-    check.wait_for_peers()
-    return check.conclude()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        if not check.dry:
+            check.prepare()
+        for number, name in enumerate(names):
+            if STAGES[name].peers:
+                check.wait_for_peers()
+            rest = sum(STAGES[other].seconds for other in names[number:])
+            check.run(name, STAGES[name].seconds / rest)
+        check.wait_for_peers()
+        return check.conclude()
+    finally:
+        check.stop()
 
 
 if __name__ == "__main__":

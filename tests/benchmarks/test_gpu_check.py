@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,7 @@ def check(load, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "STAGES", {name: module.Share(1, False) for name in ("one", "two", "three")})
     monkeypatch.setattr(module, "LAST", 0.0)
     monkeypatch.setattr(module, "LEAST", 0.5)
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["check", "--dry", "--folder", str(tmp_path / "out"), *arguments])
@@ -116,6 +118,19 @@ def test_what_a_stage_leaves_behind_is_ended_too(check, tmp_path):
     (tmp_path / "stages" / "one.py").write_text(left)
     assert check("--seconds", "2", "--only", "one") == 0
     assert rows(tmp_path / "out")[0]["note"].startswith("took")
+
+
+def test_an_interruption_ends_what_runs(check, load, monkeypatch):
+    started = []
+
+    def interrupted(self, stage, share):
+        started.append(self._start([sys.executable, "-c", "import time; time.sleep(60)"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(load("check").Check, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check()
+    assert started[0].wait(timeout=10) == -signal.SIGKILL
 
 
 def test_no_time_is_a_skipped_stage_and_an_unknown_one_is_refused(check, tmp_path, capfd):
