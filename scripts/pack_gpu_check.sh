@@ -2,12 +2,17 @@
 # Packs what `make gpu-check` needs on a machine with a GPU but without a network, into gpu-check-packed/ (git-ignored,
 # about 10 MB): wheels of packages that such a machine may lack, and the sources of the peers, which it compiles.
 #
-#   PYTHON           with pip, torch, setuptools and wheel, which the peers' setup.py import (default: .venv/bin/python)
+#   PYTHON           with pip, and with packaging, setuptools, torch and wheel, which the peers' setup.py import
+#                    (default: .venv/bin/python)
 #   PYTHON_VERSION   the other machine's (default: 3.12)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 PYTHON_VERSION=${PYTHON_VERSION:-3.12}
+"$PYTHON" -c "import packaging, setuptools, torch, wheel" || {
+  echo "pack_gpu_check: $PYTHON lacks what the peers' setup.py import: install packaging, setuptools, torch and wheel" >&2
+  exit 1
+}
 wheels=(hydra-core omegaconf datasets dill multiprocess zstandard brotli constriction tenacity lightning)
 folder=gpu-check-packed
 mkdir -p "$folder"
