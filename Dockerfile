@@ -36,8 +36,9 @@ RUN /opt/build/bin/pip wheel --no-build-isolation --wheel-dir /wheels . \
 ENV SBOM="/opt/build/bin/cyclonedx-py environment --output-reproducible --output-file /opt/mambabyte/sbom.json"
 RUN $SBOM /opt/mambabyte/bin/python
 
-# Compile mamba-ssm and causal-conv1d against this torch, with the nvcc of its CUDA version. Their setup.py files list
-# architectures of their own, which would override TORCH_CUDA_ARCH_LIST; sed removes them.
+# Compile mamba-ssm and causal-conv1d against this torch, with the nvcc of its CUDA version. The runtime's package lacks
+# the name that linking needs, libcudart.so. Their setup.py files list architectures of their own, which would override
+# TORCH_CUDA_ARCH_LIST; sed removes them.
 FROM build AS compile
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -48,6 +49,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/build/bin/pip --python /opt/mambabyte install --require-hashes -r docker/locks/compile.lock \
     && /opt/build/bin/pip --python /opt/mambabyte download --require-hashes --no-build-isolation \
         --no-binary :all: --dest /kernels -r docker/locks/kernels.lock
+RUN ln -s libcudart.so.13 "$(echo /opt/mambabyte/lib/python3*/site-packages/nvidia/cu13/lib)/libcudart.so"
 WORKDIR /kernels
 ARG TORCH_CUDA_ARCH_LIST="8.0;9.0;10.0+PTX"
 ARG MAX_JOBS=4

@@ -1,8 +1,9 @@
 # `make help` lists the targets. Variables, set as in `make train PYTHON=python3.12`:
-#   PYTHON       the interpreter that creates .venv where there is none; `make gpu-check` runs it directly
+#   PYTHON       the interpreter that creates .venv where there is none; `make gpu-check` and its dry run use it directly
 #   TORCH_INDEX  the package index for torch, for example one with PyTorch's CPU builds
 #                (on Linux the default package is the CUDA build, several GB)
-#   ARGS         overrides for `make train`, for example ARGS="seed=1 name=second", or options for `make lock`
+#   ARGS         overrides for `make train`, for example ARGS="seed=1 name=second", or options for `make lock` and
+#                `make gpu-check`, for example ARGS="--seconds 300 --only scan,step"
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
@@ -11,11 +12,11 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint wheel lock audit clean gpu-check
+.PHONY: help train test lint wheel lock audit clean gpu-check gpu-check-dry
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 train: .venv/installed ## create .venv, install, and train a small model in five minutes
 	$(BIN)/mambabyte train experiment=quickstart $(ARGS)
@@ -37,13 +38,14 @@ lock: .venv/installed-release ## pin the Docker image's packages by version and 
 audit: .venv/installed-release ## check those packages for known vulnerabilities and for their licences
 	$(BIN)/python docker/audit.py
 
-gpu-check: ## run the GPU tests and benchmark with $(PYTHON); installs nothing
-	$(PYTHON) -m pytest -q -m gpu tests/ops
-	PYTHONPATH=. $(PYTHON) benchmarks/selective_scan.py --device cuda --dtype bfloat16 \
-	  --batch 8 --length 8192 --channels 2048
+gpu-check: ## test and measure on a GPU with $(PYTHON), in nine minutes, without a network
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu/check.py $(ARGS)
+
+gpu-check-dry: ## the same at toy sizes on the CPU, to see that each stage runs
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu/check.py --dry $(ARGS)
 
 clean: ## remove .venv, builds and caches; keep runs/ and data/
-	rm -rf .venv dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv dist build gpu-check-packed .pytest_cache .ruff_cache .mypy_cache
 	find mambabyte tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 .venv/torch: constraints.txt

@@ -5,8 +5,15 @@
     mamba_ssm   mamba_ssm's kernels: as triton, but without initial states and document starts
     reference   plain PyTorch: any device, fp64 too
 
-A call that names no backend gets the first of its op's in `BACKENDS` that is available on this machine and
-serves the tensors' device and dtype, unless `use_backend` or MAMBABYTE_BACKEND names another one that does.
+A call that names no backend gets the first of its op's in `BACKENDS` that is available on this machine,
+serves the tensors' device and dtype and can do what the call asks, unless `use_backend` or MAMBABYTE_BACKEND
+names another one that does. One line of the log says which is passed over for what a call asks. A backend's
+module may say what it cannot do by a function
+
+    cannot_serve(dtype=, **asked) -> why not, or None
+
+whose arguments are the tensors' dtype and whatever its op passes to `choose_backend`, such as
+document_start=True for a call with document starts.
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -60,9 +68,19 @@ def _available(name: str) -> tuple[bool, str]:
     return import_module(f"mambabyte.ops.selective_scan.{name}").available()
 
 
-# Tells torch.compile to treat the result as a constant. torch.compiler.assume_constant_result sets the same
+def _objection(op: str, name: str, dtype: torch.dtype, asked: dict[str, Any]) -> str | None:
+    """Why a backend that is available cannot do what a call asks; None if it can."""
+    if name == "reference":
+        return None
+    module = import_module(f"mambabyte.ops.{'step' if op == 'mamba_step' else op}.{name}")
+    cannot_serve = getattr(module, "cannot_serve", None)
+    return None if cannot_serve is None else cannot_serve(dtype=dtype, **asked)
+
+
+# Tells torch.compile to treat these results as constants. torch.compiler.assume_constant_result sets the same
 # mark, but imports the compiler, which takes a second.
 _available._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_objection._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _serves(name: str, device: torch.device, dtype: torch.dtype) -> bool:
@@ -77,14 +95,29 @@ def _warn_once(message: str) -> None:
     _log.warning(message)
 
 
-def backend_for(device: torch.device, dtype: torch.dtype = torch.float32, op: str = "selective_scan") -> str:
-    """The backend that an op uses for tensors of this device and dtype if the call names none."""
+def backend_for(
+    device: torch.device, dtype: torch.dtype = torch.float32, op: str = "selective_scan", **asked: Any
+) -> str:
+    """The backend that an op uses for tensors of this device and dtype if the call names none.
+
+    Args:
+        asked: what the call asks beyond that, as its op passes it to `choose_backend`; by default nothing.
+    """
     if _override is not None and _override not in _NAMES:
         _warn_once(f"MAMBABYTE_BACKEND={_override} names no backend and is ignored")
-    if _override in BACKENDS[op] and _serves(_override, device, dtype):
-        return _override
-    chosen = next(name for name in BACKENDS[op] if _serves(name, device, dtype))
-    if chosen == "reference" and dtype in _KERNEL_DTYPES and not torch.compiler.is_compiling():
+    names = (_override, *BACKENDS[op]) if _override in BACKENDS[op] else BACKENDS[op]
+    passed_over = None
+    for chosen in names:
+        if _serves(chosen, device, dtype):
+            objection = _objection(op, chosen, dtype, asked)
+            if objection is None:
+                break
+            passed_over = passed_over or f"{chosen} cannot serve: {objection}"
+    if torch.compiler.is_compiling():
+        return chosen
+    if passed_over is not None:
+        _warn_once(f"using the {chosen} {op} where {passed_over}")
+    elif chosen == "reference" != _override and dtype in _KERNEL_DTYPES:
         missing = {"cpu": "cpu", "cuda": "triton"}.get(device.type)
         if missing in BACKENDS[op]:
             reason = _available(missing)[1]
@@ -110,19 +143,27 @@ def use_backend(name: str | None) -> Iterator[None]:
         _override = before
 
 
-def choose_backend(op: str, device: torch.device, dtype: torch.dtype, asked: str | None) -> str:
-    """The backend for one call: `asked` if given, else `backend_for` the tensors.
+def choose_backend(
+    op: str, device: torch.device, dtype: torch.dtype, backend: str | None, **asked: Any
+) -> str:
+    """The backend for one call: `backend` if given, else `backend_for` the tensors and what the call asks.
+
+    Args:
+        asked: numbers, strings, booleans and dtypes, for each backend's `cannot_serve`.
 
     Raises:
-        ValueError: `asked` does not exist or cannot serve tensors of this device and dtype.
+        ValueError: `backend` does not exist, or cannot serve tensors of this device and dtype or this call.
     """
-    if asked is None:
-        return backend_for(device, dtype, op)
-    if asked not in BACKENDS[op]:
-        raise ValueError(f"{op} has no backend {asked!r}; there are {', '.join(BACKENDS[op])}")
-    if not _serves(asked, device, dtype):
-        available, reason = _available(asked)
+    if backend is None:
+        return backend_for(device, dtype, op, **asked)
+    if backend not in BACKENDS[op]:
+        raise ValueError(f"{op} has no backend {backend!r}; there are {', '.join(BACKENDS[op])}")
+    if _serves(backend, device, dtype):
+        reason = _objection(op, backend, dtype, asked)
+    else:
+        available, reason = _available(backend)
         if available:
             reason = f"it serves fp32, bf16 and fp16 tensors of its device, not {dtype} on {device.type}"
-        raise ValueError(f"{op} cannot run on its {asked} backend: {reason}")
-    return asked
+    if reason is not None:
+        raise ValueError(f"{op} cannot run on its {backend} backend: {reason}")
+    return backend

@@ -85,6 +85,18 @@ def test_every_downloaded_package_is_checked_by_its_hash():
             assert entry.startswith("#") or re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
 
 
+def test_the_kernels_find_the_cuda_runtime_to_link_with(tmp_path: Path):
+    """Its package has libcudart.so.13 alone, and -lcudart looks for libcudart.so."""
+    compiling = (ROOT / "Dockerfile").read_text().split(" AS compile\n")[1].split("\nFROM ")[0]
+    (link,) = re.findall(r"^RUN (ln -s .*)$", compiling, re.M)
+    assert compiling.index(link) < compiling.index("wheel --no-build-isolation")
+    folder = tmp_path / "lib" / "python3.12" / "site-packages" / "nvidia" / "cu13" / "lib"
+    folder.mkdir(parents=True)
+    (folder / "libcudart.so.13").write_text("the runtime")
+    subprocess.run(["sh", "-c", link.replace("/opt/mambabyte", str(tmp_path))], check=True)
+    assert (folder / "libcudart.so").read_text() == "the runtime"
+
+
 def test_locks_hold_what_the_project_needs_in_the_tested_versions():
     toml = (ROOT / "pyproject.toml").read_text()
     needed = re.search(r"^dependencies = \[(.*?)^\]", toml, re.M | re.S)

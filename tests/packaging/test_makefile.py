@@ -59,7 +59,7 @@ def make(tmp_path: Path) -> Make:
 def test_help_names_every_target(make):
     done = make("help")
     assert done.returncode == 0
-    for target in ("train", "test", "lint", "wheel", "lock", "audit", "clean", "gpu-check"):
+    for target in ("train", "test", "lint", "wheel", "lock", "audit", "clean", "gpu-check", "gpu-check-dry"):
         assert f"make {target} " in done.stdout
 
 
@@ -131,12 +131,10 @@ def test_audit_installs_its_tools_and_runs(make):
 
 
 def test_gpu_check_installs_nothing(make):
-    assert make("gpu-check").returncode == 0
-    assert make.calls == [
-        "stand-in -m pytest -q -m gpu tests/ops",
-        "stand-in benchmarks/selective_scan.py --device cuda --dtype bfloat16 --batch 8 --length 8192 "
-        "--channels 2048",
-    ]
+    assert make("gpu-check", "ARGS=--seconds 60").returncode == 0
+    assert make.calls == ["stand-in benchmarks/gpu/check.py --seconds 60"]
+    assert make("gpu-check-dry").returncode == 0
+    assert make.calls == ["stand-in benchmarks/gpu/check.py --dry"]
 
 
 def test_continuous_integration_runs_make_test_in_the_checkout(tmp_path):

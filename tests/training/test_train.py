@@ -19,7 +19,7 @@ import mambabyte
 from mambabyte import checkpoints
 from mambabyte.data import Document
 from mambabyte.errors import UserError
-from mambabyte.models import ByteLM, ByteLMConfig, FlopsPerByte
+from mambabyte.models import ByteLM, ByteLMConfig, FlopsPerByte, MambaByte
 from mambabyte.training.optimizer import OptimizerConfig
 from tests.conftest import TINY
 
@@ -112,6 +112,22 @@ def test_a_run_from_python_is_that_of_the_command_line(tmp_path, corpus, start, 
     mine.model.d_model = 48
     with pytest.raises(UserError, match=r"another configuration: model\.d_model \(32 there, 48 now\)"):
         mambabyte.train(mine)
+
+
+def test_document_starts_reach_the_model_only_where_they_matter(start, monkeypatch) -> None:
+    """So that kernels without them serve most steps; decided before a batch goes to the device."""
+    given, forward = [], MambaByte.forward
+
+    def seen(self, bytes, state=None, document_start=None):
+        if self.training:
+            given.append(document_start)
+        return forward(self, bytes, state, document_start)
+
+    monkeypatch.setattr(MambaByte, "forward", seen)
+    start("marks", "context_length=128", "trainer.micro_batch_size=1", "callbacks.evaluate_bytes=0")
+    marked = [marks for marks in given if marks is not None]
+    assert len(given) == 12 * 2 and 0 < len(marked) < len(given)
+    assert all(marks[:, 1:].any() for marks in marked)
 
 
 def test_an_optimizer_and_a_callback_of_ones_own(tmp_path, corpus, monkeypatch) -> None:

@@ -7,6 +7,11 @@ A fused backend is a module of this package (cpu, triton, mamba_ssm) with three 
         -> the gradients of u, delta, A, B, C, D, z, delta_bias (None where absent) and of the initial state
     states_shape(u, A)
 
+and, if there are calls that it cannot serve, a fourth, which gives the reason, or None (see
+`mambabyte.ops.backends`):
+
+    cannot_serve(dtype=, states=, initial_state=, document_start=)
+
 `inputs` is a `ScanInputs`. `states` is what the backward pass starts from: the states between chunks, or an
 empty tensor without `keep_states`. `grad_final_state` is None where nothing depends on the final state; the
 backward pass gets `inputs` without the initial state, which `states` contains.

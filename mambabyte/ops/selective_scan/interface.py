@@ -38,18 +38,22 @@ def selective_scan(
         initial_state: (B, D, N) state before the first step; zero when None.
         document_start: (B, L) boolean; the state is reset to zero before each marked step.
         backend: "cpu", "triton", "mamba_ssm" or "reference"; by default the first of them that serves u's
-            device and dtype. See `mambabyte.ops.backends` for what each serves and how to override it.
+            device and dtype and this call. See `mambabyte.ops.backends` for what each serves and how to
+            override it.
 
     Returns:
         out (B, L, D) in u's dtype, and with `return_final_state` the state (B, D, N) after the last step, in
         fp32 (fp64).
 
     Raises:
-        ValueError: shapes that do not fit together, or a backend that cannot serve these tensors.
+        ValueError: shapes that do not fit together, or a backend that cannot serve this call.
     """
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, document_start)
     _check_shapes(inputs)
-    backend = choose_backend("selective_scan", u.device, u.dtype, backend)
+    backend = choose_backend(
+        "selective_scan", u.device, u.dtype, backend, states=A.shape[1],
+        initial_state=initial_state is not None, document_start=document_start is not None,
+    )  # fmt: skip
     fused = backend != "reference"
     out, state = selective_scan_fused(backend, inputs) if fused else selective_scan_reference(inputs)
     return (out, state) if return_final_state else out

@@ -1,4 +1,4 @@
-"""mamba_ssm's compiled scan for CUDA, which takes no initial state and no document starts.
+"""mamba_ssm's compiled scan for CUDA: without initial states and document starts, for N up to 256.
 
 The extension's functions take channels before time (mamba_ssm 2.x, `ops/selective_scan_interface.py` and
 `csrc/selective_scan/selective_scan.cpp`):
@@ -9,7 +9,8 @@ The extension's functions take channels before time (mamba_ssm 2.x, `ops/selecti
 
 with u, delta, z (B, D, L) and B, C (B, 1, N, L) of one dtype, A, D and delta_bias fp32, and x (B, D, chunks,
 2 N) fp32, where the last chunk's odd entries are the final state. It sums gradients with atomic additions,
-so they may differ in the last bits from run to run.
+so they may differ in the last bits from run to run. It has no gradient of the final state: where something
+depends on that, the backward pass is the reference's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ import torch
 from torch import Tensor
 
 from mambabyte.ops.cpu.arguments import contiguous
-from mambabyte.ops.selective_scan.reference import ScanInputs
+from mambabyte.ops.selective_scan.reference import ScanInputs, selective_scan_reference
+
+MAX_STATES = 256  # MAX_DSTATE of the extension
+_CHUNK = 2048  # steps
 
 
 def available() -> tuple[bool, str]:
@@ -35,6 +39,16 @@ def available() -> tuple[bool, str]:
     return True, "mamba_ssm's selective_scan_cuda"
 
 
+def cannot_serve(*, states: int, initial_state: bool, document_start: bool, **_: Any) -> str | None:
+    """Why a call with N = `states`, an initial state or document starts cannot run here; None if it can."""
+    for name, given in (("initial_state", initial_state), ("document_start", document_start)):
+        if given:
+            return f"mamba_ssm's scan takes no {name}"
+    if states > MAX_STATES:
+        return f"mamba_ssm's scan takes at most {MAX_STATES} states, not {states}"
+    return None
+
+
 def _extension() -> Any:
     return importlib.import_module("selective_scan_cuda")
 
@@ -42,9 +56,11 @@ def _extension() -> Any:
 def _as_the_extension_reads(inputs: ScanInputs) -> tuple[Tensor | None, ...]:
     """The first eight arguments of `fwd` and `bwd`; see `forward` for what it raises."""
     u, delta, A, B, C, D, z, delta_bias, _, initial_state, document_start = inputs
-    for name, tensor in (("initial_state", initial_state), ("document_start", document_start)):
-        if tensor is not None:
-            raise ValueError(f"mamba_ssm's scan takes no {name}: use the triton backend")
+    objection = cannot_serve(
+        states=A.shape[1], initial_state=initial_state is not None, document_start=document_start is not None
+    )
+    if objection is not None:
+        raise ValueError(objection)
 
     def time_last(tensor: Tensor) -> Tensor:
         return tensor.to(u.dtype).transpose(1, 2).contiguous()
@@ -56,7 +72,7 @@ def _as_the_extension_reads(inputs: ScanInputs) -> tuple[Tensor | None, ...]:
 
 def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     """Shape of the states that `forward` keeps: the extension scans 2,048 steps at a time."""
-    return u.shape[0], u.shape[2], -(-u.shape[1] // 2048), 2 * A.shape[1]
+    return u.shape[0], u.shape[2], -(-u.shape[1] // _CHUNK), 2 * A.shape[1]
 
 
 def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,7 +80,7 @@ def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tens
     `states_shape`, or an empty tensor.
 
     Raises:
-        ValueError: an initial state or document starts are given.
+        ValueError: what `cannot_serve` says.
     """
     arguments = _as_the_extension_reads(inputs)
     out, x, *gated = _extension().fwd(*arguments, inputs.delta_softplus)
@@ -79,11 +95,11 @@ def backward(
     """Gradients of u, delta, A, B, C, D, z, delta_bias in their dtypes, and None for the initial state.
 
     Raises:
-        ValueError: document starts or a gradient of the final state are given.
+        ValueError: what `cannot_serve` says.
     """
-    arguments = _as_the_extension_reads(inputs)
     if grad_final_state is not None:
-        raise ValueError("mamba_ssm's scan has no gradient of the final state: use the triton backend")
+        return _backward_of_the_reference(grad_out, grad_final_state, inputs)
+    arguments = _as_the_extension_reads(inputs)
     extension = _extension()
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, *_ = inputs
     # The gate's gradient needs the scan's output before the gate, which the forward pass does not return.
@@ -103,3 +119,14 @@ def backward(
         None if delta_bias is None else grad_bias.to(delta_bias.dtype),
         None,
     )
+
+
+def _backward_of_the_reference(
+    grad_out: Tensor, grad_final_state: Tensor, inputs: ScanInputs
+) -> tuple[Tensor | None, ...]:
+    leaves = [x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in inputs]
+    with torch.enable_grad():
+        outputs = selective_scan_reference(ScanInputs._make(leaves))
+    present = [x for x in leaves if isinstance(x, Tensor)]
+    found = iter(torch.autograd.grad(outputs, present, (grad_out, grad_final_state)))
+    return (*(None if x is None else next(found) for x in leaves[:8]), None)

@@ -1,4 +1,5 @@
-"""mamba_ssm's scan: compared with the reference where it is installed; its errors and layouts anywhere."""
+"""mamba_ssm's scan: compared with the reference where it is installed; its errors and layouts, and our model
+on it, anywhere, through a stand-in."""
 
 import importlib
 import sys
@@ -6,6 +7,9 @@ import sys
 import pytest
 import torch
 
+from mambabyte.generation import Sampler, generate
+from mambabyte.models import MambaByteConfig
+from mambabyte.ops import backends, selective_scan, use_backend
 from mambabyte.ops.selective_scan import mamba_ssm
 from mambabyte.ops.selective_scan.reference import ScanInputs, selective_scan_reference
 from tests.ops.naive import relative_error
@@ -27,14 +31,6 @@ def test_what_it_cannot_do_is_refused_by_name(name):
     chosen = {key: value if key == name else None for key, value in given.items()}
     with pytest.raises(ValueError, match=name):
         mamba_ssm.forward(ScanInputs(**arguments, delta_softplus=True, **chosen), keep_states=True)
-
-
-def test_a_gradient_of_the_final_state_is_refused():
-    arguments = make_arguments(1, 4, 3, 2)
-    state = arguments.pop("initial_state")
-    inputs = ScanInputs(*arguments.values(), True, None, None)
-    with pytest.raises(ValueError, match="final state"):
-        mamba_ssm.backward(arguments["u"], state, inputs, torch.empty(0))
 
 
 class Extension:
@@ -81,6 +77,128 @@ def test_layouts_in_and_out_of_the_extension(monkeypatch, gated):
     compare(gated, torch.float32, "cpu", 7)
 
 
+@pytest.fixture
+def stand_in(monkeypatch):
+    """mamba_ssm as an available backend of CPU tensors, and the only one beside the reference."""
+    extension = Counted()
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", extension)
+    monkeypatch.setattr(mamba_ssm, "available", lambda: (True, "a stand-in"))
+    monkeypatch.setitem(backends.BACKENDS, "selective_scan", ("mamba_ssm", "reference"))
+    monkeypatch.setitem(backends.BACKENDS, "mamba_step", ("reference",))
+    serves, cuda = backends._serves, torch.device("cuda")
+    monkeypatch.setattr(
+        backends,
+        "_serves",
+        lambda name, device, dtype: serves(name, cuda if name == "mamba_ssm" else device, dtype),
+    )
+    backends._warn_once.cache_clear()
+    return extension
+
+
+class Counted(Extension):
+    """Counts its forward and backward passes."""
+
+    def __init__(self):
+        self.calls = []
+
+    def fwd(self, *arguments):
+        self.calls.append("fwd")
+        return super().fwd(*arguments)
+
+    def bwd(self, *arguments):
+        self.calls.append("bwd")
+        return super().bwd(*arguments)
+
+
+ASKED = {
+    "initial_state": torch.zeros(1, 3, 2),
+    "document_start": torch.ones(1, 4).bool(),
+}
+
+
+@pytest.mark.parametrize("name", sorted(ASKED))
+def test_what_it_cannot_do_is_passed_over_and_said_once(stand_in, caplog, name):
+    arguments = make_arguments(1, 4, 3, 2) | {"initial_state": None}
+    selective_scan(**arguments)
+    assert stand_in.calls == ["fwd"] and not caplog.records
+    arguments[name] = ASKED[name]
+    expected = selective_scan(**arguments, backend="reference")
+    for _ in range(3):
+        assert torch.equal(selective_scan(**arguments), expected)
+    assert stand_in.calls == ["fwd"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"using the reference selective_scan where mamba_ssm cannot serve: mamba_ssm's scan takes no {name}"
+    ]
+    with pytest.raises(ValueError, match=f"cannot run on its mamba_ssm backend: .* takes no {name}"):
+        selective_scan(**arguments, backend="mamba_ssm")
+
+
+def test_many_states_and_fp64_are_passed_over(stand_in):
+    with use_backend("mamba_ssm"):
+        for states, dtype in ((257, torch.float32), (2, torch.float64)):
+            arguments = make_arguments(1, 2, 1, states, dtype) | {"initial_state": None}
+            assert selective_scan(**arguments).dtype == dtype
+            with pytest.raises(ValueError, match="257" if states == 257 else "float64"):
+                selective_scan(**arguments, backend="mamba_ssm")
+    assert not stand_in.calls
+
+
+def model_and_bytes():
+    torch.manual_seed(0)
+    model = MambaByteConfig(d_model=16, n_layer=2, d_state=3).build()
+    return model, torch.randint(0, 256, (2, 12))
+
+
+@pytest.mark.parametrize(("marks", "calls"), [(False, ["fwd"] * 2 + ["fwd", "bwd"] * 2), (True, [])])
+def test_our_model_trains_on_it(stand_in, marks, calls):
+    """With document starts, by the reference. In backward, the extension's forward pass runs once more."""
+    model, bytes = model_and_bytes()
+    start = torch.zeros_like(bytes).bool()
+    start[1, 5] = True
+
+    def gradients():
+        model.zero_grad()
+        model(bytes, document_start=start if marks else None).logsumexp(-1).sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    actual = gradients()
+    assert stand_in.calls == calls
+    with use_backend("reference"):
+        expected = gradients()
+    for gradient, one in zip(actual, expected, strict=True):
+        assert relative_error(gradient, one) < TOLERANCE[torch.float32]
+
+
+def test_our_model_generates_on_it(stand_in):
+    """The prompt on the extension, each byte after it, which begins from a state, on the reference."""
+    model, _ = model_and_bytes()
+    sampler = Sampler(temperature=0)
+    with use_backend("mamba_ssm"):
+        text = list(generate(model, b"abc", 5, sampler))
+    assert stand_in.calls == ["fwd", "fwd"]
+    with use_backend("reference"):
+        assert text == list(generate(model, b"abc", 5, sampler))
+
+
+def test_the_final_states_gradient_is_the_references(stand_in):
+    arguments = make_arguments(2, 5, 3, 2) | {"initial_state": None}
+    leaves = [tensor for name, tensor in arguments.items() if name in NAMES]
+
+    def gradients(backend):
+        for leaf in leaves:
+            leaf.requires_grad_().grad = None
+        out, state = selective_scan(
+            **arguments, delta_softplus=True, return_final_state=True, backend=backend
+        )
+        (out.sum() + state.square().sum()).backward()
+        return [leaf.grad for leaf in leaves]
+
+    actual, expected = gradients("mamba_ssm"), gradients("reference")
+    assert stand_in.calls == ["fwd"]
+    for gradient, one in zip(actual, expected, strict=True):
+        assert relative_error(gradient, one) < TOLERANCE[torch.float32]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not mamba_ssm.available()[0], reason=mamba_ssm.available()[1])
 @pytest.mark.parametrize("gated", [True, False])
@@ -114,3 +232,20 @@ def compare(gated, dtype, device, length):
         else:
             assert gradient.dtype == tensor.dtype and gradient.shape == tensor.shape
             assert relative_error(gradient, next(found)) < TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not mamba_ssm.available()[0], reason=mamba_ssm.available()[1])
+def test_our_model_on_the_device_trains_and_generates():
+    model, bytes = (x.cuda() for x in model_and_bytes())
+    found = {}
+    for backend in ("mamba_ssm", "reference"):
+        with use_backend(backend):
+            model.zero_grad()
+            model(bytes).logsumexp(-1).sum().backward()
+            gradients = [parameter.grad.clone() for parameter in model.parameters()]
+            found[backend] = gradients, list(generate(model, b"abc", 5, Sampler(temperature=0)))
+    (actual, text), (expected, same_text) = found.values()
+    assert text == same_text
+    for gradient, one in zip(actual, expected, strict=True):
+        assert relative_error(gradient, one) < 1e-3  # matrix products on the device, in other orders
