@@ -7,7 +7,7 @@ import torch
 from mambabyte import ops
 from mambabyte.doctor import machine
 from mambabyte.doctor.finding import Finding
-from mambabyte.models import MambaByteConfig
+from mambabyte.models import MambaByte, MambaByteConfig
 from mambabyte.ops.cpu import build
 
 REBUILD = "remove the kernel cache, so that the kernel is rebuilt; if it is still wrong, please report it"
@@ -83,7 +83,7 @@ def _mamba_step(backend: str, checked: str) -> list[torch.Tensor]:
     device = "cpu" if checked == "cpu" else "cuda"
     with torch.random.fork_rng(devices=[]), torch.no_grad(), ops.use_backend(backend):
         torch.manual_seed(0)
-        model = MambaByteConfig(d_model=24, n_layer=2).build().to(device)
+        model = MambaByte(MambaByteConfig(d_model=24, n_layer=2)).to(device)
         first, second = torch.tensor([[7, 200], [0, 255]], device=device)
         if backend == "triton":
             step = model.stepper(model.initial_state(2))

@@ -28,15 +28,17 @@ def generate(
     With an empty prompt, the text follows a line feed that is not part of the output.
 
     Args:
-        weights: ``fp32``; or ``bf16`` or, on a CPU, ``int8``, which a MambaByte model reads faster: its linear
-            layers are rounded for every byte after the prompt, which is read with the weights as they are.
+        weights: ``fp32``; or ``bf16`` or, on a CPU, ``int8``, which a MambaByte model reads faster: its
+            linear layers are rounded for every byte after the prompt, which is read with the weights as they
+            are.
 
     Raises:
         UserError: such weights are not to be had for this model here, or the model gives no probabilities.
     """
     if num_bytes < 1:
         return
-    backend = step_backend(model.lm_head.weight) if isinstance(model, MambaByte) else "reference"
+    mamba = model if isinstance(model, MambaByte) else None
+    backend = "reference" if mamba is None else step_backend(mamba.lm_head.weight)
     _check_weights(weights, backend)
     was_training = model.training
     model.eval()
@@ -44,12 +46,14 @@ def generate(
         context = torch.tensor([list(prompt or _EMPTY_PROMPT)], dtype=torch.long, device=model.device)
         all_logits, state = model.prefill(context)
         logits = all_logits[:, -1]
-        if backend == "triton" and (chunks := _drawn(model, state, logits, num_bytes, sampler, weights)):
+        chunks = None
+        if mamba and backend == "triton":
+            chunks = _drawn(mamba, state, logits, num_bytes, sampler, weights)
+        if chunks is not None:
             for chunk in chunks:
                 yield from _checked(chunk[:, 0].tolist())
             return
-        fused = backend == "cpu" and isinstance(model, MambaByte)
-        step = model.stepper(state, weights) if fused else _stepper(model, state)
+        step = mamba.stepper(state, weights) if mamba and backend == "cpu" else _stepper(model, state)
         for left in reversed(range(num_bytes)):
             byte = sampler(logits[0])
             yield byte
@@ -65,8 +69,9 @@ def _check_weights(weights: str, backend: str) -> None:
     if weights == "int8" and backend == "triton":
         raise UserError("weights=int8 is of the CPU's kernels: use weights=bf16 on CUDA, or device=cpu")
     if weights != "fp32" and backend == "reference":
+        cuda = "" if weights == "int8" else ", or on CUDA and Triton"
         raise UserError(
-            f"weights={weights} needs a MambaByte model in fp32 on a CPU, and compiled kernels (see "
+            f"weights={weights} needs a MambaByte model in fp32 on a CPU and compiled kernels{cuda} (see "
             "mambabyte doctor); use weights=fp32"
         )
 
@@ -74,7 +79,7 @@ def _check_weights(weights: str, backend: str) -> None:
 def _drawn(
     model: MambaByte, state: State, logits: Tensor, num_bytes: int, sampler: Sampler, weights: str
 ) -> Iterator[Tensor] | None:
-    """What `TritonDrawing.chunks` yields; None, with a line that says so, if its kernels fail on this machine.
+    """What `TritonDrawing.chunks` yields; None, with a line that says so, if its kernels fail here.
 
     Raises:
         UserError: they fail, and nothing else reads such weights.

@@ -215,8 +215,8 @@ class MambaByte(ByteLM):
         without its care for the state that it is given and for other parameters in the place of today's.
 
         Args:
-            weights: how the linear layers and the head are stored: see `PreparedMamba` for a CPU, `TritonStep`
-                for CUDA.
+            weights: how the linear layers and the head are stored: see `PreparedMamba` for a CPU and
+                `TritonStep` for CUDA.
         """
         history, layers = self._parts(state)
         if step_backend(self.lm_head.weight) == "triton":

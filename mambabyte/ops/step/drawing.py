@@ -40,9 +40,8 @@ class TritonDrawing:
         self._step = TritonStep(weights, embedding, batch, storage)
         self._position = torch.zeros(batch, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(2 * CHUNK, batch, dtype=torch.int16, device=device)
-        self._draw = draw_launch(
-            self._step.logits, self._step.symbols, self._position, self._drawn, temperature, top_k, top_p, seed
-        )
+        buffers = self._step.logits, self._step.symbols, self._position, self._drawn
+        self._draw = draw_launch(*buffers, temperature, top_k, top_p, seed)
         self._replay = recorded(self._once, device)
         self._step.load(history, layers)
         self._step.logits.copy_(logits)
@@ -54,8 +53,8 @@ class TritonDrawing:
         self._step()
 
     def chunks(self, count: int) -> Iterator[Tensor]:
-        """The next `count` bytes of each row, as CPU tensors (n, B) of int16 in which -1 stands for a byte that
-        logits without probabilities (NaN, infinity) did not give. A chunk is yielded when the device has
+        """The next `count` bytes of each row, as CPU tensors (n, B) of int16 in which -1 stands for a byte
+        that logits without probabilities (NaN, infinity) did not give. A chunk is yielded when the device has
         drawn it; the next one is under way then."""
         waiting = deque[tuple[Tensor, torch.cuda.Event | None]]()
         while count or waiting:
@@ -76,13 +75,17 @@ def draw_launch(
     logits: Tensor, symbols: Tensor, position: Tensor, drawn: Tensor,
     temperature: float, top_k: int | None, top_p: float | None, seed: int,
 ) -> Launch:  # fmt: skip
-    """The launch that draws a byte for each row of logits (B, V), with V a power of two: see `sample_kernel`."""
-    vocabulary, numbers = logits.shape[1], {"dtype": torch.float64, "device": logits.device}
+    """Draws a byte for each row of logits (B, V), where V is a power of two: see `sample_kernel`."""
+    vocabulary = logits.shape[1]
+
+    def number(value: float, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([value], dtype=dtype, device=logits.device)
+
     return Launch(
         kernels.sample_kernel, (len(logits),), 8, logits, symbols, position, drawn,
-        torch.tensor([temperature], **numbers), torch.tensor([2.0 if top_p is None else top_p], **numbers),
-        torch.tensor([top_k or vocabulary], device=logits.device), torch.tensor([seed], device=logits.device),
-        len(drawn), LONGEST=symbols.shape[1], SYMBOLS=vocabulary, CHUNK=min(32, vocabulary),
+        number(temperature, torch.float64), number(2.0 if top_p is None else top_p, torch.float64),
+        number(top_k or vocabulary, torch.int64), number(seed, torch.int64), len(drawn),
+        LONGEST=symbols.shape[1], SYMBOLS=vocabulary, CHUNK=min(16, vocabulary),
     )  # fmt: skip
 
 

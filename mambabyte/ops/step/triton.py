@@ -61,8 +61,8 @@ class TritonStep:
 
     Args:
         batch: B, the number of rows.
-        storage: `fp32`, or `bf16` for `in_proj`, `x_proj`, `out_proj` and the head, which are then copies. With
-            more than MATVEC_BATCH rows, the vectors between these products are bf16 too.
+        storage: `fp32`, or `bf16` for `in_proj`, `x_proj`, `out_proj` and the head, which are then copies.
+            With more than MATVEC_BATCH rows, the vectors between these products are bf16 too.
 
     Attributes:
         symbols: (B, n) int64, for each row the last bytes plus one, the newest at the end, and 0 where there
@@ -94,9 +94,8 @@ class TritonStep:
         self._update, self._normed = (self._empty(self._width, dtype=vectors) for _ in range(2))
         self._xz = self._empty(2 * self._channels, dtype=vectors)
         self._u, self._y = (self._empty(self._channels, dtype=vectors) for _ in range(2))
-        conv_block = max(64, _power(math.ceil(self._channels / 64)))
-        self._conv_block = conv_block if self._alone else 256
-        count = math.ceil(self._channels / conv_block) if self._alone else 1
+        self._conv_block = 64 if self._alone else 256
+        count = math.ceil(self._channels / self._conv_block) if self._alone else 1
         self._parts = self._empty(count, self._projected, dtype=vectors)
         self._embed = self._embedding(embedding)
         self.layers = [self._layer(index) for index in range(len(weights.blocks))]
@@ -156,21 +155,22 @@ class TritonStep:
     def _layer(self, index: int) -> list[Callable[[], None]]:
         block = self._weights.blocks[index]
         window, state = self.state[index]
-        norm = (block.norm_weight, block.norm_bias)
+        norm, x_proj = (block.norm_weight, block.norm_bias), self._stored(block.x_proj)
         if self._alone:
-            launches: list[Callable[[], None]] = [self._matvec(norm, index, block.in_proj, self._xz)]
-        else:
-            launches = [self._norm(norm, index, self._normed), Product(self._normed, self._stored(block.in_proj), self._xz)]
-        x_proj = self._stored(block.x_proj)
-        launches.append(self._conv(block, x_proj if self._alone else None, window))
-        if not self._alone:
-            launches.append(Product(self._u, x_proj, self._parts[:, 0]))
-        launches.append(self._scan(block, state))
-        if self._alone:
-            launches.append(self._matvec(None, index, block.out_proj, self._update))
-        else:
-            launches.append(Product(self._y, self._stored(block.out_proj), self._update))
-        return launches
+            return [
+                self._matvec(norm, index, block.in_proj, self._xz),
+                self._conv(block, x_proj, window),
+                self._scan(block, state),
+                self._matvec(None, index, block.out_proj, self._update),
+            ]
+        return [
+            self._norm(norm, index, self._normed),
+            Product(self._normed, self._stored(block.in_proj), self._xz),
+            self._conv(block, None, window),
+            Product(self._u, x_proj, self._parts[:, 0]),
+            self._scan(block, state),
+            Product(self._y, self._stored(block.out_proj), self._update),
+        ]
 
     def _end(self) -> list[Callable[[], None]]:
         weights, last = self._weights, len(self._weights.blocks)
@@ -183,7 +183,7 @@ class TritonStep:
 
     def _norm(self, norm: tuple[Tensor, Tensor | None], index: int, out: Tensor) -> Launch:
         return Launch(
-            kernels.norm_kernel, (self.batch,), _warps(self._width),
+            kernels.norm_kernel, (self.batch,), _warps(_power(self._width)),
             self._residual[0], self._update if index else None, *map(_plain, norm), out,
             self._width, self._weights.epsilon, RMS=self._weights.rms, BLOCK=_power(self._width),
         )  # fmt: skip
@@ -211,12 +211,14 @@ class TritonStep:
     def _conv(self, block: MambaBlockWeights, matrix: Tensor | None, window: Tensor) -> Launch:
         group = self.batch if self._alone else math.ceil(self.batch / BATCH_GROUPS)
         grid = (math.ceil(self._channels / self._conv_block), math.ceil(self.batch / group))
+        projected = _power(self._projected)
+        tile = 0 if matrix is None else projected * self._conv_block * matrix.element_size()
         return Launch(
-            kernels.conv_kernel, grid, 8 if self._alone else 4,
+            kernels.conv_kernel, grid, max(4, min(16, tile // (32 * THREAD_BYTES))),
             self._xz, window, _plain(block.conv_weight.T), _plain(block.conv_bias), self._u, matrix,
             None if matrix is None else self._parts, self.batch, self._channels, self._projected,
             BEFORE=self._before, BEFORE_BLOCK=_power(self._before), BATCH_BLOCK=group, BLOCK=self._conv_block,
-            PROJECTED_BLOCK=_power(self._projected),
+            PROJECTED_BLOCK=projected,
         )  # fmt: skip
 
     def _scan(self, block: MambaBlockWeights, state: Tensor) -> Launch:
@@ -225,7 +227,7 @@ class TritonStep:
         group = 1 if self._alone else math.ceil(self.batch / BATCH_GROUPS)
         rate = -torch.exp(_plain(block.A_log)) * math.log2(math.e)
         return Launch(
-            kernels.scan_kernel, (math.ceil(self._channels / channels), math.ceil(self.batch / group)), 4,
+            kernels.scan_kernel, (math.ceil(self._channels / channels), math.ceil(self.batch / group)), 8,
             self._parts, self._u, self._xz, state, _plain(block.dt_proj), _plain(block.dt_bias),
             _plain(block.D), rate, self._y, self.batch, count, self._channels, self._rank, self._states,
             BATCH_BLOCK=group, BLOCK=channels, RANK=rank, STATES=states,

@@ -28,7 +28,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from mambabyte.ops.selective_scan.triton_kernels import LOG2_E, _sigmoid, _softplus
+from mambabyte.ops.selective_scan.triton_kernels import _sigmoid as sigmoid
+from mambabyte.ops.selective_scan.triton_kernels import _softplus as softplus
 
 # Of the hash in `mambabyte.models.ngram_embedding`.
 MULTIPLIER: Any = tl.constexpr(0x2545F4914F6CDD1D)
@@ -155,7 +156,7 @@ def conv_kernel(
         tl.store(start - channels + place, before, mask=mask & (j > 0)[:, None])
         if BEFORE > 0:
             tl.store(start + (BEFORE - 1) * channels + channel, now, mask=inside)
-        value = total * _sigmoid(total)
+        value = total * sigmoid(total)
         tl.store(u + b * channels + channel, value.to(u.dtype.element_ty), mask=inside)
         if matrix is not None:
             part = tl.sum(tile.to(tl.float32) * value[None, :], axis=1)
@@ -203,19 +204,22 @@ def scan_kernel(
     D = tl.load(skip + channel, mask=inside, other=0)
     projected = rank + 2 * states
     first = tl.program_id(1).to(tl.int64) * BATCH_BLOCK
-    for b in range(first, tl.minimum(first + BATCH_BLOCK, batch)):
-        h_place = state + b * channels * states + place
-        h = tl.load(h_place, mask=state_mask, other=0)
+    last = tl.minimum(first + BATCH_BLOCK, batch)
+    next_h = tl.load(state + first * channels * states + place, mask=state_mask, other=0)
+    for b in range(first, last):
+        # The states, which are most of what a large batch reads, are loaded one row ahead.
+        h, h_place = next_h, state + b * channels * states + place
+        next_h = tl.load(h_place + channels * states, mask=state_mask & (b + 1 < last), other=0)
         x = tl.load(u + b * channels + channel, mask=inside, other=0).to(tl.float32)
         z = tl.load(xz + (2 * b + 1) * channels + channel, mask=inside, other=0).to(tl.float32)
         start = parts + b * count * projected
         low = _sum_of_parts(start, part, count, r, r_mask, projected, PARTS, RANK)
         B = _sum_of_parts(start, part, count, rank + n, n_mask, projected, PARTS, STATES)
         C = _sum_of_parts(start, part, count, rank + states + n, n_mask, projected, PARTS, STATES)
-        dt = _softplus(tl.sum(weight * low[None, :], axis=1) + bias)
+        dt = softplus(tl.sum(weight * low[None, :], axis=1) + bias)
         h = tl.exp2(rates * dt[:, None]) * h + (dt * x)[:, None] * B[None, :]
         tl.store(h_place, h, mask=state_mask)
-        out = (tl.sum(h * C[None, :], axis=1) + D * x) * z * _sigmoid(z)
+        out = (tl.sum(h * C[None, :], axis=1) + D * x) * z * sigmoid(z)
         tl.store(y + b * channels + channel, out.to(y.dtype.element_ty), mask=inside)
 
 

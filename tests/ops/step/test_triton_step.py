@@ -25,7 +25,8 @@ here = pytest.mark.skipif(not (CUDA or INTERPRETED), reason="run by test_in_the_
 # fp32 sums of a few hundred terms through two layers; a CUDA device's exponential is less exact.
 TOLERANCE = 2e-5 if CUDA else 5e-6
 MODELS = {
-    "rms_tied": {"d_model": 24, "n_layer": 1, "d_state": 8, "d_conv": 2, "norm": "rms", "tie_embeddings": True},
+    "rms_tied": {"d_model": 24, "n_layer": 1, "d_state": 8, "d_conv": 2, "norm": "rms",
+                 "tie_embeddings": True},
     "layer": {"d_model": 37, "n_layer": 2, "d_state": 16, "norm": "layer", "dt_rank": 3, "expand": 1},
     "ngrams": {"d_model": 21, "n_layer": 1, "d_state": 5, "d_conv": 1, "expand": 1, "ngram": 4,
                "ngram_buckets": 13, "ngram_width": 5},
@@ -60,7 +61,9 @@ def stepper(model, state, storage="fp32"):
     """As `MambaByte.stepper`, on whatever device runs the kernels here."""
     history, layers = model._parts(state)
     before = history[0][0] if history else None
-    return triton_step.TritonStepper(model.step_weights(), model._embedding_weights(), before, layers, storage)
+    return triton_step.TritonStepper(
+        model.step_weights(), model._embedding_weights(), before, layers, storage
+    )
 
 
 def bytes_for(batch, length):
