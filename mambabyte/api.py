@@ -38,7 +38,8 @@ def generate(
         temperature: 0 takes the likeliest byte each time.
         top_k: draw from this many of the likeliest bytes only.
         top_p: draw from the likeliest bytes that together have this probability.
-        weights: ``fp32``, ``bf16`` or ``int8``; rounded ones are for a MambaByte model on a CPU.
+        seed: of the draws, which differ between a CPU and a GPU.
+        weights: ``fp32``, ``bf16`` or, on a CPU only, ``int8``; rounded ones are for a MambaByte model.
 
     Returns:
         The bytes that follow the prompt, without it.

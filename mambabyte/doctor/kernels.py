@@ -7,7 +7,7 @@ import torch
 from mambabyte import ops
 from mambabyte.doctor import machine
 from mambabyte.doctor.finding import Finding
-from mambabyte.models import MambaByteConfig
+from mambabyte.models import MambaByte, MambaByteConfig
 from mambabyte.ops.cpu import build
 
 REBUILD = "remove the kernel cache, so that the kernel is rebuilt; if it is still wrong, please report it"
@@ -80,12 +80,17 @@ def _residual_norm(backend: str, checked: str) -> list[torch.Tensor]:
 
 
 def _mamba_step(backend: str, checked: str) -> list[torch.Tensor]:
+    device = "cpu" if checked == "cpu" else "cuda"
     with torch.random.fork_rng(devices=[]), torch.no_grad(), ops.use_backend(backend):
         torch.manual_seed(0)
-        model = MambaByteConfig(d_model=24, n_layer=2).build()
-        logits, state = model.step(torch.tensor([7, 200]), model.initial_state(2))
-        again, _ = model.step(torch.tensor([0, 255]), state)
-    return [logits, again, *(tensor for layer in state for tensor in layer)]
+        model = MambaByte(MambaByteConfig(d_model=24, n_layer=2)).to(device)
+        first, second = torch.tensor([[7, 200], [0, 255]], device=device)
+        if backend == "triton":
+            step = model.stepper(model.initial_state(2))
+            return [step(first), step(second)]
+        logits, state = model.step(first, model.initial_state(2))
+        again, state = model.step(second, state)
+    return [logits, again] + [tensor for layer in state for tensor in layer if checked == "cpu"]
 
 
 _OUTPUTS: dict[str, Callable[[str, str], list[torch.Tensor]]] = {

@@ -7,13 +7,19 @@ import torch
 from mambabyte.config.settings import Settings, setting
 from mambabyte.errors import UserError
 
+NO_PROBABILITIES = (
+    "the model gives no probabilities (NaN or infinite logits): its training failed, or its file is damaged; "
+    "choose another checkpoint"
+)
+
 
 @dataclass
 class Sampler(Settings):
     """Temperature, then top-k, then top-p (nucleus sampling, arXiv 1904.09751), then one draw.
 
-    Samples are drawn on the CPU in float64 from a separate generator, so that a seed means the same on every
-    device.
+    A call draws on the CPU in float64 from a separate generator, so that a seed means the same wherever the
+    logits come from. Where `generate` draws on a CUDA device instead, it does so from the same probabilities
+    with other noise: a seed gives the same bytes there each time, but not those of a CPU.
 
     Args:
         temperature: divides the logits; 0 takes the likeliest byte and ignores the other settings.
@@ -40,10 +46,7 @@ class Sampler(Settings):
             UserError: they give no probabilities.
         """
         if not logits.max().isfinite():  # the largest of any with a NaN is NaN
-            raise UserError(
-                "the model gives no probabilities (NaN or infinite logits): its training failed, or its file "
-                "is damaged; choose another checkpoint"
-            )
+            raise UserError(NO_PROBABILITIES)
         if self.temperature == 0:
             return int(logits.argmax())
         scaled = logits.detach().to("cpu", torch.float64)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,12 @@ from mambabyte.ops.step import (
     MambaWeights,
     PreparedMamba,
     mamba_step,
-    serves_mamba_step,
+    step_backend,
 )
+
+if TYPE_CHECKING:
+    from mambabyte.ops.step.drawing import TritonDrawing
+    from mambabyte.ops.step.triton import EmbeddingWeights
 
 
 @dataclass
@@ -217,7 +221,7 @@ class MambaByte(ByteLM):
         return self._run(self.as_batch(bytes, state), state, None, keep_state=True)
 
     def step(self, byte: Tensor | bytes, state: State) -> tuple[Tensor, State]:
-        if not serves_mamba_step(self.lm_head.weight):
+        if step_backend(self.lm_head.weight) != "cpu":
             return super().step(byte, state)
         column = self.as_column(byte)
         try:
@@ -230,13 +234,19 @@ class MambaByte(ByteLM):
         return logits, history + layers
 
     def stepper(self, state: State, weights: str = "fp32") -> Callable[[Tensor], Tensor]:
-        """A function from one more byte (B,) to logits (B, 256), where `serves_mamba_step` says yes: `step`
+        """A function from one more byte (B,) to logits (B, 256), where `step_backend` names a kernel: `step`
         without its care for the state that it is given and for other parameters in the place of today's.
 
         Args:
-            weights: how `PreparedMamba` stores the linear layers and the head.
+            weights: how the linear layers and the head are stored: see `PreparedMamba` for a CPU and
+                `TritonStep` for CUDA.
         """
         history, layers = self._parts(state)
+        if step_backend(self.lm_head.weight) == "triton":
+            from mambabyte.ops.step.triton import TritonStepper
+
+            before = history[0][0] if history else None
+            return TritonStepper(self.step_weights(), self._embedding_weights(), before, layers, weights)
         step = MambaStepper(PreparedMamba(self.step_weights(), weights), layers)
 
         def next_logits(byte: Tensor) -> Tensor:
@@ -246,6 +256,21 @@ class MambaByte(ByteLM):
 
         return next_logits
 
+    def drawing(
+        self, state: State, logits: Tensor, temperature: float, top_k: int | None, top_p: float | None,
+        seed: int, weights: str = "fp32",
+    ) -> TritonDrawing:  # fmt: skip
+        """What draws the bytes after a state and its logits (B, 256) on a CUDA device, where `step_backend`
+        says `triton`."""
+        from mambabyte.ops.step.drawing import TritonDrawing
+
+        history, layers = self._parts(state)
+        before = history[0][0] if history else None
+        return TritonDrawing(
+            self.step_weights(), self._embedding_weights(), before, layers, logits, temperature, top_k, top_p,
+            seed, weights,
+        )  # fmt: skip
+
     def step_weights(self) -> MambaWeights:
         """What `PreparedMamba` takes."""
         backbone, config = self.backbone, self.config
@@ -254,6 +279,15 @@ class MambaByte(ByteLM):
             blocks, backbone.norm_f.weight, backbone.norm_f.bias, self.lm_head.weight,
             config.norm_epsilon, config.norm == "rms",
         )  # fmt: skip
+
+    def _embedding_weights(self) -> EmbeddingWeights:
+        from mambabyte.ops.step.triton import EmbeddingWeights
+
+        backbone, longest = self.backbone, self.config.ngram
+        if longest == 1:
+            return EmbeddingWeights(backbone.embedding.weight)
+        ngrams = backbone.ngram_embedding
+        return EmbeddingWeights(backbone.embedding.weight, longest, ngrams.tables, ngrams.projection.weight)
 
     def initial_state(self, batch_size: int) -> State:
         config, zeros = self.config, self.lm_head.weight.new_zeros

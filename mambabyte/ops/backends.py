@@ -1,7 +1,7 @@
 """Which backend an op uses, and why.
 
     cpu         our C++ kernels: CPU tensors in fp32, bf16 and fp16; compiled at first use
-    triton      our Triton kernels: CUDA tensors in the same dtypes; all but the step
+    triton      our Triton kernels: CUDA tensors in the same dtypes
     mamba_ssm   mamba_ssm's kernels: as triton, but without initial states and document starts
     reference   plain PyTorch: any device, fp64 too
 
@@ -37,7 +37,7 @@ BACKENDS = {
     "selective_scan": ("cpu", "triton", "mamba_ssm", "reference"),
     "causal_conv1d": ("cpu", "triton", "reference"),
     "residual_norm": ("cpu", "triton", "reference"),
-    "mamba_step": ("cpu", "reference"),
+    "mamba_step": ("cpu", "triton", "reference"),
 }
 _NAMES = BACKENDS["selective_scan"]  # which has every backend that there is
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -93,8 +93,8 @@ class ByteLMModule(LightningModule):
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         # On the host nothing waits. A mark at the first byte changes nothing, and most windows have no other.
         marks = batch["document_start"] if batch["document_start"][:, 1:].any() else None
-        if marks is not None and self.model.reads_marks_on_host:  # as an array: nothing moves that to the device
-            marks = marks.numpy()
+        if marks is not None and self.model.reads_marks_on_host:
+            marks = marks.numpy()  # which nothing moves to the device
         return {**batch, "document_start": marks}
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:

@@ -1,7 +1,7 @@
 """One byte through a whole stack of Mamba blocks."""
 
 from mambabyte.ops.step.cpu import STORAGE, MambaBlockWeights, MambaStepper, MambaWeights, PreparedMamba
-from mambabyte.ops.step.interface import mamba_step, serves_mamba_step
+from mambabyte.ops.step.interface import mamba_step, step_backend
 from mambabyte.ops.step.kept import KeptWeights
 
 __all__ = [
@@ -12,5 +12,5 @@ __all__ = [
     "MambaWeights",
     "PreparedMamba",
     "mamba_step",
-    "serves_mamba_step",
+    "step_backend",
 ]

@@ -1,7 +1,7 @@
 """One byte through a whole stack of Mamba blocks: the step that generation repeats.
 
-It has no `reference.py`: where `serves_mamba_step` says no, `MambaByte.step` runs a window of one byte
-through the other ops, and the tests compare the two.
+It has no `reference.py`: where `step_backend` says reference, `MambaByte` runs a window of one byte through
+the other ops, and the tests compare the two.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from mambabyte.ops.backends import choose_backend
 from mambabyte.ops.step.cpu import PreparedMamba, State, mamba_step_fused
 
 
-def serves_mamba_step(parameter: Tensor) -> bool:
-    """Whether `mamba_step` can run a model with such parameters here and now: in fp32 on a CPU with compiled
-    kernels, with nothing to differentiate, no autocast and no compiler tracing."""
-    return (
-        not torch.is_grad_enabled()
-        and parameter.dtype == torch.float32
-        and not torch.is_autocast_enabled(parameter.device.type)
-        and not torch.compiler.is_compiling()
-        and choose_backend("mamba_step", parameter.device, parameter.dtype, None) == "cpu"
-    )
+def step_backend(parameter: Tensor) -> str:
+    """What steps a model with such parameters here and now: `cpu` or `triton`, if they are fp32 and there is
+    nothing to differentiate, no autocast and no compiler tracing; else `reference`."""
+    if (
+        torch.is_grad_enabled()
+        or parameter.dtype != torch.float32
+        or torch.is_autocast_enabled(parameter.device.type)
+        or torch.compiler.is_compiling()
+    ):
+        return "reference"
+    return choose_backend("mamba_step", parameter.device, parameter.dtype, None)
 
 
 def mamba_step(x: Tensor, state: State, weights: PreparedMamba) -> tuple[Tensor, State]:
