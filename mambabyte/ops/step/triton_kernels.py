@@ -28,8 +28,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from mambabyte.ops.selective_scan.triton_kernels import _sigmoid as sigmoid
 from mambabyte.ops.selective_scan.triton_kernels import _softplus as softplus
+from mambabyte.ops.selective_scan.triton_kernels import sigmoid
 
 # Of the hash in `mambabyte.models.ngram_embedding`.
 MULTIPLIER: Any = tl.constexpr(0x2545F4914F6CDD1D)
