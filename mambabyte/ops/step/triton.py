@@ -15,7 +15,7 @@ from mambabyte.ops.step.cpu import MambaBlockWeights, MambaWeights, State
 STORAGE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Up to this batch the matrix-vector kernels run, whose arithmetic grows with the batch; torch.mm above.
 MATVEC_BATCH = 4
-ENOUGH_PROGRAMS = 384  # of a product: about three for each multiprocessor of an H100
+ENOUGH_PROGRAMS = 768  # of a product: about six for each multiprocessor of an H100, to share it evenly
 THREAD_BYTES = 128  # of a matrix in the registers of one thread
 BATCH_GROUPS = 16  # into which the programs of `conv` and `scan` divide a batch
 
@@ -57,7 +57,7 @@ class Product:
 
 class TritonStep:
     """One byte of each row through embedding, layers and head, on buffers that stay where they are: what a
-    CUDA graph can record. Letters as in `mambabyte.ops`.
+    CUDA graph can record. The model's parameters must not change meanwhile. Letters as in `mambabyte.ops`.
 
     Args:
         batch: B, the number of rows.

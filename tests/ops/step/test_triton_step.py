@@ -4,7 +4,9 @@ import importlib
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -165,6 +167,18 @@ def test_the_state_that_was_given_is_left_as_it_was_and_wrong_shapes_are_refused
         stepper(model, state)(byte[:1])
     with pytest.raises(ValueError, match="the layers' states must have the shapes"):
         stepper(model, [*state[:1], state[1][::-1]])
+
+
+def test_a_recording_is_warmed_up_on_a_stream_of_its_own_and_replayed():
+    calls, names = [], ("device", "Stream", "current_stream", "stream", "graph", "CUDAGraph")
+    with ExitStack() as stack:
+        cuda = {name: stack.enter_context(patch.object(torch.cuda, name, autospec=True)) for name in names}
+        replay = triton_step.recorded(lambda: calls.append("launches"), torch.device("cuda", 1))
+    recording = cuda["CUDAGraph"].return_value
+    assert calls == ["launches"] * 2 and replay is recording.replay
+    cuda["device"].assert_called_once_with(torch.device("cuda", 1))
+    cuda["stream"].assert_called_once_with(cuda["Stream"].return_value)
+    cuda["graph"].assert_called_once_with(recording, capture_error_mode="thread_local")
 
 
 @pytest.mark.gpu
