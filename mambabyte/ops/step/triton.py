@@ -61,8 +61,9 @@ class TritonStep:
 
     Args:
         batch: B, the number of rows.
-        storage: `fp32`, or `bf16` for `in_proj`, `x_proj`, `out_proj` and the head, which are then copies.
-            With more than MATVEC_BATCH rows, the vectors between these products are bf16 too.
+        storage: `fp32`, or `bf16` for `in_proj`, `x_proj`, `out_proj` and the head, which are then copies
+            unless they are bf16 already, as they stay in any case. With more than MATVEC_BATCH rows, the
+            vectors between these products are bf16 too.
 
     Attributes:
         symbols: (B, n) int64, for each row the last bytes plus one, the newest at the end, and 0 where there
@@ -75,7 +76,7 @@ class TritonStep:
     def __init__(
         self, weights: MambaWeights, embedding: EmbeddingWeights, batch: int, storage: str = "fp32"
     ) -> None:
-        self._dtype = STORAGE[storage]
+        self._dtype = torch.bfloat16 if weights.head.dtype == torch.bfloat16 else STORAGE[storage]
         self._weights, self.batch = weights, batch
         first = weights.blocks[0]
         (self._channels, self._states), self._rank = first.A_log.shape, first.dt_proj.shape[1]

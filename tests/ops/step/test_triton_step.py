@@ -29,7 +29,7 @@ TOLERANCE = 2e-5 if CUDA else 5e-6
 MODELS = {
     "rms_tied": {"d_model": 24, "n_layer": 1, "d_state": 8, "d_conv": 2, "norm": "rms",
                  "tie_embeddings": True},
-    "layer": {"d_model": 37, "n_layer": 2, "d_state": 16, "norm": "layer", "dt_rank": 3, "expand": 1},
+    "layer": {"d_model": 37, "n_layer": 3, "d_state": 16, "norm": "layer", "dt_rank": 3, "expand": 1},
     "ngrams": {"d_model": 21, "n_layer": 1, "d_state": 5, "d_conv": 1, "expand": 1, "ngram": 4,
                "ngram_buckets": 13, "ngram_width": 5},
 }  # fmt: skip
@@ -40,7 +40,7 @@ def test_in_the_interpreter():
     """Triton chooses its interpreter when it is imported, so this needs a process of its own."""
     tests = Path(__file__).parents[2]
     files = [__file__, str(tests / "generation" / "test_drawing.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -138,9 +138,17 @@ def test_bf16_weights_are_the_rounded_ones(few_programs, batch, tolerance):
 
 @here
 @torch.no_grad()
+def test_a_model_in_bf16_is_read_as_it_is(few_programs):
+    model, bytes = build("layer").bfloat16(), bytes_for(2, 3)
+    logits, _ = walk(model, bytes, None)
+    assert_close([logits], [model.cpu().double()(bytes)])
+
+
+@here
+@torch.no_grad()
 @pytest.mark.parametrize(("batch", "kernels", "products"), [(1, 4, 0), (4, 4, 0), (5, 3, 3), (256, 3, 3)])
 def test_a_layer_is_at_most_six_launches(monkeypatch, batch, kernels, products):
-    model = build("layer", n_layer=3).to(DEVICE)
+    model = build("layer").to(DEVICE)
     step = stepper(model, model.initial_state(batch))._step
     launched = []
     monkeypatch.setattr(triton_step.Launch, "__call__", lambda launch: launched.append(launch))
