@@ -46,14 +46,14 @@ def generate(
         context = torch.tensor([list(prompt or _EMPTY_PROMPT)], dtype=torch.long, device=model.device)
         all_logits, state = model.prefill(context)
         logits = all_logits[:, -1]
-        chunks = None
-        if mamba and backend == "triton":
+        if mamba is not None and backend == "triton":
             chunks = _drawn(mamba, state, logits, num_bytes, sampler, weights)
-        if chunks is not None:
-            for chunk in chunks:
-                yield from _checked(chunk[:, 0].tolist())
-            return
-        step = mamba.stepper(state, weights) if mamba and backend == "cpu" else _stepper(model, state)
+            if chunks is not None:
+                yield from _checked(chunks)
+                return
+        step = _stepper(model, state)
+        if mamba is not None and backend == "cpu":
+            step = mamba.stepper(state, weights)
         for left in reversed(range(num_bytes)):
             byte = sampler(logits[0])
             yield byte
@@ -95,11 +95,12 @@ def _drawn(
         return None
 
 
-def _checked(drawn: list[int]) -> Iterator[int]:
-    for byte in drawn:
-        if byte < 0:
-            raise UserError(NO_PROBABILITIES)
-        yield byte
+def _checked(chunks: Iterator[Tensor]) -> Iterator[int]:
+    for chunk in chunks:
+        for byte in chunk[:, 0].tolist():
+            if byte < 0:
+                raise UserError(NO_PROBABILITIES)
+            yield byte
 
 
 def _stepper(model: ByteLM, state: State) -> Callable[[Tensor], Tensor]:

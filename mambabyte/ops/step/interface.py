@@ -14,11 +14,12 @@ from mambabyte.ops.step.cpu import PreparedMamba, State, mamba_step_fused
 
 
 def step_backend(parameter: Tensor) -> str:
-    """What steps a model with such parameters here and now: `cpu` or `triton`, if they are fp32 and there is
-    nothing to differentiate, no autocast and no compiler tracing; else `reference`."""
+    """What steps a model with such parameters here and now: `cpu` if they are fp32, `triton` if they are fp32
+    or bf16, there is nothing to differentiate, no autocast and no compiler tracing; else `reference`."""
+    served = (torch.float32,) if parameter.device.type == "cpu" else (torch.float32, torch.bfloat16)
     if (
         torch.is_grad_enabled()
-        or parameter.dtype != torch.float32
+        or parameter.dtype not in served
         or torch.is_autocast_enabled(parameter.device.type)
         or torch.compiler.is_compiling()
     ):

@@ -15,7 +15,7 @@ from mambabyte.ops.step.cpu import MambaBlockWeights, MambaWeights, State
 STORAGE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Up to this batch the matrix-vector kernels run, whose arithmetic grows with the batch; torch.mm above.
 MATVEC_BATCH = 4
-ENOUGH_PROGRAMS = 384  # of a product: about three for each multiprocessor of an H100
+ENOUGH_PROGRAMS = 768  # of a product: about six for each multiprocessor of an H100, to share it evenly
 THREAD_BYTES = 128  # of a matrix in the registers of one thread
 BATCH_GROUPS = 16  # into which the programs of `conv` and `scan` divide a batch
 
@@ -57,12 +57,13 @@ class Product:
 
 class TritonStep:
     """One byte of each row through embedding, layers and head, on buffers that stay where they are: what a
-    CUDA graph can record. Letters as in `mambabyte.ops`.
+    CUDA graph can record. The model's parameters must not change meanwhile. Letters as in `mambabyte.ops`.
 
     Args:
         batch: B, the number of rows.
-        storage: `fp32`, or `bf16` for `in_proj`, `x_proj`, `out_proj` and the head, which are then copies.
-            With more than MATVEC_BATCH rows, the vectors between these products are bf16 too.
+        storage: `fp32`, or `bf16` for `in_proj`, `x_proj`, `out_proj` and the head, which are then copies
+            unless they are bf16 already, as they stay in any case. With more than MATVEC_BATCH rows, the
+            vectors between these products are bf16 too.
 
     Attributes:
         symbols: (B, n) int64, for each row the last bytes plus one, the newest at the end, and 0 where there
@@ -75,7 +76,7 @@ class TritonStep:
     def __init__(
         self, weights: MambaWeights, embedding: EmbeddingWeights, batch: int, storage: str = "fp32"
     ) -> None:
-        self._dtype = STORAGE[storage]
+        self._dtype = torch.bfloat16 if weights.head.dtype == torch.bfloat16 else STORAGE[storage]
         self._weights, self.batch = weights, batch
         first = weights.blocks[0]
         (self._channels, self._states), self._rank = first.A_log.shape, first.dt_proj.shape[1]

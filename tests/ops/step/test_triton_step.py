@@ -4,7 +4,9 @@ import importlib
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ TOLERANCE = 2e-5 if CUDA else 5e-6
 MODELS = {
     "rms_tied": {"d_model": 24, "n_layer": 1, "d_state": 8, "d_conv": 2, "norm": "rms",
                  "tie_embeddings": True},
-    "layer": {"d_model": 37, "n_layer": 2, "d_state": 16, "norm": "layer", "dt_rank": 3, "expand": 1},
+    "layer": {"d_model": 37, "n_layer": 3, "d_state": 16, "norm": "layer", "dt_rank": 3, "expand": 1},
     "ngrams": {"d_model": 21, "n_layer": 1, "d_state": 5, "d_conv": 1, "expand": 1, "ngram": 4,
                "ngram_buckets": 13, "ngram_width": 5},
 }  # fmt: skip
@@ -38,7 +40,7 @@ def test_in_the_interpreter():
     """Triton chooses its interpreter when it is imported, so this needs a process of its own."""
     tests = Path(__file__).parents[2]
     files = [__file__, str(tests / "generation" / "test_drawing.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -136,9 +138,17 @@ def test_bf16_weights_are_the_rounded_ones(few_programs, batch, tolerance):
 
 @here
 @torch.no_grad()
+def test_a_model_in_bf16_is_read_as_it_is(few_programs):
+    model, bytes = build("layer").bfloat16(), bytes_for(2, 3)
+    logits, _ = walk(model, bytes, None)
+    assert_close([logits], [model.cpu().double()(bytes)])
+
+
+@here
+@torch.no_grad()
 @pytest.mark.parametrize(("batch", "kernels", "products"), [(1, 4, 0), (4, 4, 0), (5, 3, 3), (256, 3, 3)])
 def test_a_layer_is_at_most_six_launches(monkeypatch, batch, kernels, products):
-    model = build("layer", n_layer=3).to(DEVICE)
+    model = build("layer").to(DEVICE)
     step = stepper(model, model.initial_state(batch))._step
     launched = []
     monkeypatch.setattr(triton_step.Launch, "__call__", lambda launch: launched.append(launch))
@@ -165,6 +175,18 @@ def test_the_state_that_was_given_is_left_as_it_was_and_wrong_shapes_are_refused
         stepper(model, state)(byte[:1])
     with pytest.raises(ValueError, match="the layers' states must have the shapes"):
         stepper(model, [*state[:1], state[1][::-1]])
+
+
+def test_a_recording_is_warmed_up_on_a_stream_of_its_own_and_replayed():
+    calls, names = [], ("device", "Stream", "current_stream", "stream", "graph", "CUDAGraph")
+    with ExitStack() as stack:
+        cuda = {name: stack.enter_context(patch.object(torch.cuda, name, autospec=True)) for name in names}
+        replay = triton_step.recorded(lambda: calls.append("launches"), torch.device("cuda", 1))
+    recording = cuda["CUDAGraph"].return_value
+    assert calls == ["launches"] * 2 and replay is recording.replay
+    cuda["device"].assert_called_once_with(torch.device("cuda", 1))
+    cuda["stream"].assert_called_once_with(cuda["Stream"].return_value)
+    cuda["graph"].assert_called_once_with(recording, capture_error_mode="thread_local")
 
 
 @pytest.mark.gpu
