@@ -144,15 +144,15 @@ def of_a_layer(config: MambaByteConfig, batch: int, length: int) -> Traffic:
 
 
 def main() -> None:
+    """Print a layer's traffic, on the backends of scan, convolution and norm that the command names."""
     batch, length = 4, 8192
-    config = MAMBABYTE_353M
-    with as_on_cuda("triton", *sys.argv[1:] or ("cpu", "cpu")):
-        layer = of_a_layer(config, batch, length)
-    elements = batch * length * config.d_inner
+    with as_on_cuda(*sys.argv[1:] or ("triton", "cpu", "cpu")):
+        layer = of_a_layer(MAMBABYTE_353M, batch, length)
+    elements = batch * length * MAMBABYTE_353M.d_inner
     for name, kernels in sorted(layer.kernels.items()):
         if kernels:
-            print(f"{name:45}{kernels:4}{layer.bytes[name] / elements:9.2f}")
-    print(f"{'':45}{layer.total_kernels:4}{layer.total_bytes / elements:9.2f}")
+            print(f"{name:40}{kernels:4} kernels{layer.bytes[name] / elements:8.2f} bytes per element")
+    print(f"{'':40}{layer.total_kernels:4} kernels{layer.total_bytes / elements:8.2f} bytes per element")
     print(f"kept for backward: {layer.kept / elements:.2f} bytes per element")
 
 

@@ -11,19 +11,22 @@ import torch
 from lightning.pytorch import Callback
 from torch.distributed.tensor import DTensor
 
+from mambabyte.ops import recomputation
 from tests.conftest import TINY
 from tests.training.distributed.ranks import Ranks
 
 
 class InFloat64(Callback):
     """Trains in float64 and saves the gradients, by name; with ``half``, no byte is scored of a step's second
-    half, which is rank 1's or the second micro-batch's."""
+    half, which is rank 1's or the second micro-batch's; with ``as_on_cuda``, it takes the ways of CUDA."""
 
-    def __init__(self, path: str, half: bool) -> None:
-        self.path, self.half = path, half
+    def __init__(self, path: str, half: bool, as_on_cuda: bool) -> None:
+        self.path, self.half, self.as_on_cuda = path, half, as_on_cuda
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
         module.double()
+        if self.as_on_cuda:  # in the rank's own process
+            recomputation.DEVICES.add("cpu")
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_index: int) -> None:
         if self.half and (trainer.global_rank or batch_index):
@@ -40,9 +43,12 @@ class InFloat64(Callback):
 def gradients(ranks: Ranks, documents: Path, tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
     """gradients("name", 2, "key=value", ..., half=True) -> those of the first step of two ranks."""
 
-    def gradients(name: str, count: int, *overrides: str, half: bool = False) -> dict[str, torch.Tensor]:
+    def gradients(
+        name: str, count: int, *overrides: str, half: bool = False, as_on_cuda: bool = False
+    ) -> dict[str, torch.Tensor]:
         path = tmp_path / f"{name}.pt"
-        callback = f"{{_target_: {__name__}.InFloat64, path: '{path}', half: {half}}}"
+        arguments = f"path: '{path}', half: {half}, as_on_cuda: {as_on_cuda}"
+        callback = f"{{_target_: {__name__}.InFloat64, {arguments}}}"
         places = [f"data.path={documents}", f"data.folder={tmp_path}/prepared", f"run_dir={tmp_path}/{name}"]
         more = [
             "trainer.max_steps=1",
@@ -76,3 +82,8 @@ def test_a_rank_may_score_nothing(gradients) -> None:
     expected = gradients("one", 1, half=True)
     for strategy in ("ddp", "fsdp"):
         assert_equal(gradients(strategy, 2, f"trainer={strategy}", half=True), expected)
+
+
+def test_what_backward_recomputes_on_cuda_is_right_under_fsdp_with_checkpointed_blocks(gradients) -> None:
+    both = ("trainer=fsdp", "trainer.activation_checkpointing=true")
+    assert_equal(gradients("fsdp", 2, *both, as_on_cuda=True), gradients("one", 1))
