@@ -17,6 +17,7 @@ from mambabyte.models.byte_lm import VOCABULARY
 from mambabyte.models.states import map_tensors, select_rows
 
 MAX_LANES = 64
+_ALIGNMENT = 64  # bytes; that of PyTorch's memory on a CPU
 Predictions = Generator[tuple[np.ndarray, np.ndarray], np.ndarray, None]
 
 
@@ -81,8 +82,12 @@ def _probabilities(logits: torch.Tensor) -> np.ndarray:
 
 @contextmanager
 def fixed_arithmetic(model: ByteLM, threads: int) -> Iterator[None]:
-    """Eval mode and a fixed number of threads: how a sum is divided among threads affects its rounding."""
+    """Eval mode and a fixed number of threads: how a sum is divided among threads affects its rounding. So
+    does where a weight begins: those that a mapped file has put askew are moved."""
     before, was_training = torch.get_num_threads(), model.training
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
+            parameter.data = parameter.data.clone()
     torch.set_num_threads(threads)
     model.eval()
     try:

@@ -20,7 +20,7 @@ from mambabyte.coding.predictions import predictions
 from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
 from mambabyte.evaluation import Protocol, evaluate
-from mambabyte.models import ByteLM, MambaByteConfig
+from mambabyte.models import ByteLM, MambaByteConfig, TransformerConfig
 
 
 def small_model(seed: int = 0) -> ByteLM:
@@ -49,6 +49,22 @@ def coded(model: ByteLM, data: np.ndarray, lengths: list[int], **settings) -> by
 
 def decoded(model: ByteLM, file: bytes) -> np.ndarray:
     return decode(model, io.BytesIO(file), lambda size: np.zeros(size, np.uint8))
+
+
+def test_where_weights_lie_in_memory_changes_no_bit() -> None:
+    """A mapped file puts them anywhere, and a library's product of one row and a matrix rounds by that."""
+    torch.manual_seed(0)
+    model = TransformerConfig(d_model=96, n_layer=1, n_head=2).build().eval()
+    askew = deepcopy(model)
+    for parameter in askew.parameters():
+        room = torch.empty(parameter.numel() + 32)
+        first = (72 - room.data_ptr() % 64) % 64 // 4  # 8 bytes after a multiple of 64
+        parameter.data = room[first : first + parameter.numel()].view_as(parameter).copy_(parameter.data)
+        assert parameter.data_ptr() % 64 == 8
+    data = random_bytes(200)
+    file = coded(model, data, [200], window=50)
+    assert decoded(askew, file).tolist() == data.tolist()
+    assert coded(askew, data, [200], window=50) == file
 
 
 @pytest.mark.parametrize("window", [None, 1, 7, 64])

@@ -7,6 +7,7 @@ import re
 import reprlib
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def understand(
     if found["dt_rank"] == math.ceil(found["d_model"] / 16):
         found["dt_rank"] = None  # the default
     config = MambaByteConfig(**{**given, **found})
-    wanted = shapes(config)
+    wanted = _shapes_of_all_layers(config)
     tied = {_HEAD} if config.tie_embeddings and _HEAD not in named else set()
     if wrong := differences(named, wanted.keys() - tied, "of this model"):
         raise UserError(f"the weights of '{where}' are not those of a MambaByte: {wrong}")
@@ -135,6 +136,18 @@ def _from_shapes(named: Mapping[str, Tensor], where: str) -> dict[str, Any]:
         "norm": "layer" if "backbone.norm_f.bias" in named else "rms",
         "tie_embeddings": head is None or torch.equal(head, named[_EMBEDDING]),
     }
+
+
+def _shapes_of_all_layers(config: MambaByteConfig) -> dict[str, torch.Size]:
+    """What the state dict should hold, from one layer: building them all takes longer than mapping them."""
+    wanted: dict[str, torch.Size] = {}
+    for name, shape in shapes(replace(config, n_layer=1)).items():
+        if match := _LAYER.match(name):
+            layers = (f"backbone.layers.{layer}.{name[match.end() :]}" for layer in range(config.n_layer))
+            wanted.update(dict.fromkeys(layers, shape))
+        else:
+            wanted[name] = shape
+    return wanted
 
 
 def _without_padding(named: dict[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,8 +16,6 @@ from mambabyte.checkpoints.pickles import load_pickle
 from mambabyte.errors import UserError, is_out_of_memory
 from mambabyte.runtime.terminal import visible
 
-_ALIGNMENT = 64  # bytes; that of PyTorch's memory on a CPU, and of the records of its files
-_COPIED_AT_ONCE = 1 << 22  # bytes
 _SHOWN, _LONGEST = 8, 100  # names in a sentence, and characters of one
 
 
@@ -56,7 +53,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     check_file(path)
     try:
-        tensors = _read_safetensors(path) if path.suffix == Path(SAFETENSORS).suffix else load_pickle(path)
+        tensors = load_file(path) if path.suffix == Path(SAFETENSORS).suffix else load_pickle(path)
     except pickle.UnpicklingError as error:
         raise UserError(f"'{path}' holds more than tensors and plain values: it is not read") from error
     except PermissionError as error:
@@ -67,21 +64,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"'{path}' cannot be read: it is damaged, cut short or of another format") from error
     if not is_state_dict(tensors):
         raise UserError(f"'{path}' holds no weights: it is no state dict")
-    return tensors
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Mapped tensors where they lie as PyTorch's own do, and copies of the others, which products would round
-    differently. A few at a time are mapped to be copied, so that memory holds them once."""
-    tensors = load_file(path)
-    askew = [name for name, tensor in tensors.items() if tensor.data_ptr() % _ALIGNMENT]
-    while askew:
-        copied = 0
-        with safe_open(path, "pt") as file:
-            while askew and copied < _COPIED_AT_ONCE:
-                name = askew.pop()
-                tensors[name] = file.get_tensor(name).clone()
-                copied += tensors[name].nbytes
     return tensors
 
 
