@@ -34,12 +34,14 @@ B, L, D, N, WIDTH = 8, 8192, 2048, 16, 4  # MambaByte-353M's; its model width is
 @dataclass(frozen=True)
 class Case:
     """What a launcher launches, the modules that have its kernels by name, the most registers that a thread
-    may need by kernel, the most bytes of shared memory, and where else than on sm_90 that is checked."""
+    may need by kernel, the bytes that a lane loads at once by kernel, the most bytes of shared memory, and
+    where else than on sm_90 that is checked."""
 
     name: str
     launch: Callable[[], Any]
     modules: tuple[Any, ...]
     registers: dict[str, int]
+    loads: dict[str, int] = field(default_factory=dict)
     shared: int = 1024
     more_capabilities: tuple[int, ...] = field(default=())
 
@@ -84,6 +86,7 @@ CASES = [
         lambda: convolve(torch.bfloat16, False),
         CONVOLUTION,
         {"forward_kernel": 128, "backward_kernel": 128, **SUM},
+        {"forward_kernel": 16, "backward_kernel": 8},
         more_capabilities=(80, 100),
     ),
     Case(
@@ -103,6 +106,7 @@ CASES = [
         lambda: normalise(torch.bfloat16, D // 2, False),
         NORM,
         {"forward_kernel": 32, "backward_kernel": 64, **SUM},
+        {"forward_kernel": 16, "backward_kernel": 16},
         more_capabilities=(80, 100),
     ),
     Case(
@@ -147,6 +151,7 @@ def test_compiles_within_its_bounds(folder, case, capability):
         usage = compiled(launch, capability, folder)
         registers = 255 if capability == 80 else case.registers[launch.name]
         assert usage.registers <= registers, (launch.name, usage)
+        assert usage.load >= case.loads.get(launch.name, 0), (launch.name, usage)
         assert usage.shared <= case.shared and usage.spills_in_loops == 0, (launch.name, usage)
 
 

@@ -97,11 +97,13 @@ def recorded(launch: Callable[[], Any], *modules: Any) -> list[Launch]:
 @dataclass(frozen=True)
 class Usage:
     """What a compiled kernel needs: registers and bytes of stack (spilled registers) of a thread, bytes of
-    shared memory of a program; and how many instructions in innermost loops move spilled registers."""
+    shared memory of a program; the bytes of a lane's widest load; and how many instructions in innermost
+    loops move spilled registers."""
 
     registers: int
     stack: int
     shared: int
+    load: int
     spills_in_loops: int
 
 
@@ -118,7 +120,13 @@ def compiled(launch: Launch, capability: int, folder: Path) -> Usage:
         spills = spills_in_loops(
             subprocess.run([tool, "-sass", path], check=True, capture_output=True, text=True).stdout
         )
-    return Usage(found["REG"], found["STACK"], kernel.metadata.shared, spills)
+    return Usage(found["REG"], found["STACK"], kernel.metadata.shared, widest_load(kernel.asm["ptx"]), spills)
+
+
+def widest_load(ptx: str) -> int:
+    """Bytes of the widest load from global memory."""
+    loads = re.findall(r"\bld\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s", ptx)
+    return max(int(count or 1) * int(bits) // 8 for count, bits in loads)
 
 
 def spills_in_loops(sass: str) -> int:

@@ -16,7 +16,7 @@ sums, (B tiles, W + 1, D) fp32, which are added afterwards in a fixed order: no 
 # ruff: noqa: RUF005
 from __future__ import annotations
 
-from mambabyte.ops.triton.kernels import jit, sigmoid, triton
+from mambabyte.ops.triton.kernels import jit, jit_for_any, sigmoid, triton
 
 if triton is not None:
     import triton.language as tl
@@ -125,7 +125,7 @@ def _convolve(now, past, taps, bias, WIDTH: tl.constexpr):
     return total
 
 
-@jit
+@jit_for_any("length", "tiles", "tile_rows")
 def forward_kernel(
     x, weight, bias,
     state,  # (B, W-1, D), or None for zeros
@@ -250,7 +250,7 @@ def _enter_tile(
     return past, grads, sums, cuts
 
 
-@jit
+@jit_for_any("length", "tiles", "tile_rows")
 def backward_kernel(
     x, weight, bias, state, document_start,
     grad_out,  # (B, L, D)

@@ -11,7 +11,7 @@ afterwards in a fixed order: no atomic additions.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-from mambabyte.ops.triton.kernels import jit, triton
+from mambabyte.ops.triton.kernels import jit, jit_for_any, triton
 
 if triton is not None:
     import triton.language as tl
@@ -47,7 +47,7 @@ def forward_kernel(
     tl.store(out + place, normed.to(out.dtype.element_ty), mask=mask)
 
 
-@jit
+@jit_for_any("rows")
 def backward_kernel(
     total, weight,
     grad_out, grad_total,  # (rows, d); the second may be None for zeros

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 from mambabyte.ops.cpu.arguments import contiguous
 from mambabyte.ops.selective_scan.reference import ScanInputs
 from mambabyte.ops.selective_scan.triton_kernels import backward_kernel, combine_kernel, scan_kernel, triton
-from mambabyte.ops.triton.kernels import available, multiprocessors, rows
+from mambabyte.ops.triton.kernels import as_bytes, available, multiprocessors, rows
 
 __all__ = ["available", "backward", "forward", "states_shape"]
 
@@ -34,8 +34,9 @@ class _Launcher:
         self.u, self.delta = rows(u), rows(delta)
         self.z = None if z is None else rows(z)
         self.A = _swapped(A)
-        self.B, self.C = (_swapped(pad(t, (0, 0, 0, -self.length % PADDING))) for t in (B, C))
-        start = contiguous(document_start, torch.uint8)
+        missing = -self.length % PADDING
+        self.B, self.C = (_swapped(pad(t, (0, 0, 0, missing)) if missing else t) for t in (B, C))
+        start = as_bytes(document_start)
         self.tensors = (self.A, self.B, self.C, contiguous(D), contiguous(delta_bias), start)
         self.delta_softplus = delta_softplus
 

@@ -38,6 +38,11 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
     return function if triton is None else triton.jit(function, **options)
 
 
+def jit_for_any(*names: str) -> Callable[[Callable[..., Any]], Any]:
+    """As `jit`, with the same machine code for all values of these numbers: it gains nothing from them."""
+    return functools.partial(jit, do_not_specialize=names)
+
+
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Multiprocessors of a CUDA device; 1 of any other, which has the interpreter alone."""
@@ -63,7 +68,7 @@ def sigmoid(x):
     return root * root
 
 
-@jit
+@jit_for_any("slots")
 def sum_kernel(
     partial,  # (slots, rows, D) fp32
     main,  # (D, COLUMNS): the sums of the first COLUMNS rows

@@ -148,6 +148,16 @@ def test_bits_are_the_same_every_time_and_the_final_state_is_made_on_request(sho
     assert_close(without, expected, TOLERANCE[torch.float32])
 
 
+@here
+@pytest.mark.parametrize("state", [False, True])
+def test_the_operator_is_what_fake_tensors_say(state):
+    leaves = [None if a is None else a.requires_grad_() for a in make_arguments(1, 3, 5, 4, state=state)]
+    leaves[0] = leaves[0].detach().requires_grad_()
+    arguments = (*leaves, make_start(1, 3), state, "triton")
+    utilities = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(torch.ops.mambabyte.causal_conv1d.default, arguments, test_utils=utilities)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -91,6 +91,15 @@ def test_gradients_where_one_output_is_not_used(outputs):
     assert_close(actual, expected, TOLERANCE[torch.float32])
 
 
+@here
+@pytest.mark.parametrize("full", [False, True])
+def test_the_operator_is_what_fake_tensors_say(full):
+    leaves = [None if a is None else a.requires_grad_() for a in make_arguments((2, 3, 8), full, full)]
+    arguments = (*leaves, 1e-5, True, torch.bfloat16, "triton")
+    utilities = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(torch.ops.mambabyte.residual_norm.default, arguments, test_utils=utilities)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,23 +1,17 @@
 """The Triton scan against the float64 reference: on a CUDA device, else in Triton's interpreter."""
 
 import importlib
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from mambabyte.ops.selective_scan.reference import ScanInputs, selective_scan_reference
+from tests.ops.interpreter import CUDA, DEVICE, INTERPRETED, here, outside, run_in_the_interpreter
 from tests.ops.naive import relative_error
 
 pytest.importorskip("triton")
 scan = importlib.import_module("mambabyte.ops.selective_scan.triton")
-
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-here = pytest.mark.skipif(not (CUDA or INTERPRETED), reason="run by test_in_the_interpreter")
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 # fp32: a few hundred roundings of 6e-8, and the hardware's exponential. bf16 and fp16: both sides see the
@@ -25,13 +19,9 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 TOLERANCE = {torch.float32: 2e-5 if CUDA else 5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
-@pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests below run in this process")
+@outside
 def test_in_the_interpreter():
-    """Triton chooses its interpreter when it is imported, so this needs a process of its own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    run_in_the_interpreter(Path(__file__))
 
 
 class Scan(torch.autograd.Function):
