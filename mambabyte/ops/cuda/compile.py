@@ -20,7 +20,7 @@ from typing import Any
 from mambabyte.ops.cpu.build import KernelUnavailable, writable_cache_folder
 
 HERE = Path(__file__).parent
-OPTIONS = ("--std=c++17", "--extra-device-vectorization")
+OPTIONS = ("--std=c++17",)
 
 
 def compile_cubin(source: str, architecture: str, **macros: object) -> bytes:

@@ -43,6 +43,19 @@ DEVICE float to_float(float16 x) {
   return y;
 }
 
+// From global memory that no kernel writes; the compiler does not know where the address points.
+DEVICE float load_global(const float* from) {
+  float x;
+  asm("ld.global.nc.f32 %0, [%1];" : "=f"(x) : "l"(from));
+  return x;
+}
+template <class Half>
+DEVICE Half load_global(const Half* from) {
+  Half x;
+  asm("ld.global.nc.u16 %0, [%1];" : "=h"(x.bits) : "l"(from));
+  return x;
+}
+
 // Rounded to the nearest.
 DEVICE void store(float* to, float x) { *to = x; }
 DEVICE void store(bfloat16* to, float x) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to->bits) : "f"(x)); }
@@ -73,14 +86,16 @@ DEVICE void store_two(float16* to, float2 x) {
 
 DEVICE float shuffle_xor(float x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 
-// Copies `bytes` (0 to 16) to shared memory and fills 16 bytes up with zeros, while the thread goes on; both
-// addresses are multiples of 16.
-DEVICE void copy_async(void* to, const void* from, int bytes) {
-  asm volatile(
-      "{ .reg .u64 place64; .reg .u32 place;\n"
-      "cvta.to.shared.u64 place64, %0; cvt.u32.u64 place, place64;\n"
-      "cp.async.cg.shared.global [place], [%1], 16, %2; }" ::"l"(to), "l"(from), "r"(bytes)
-      : "memory");
+// An address in shared memory, in bytes.
+using SharedAddress = unsigned;
+DEVICE SharedAddress shared_address(const void* place) {
+  SharedAddress address;
+  asm("{ .reg .u64 place; cvta.to.shared.u64 place, %1; cvt.u32.u64 %0, place; }" : "=r"(address) : "l"(place));
+  return address;
+}
+// Copies 16 bytes to shared memory while the thread goes on; both addresses are multiples of 16.
+DEVICE void copy_async(SharedAddress to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 // Waits for this thread's own copies.
 DEVICE void wait_for_copies() {

@@ -11,6 +11,7 @@ import torch
 from mambabyte.ops.cpu.build import KernelUnavailable
 
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent of what a multiprocessor has
 _NOT_FOUND = 500  # CUDA_ERROR_NOT_FOUND
 
 
@@ -91,14 +92,18 @@ class Module:
             with self:
                 if _call("cuModuleGetFunction", ctypes.byref(kernel), self._module, name.encode()):
                     raise KernelUnavailable(f"the module has no kernel {name}")
-                _call("cuFuncSetAttribute", kernel, _MAX_DYNAMIC_SHARED, shared)
+                if shared:
+                    _call("cuFuncSetAttribute", kernel, _MAX_DYNAMIC_SHARED, shared)
+                    _call("cuFuncSetAttribute", kernel, _CARVEOUT, 100)
             self._kernels[name] = kernel, shared
         return self._kernels[name]
 
-    def launch(self, name: str, grid: tuple[int, int], threads: int, arguments: ctypes.Structure) -> None:
+    def launch(
+        self, name: str, grid: tuple[int, int, int], threads: int, arguments: ctypes.Structure
+    ) -> None:
         """Launch a kernel, which takes one structure, on a grid of blocks and on PyTorch's stream."""
         kernel, shared = self._kernel(name)
         stream = ctypes.c_void_p(torch.cuda.current_stream(self._device).cuda_stream)
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         with self:
-            _call("cuLaunchKernel", kernel, *grid, 1, threads, 1, 1, shared, stream, parameters, None)
+            _call("cuLaunchKernel", kernel, *grid, threads, 1, 1, shared, stream, parameters, None)

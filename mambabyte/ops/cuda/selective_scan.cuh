@@ -21,12 +21,12 @@ struct Rows {
   int64 batch_stride, time_stride;
 };
 
-// A launch covers the tiles [first_tile, end_tile) in spans of span_tiles: blockIdx.y is the span, blockIdx.x
-// the batch element and the block of channels. Tensors that Python allocates are contiguous.
+// A launch covers the tiles [first_tile, end_tile) in spans of span_tiles: blockIdx.x is the batch element,
+// blockIdx.y the block of channels, blockIdx.z the span. Tensors that Python allocates are contiguous.
 struct Arguments {
   int length, channels, states, channel_blocks, batch;  // states: N as it was before padding
   int first_tile, end_tile, span_tiles, spans;          // spans: of `boundary`, `decay` and `parameters`
-  int softplus, accumulate, unused;                     // accumulate: whether to add to `parameters`
+  int softplus, accumulate, aligned;                    // whether to add to `parameters`; to use 16-byte copies
   Rows u, delta, z, B, C, grad_out;                       // z may be null
   const float *A, *D, *delta_bias;                        // (D, STATES); (D) or null
   const unsigned char* document_start;                    // (B, L) or null
@@ -46,10 +46,9 @@ struct Arguments {
 DEVICE int even_channels(const Arguments& p) { return p.channels + p.channels % 2; }
 DEVICE int parameters_width(const Arguments& p) { return p.channels * STATES + 2 * even_channels(p); }
 
-// Calls body(i) for this thread's share of 0 .. COUNT - 1.
+// Calls body(i) for a thread's share of 0 .. COUNT - 1.
 template <int COUNT, class Body>
-DEVICE void share_work(Body body) {
-  const int thread = thread_number();
+DEVICE void share_work(int thread, Body body) {
 #pragma unroll
   for (int k = 0; k < (COUNT + THREADS - 1) / THREADS; k++) {
     const int i = thread + k * THREADS;
@@ -67,15 +66,15 @@ struct Place {
 DEVICE Place find_place(const Arguments& p) {
   Place at;
   const int thread = threadIdx.x;
-  at.batch = blockIdx.x / p.channel_blocks;
-  at.block = blockIdx.x % p.channel_blocks;
+  at.batch = blockIdx.x;
+  at.block = blockIdx.y;
   at.first = at.block * CHANNELS;
-  at.begin = p.first_tile + blockIdx.y * p.span_tiles;
+  at.begin = p.first_tile + blockIdx.z * p.span_tiles;
   at.end = at.begin + p.span_tiles < p.end_tile ? at.begin + p.span_tiles : p.end_tile;
   at.lane = thread % LANES;
   at.channel = thread / LANES;
   at.count = p.channels - at.first < CHANNELS ? p.channels - at.first : CHANNELS;
-  at.row = at.batch * p.spans + blockIdx.y;
+  at.row = at.batch * p.spans + blockIdx.z;
   return at;
 }
 
@@ -149,41 +148,56 @@ DEVICE void store_pair(Element* row, const Place& at, int pair, float2 both, boo
   }
 }
 
-// Where a (B, L, width) tensor has the first step of a tile, and step t of it.
-DEVICE const Element* tile_start(const Rows& rows, const Place& at, int tile) {
-  return rows.data + at.batch * rows.batch_stride + static_cast<int64>(tile) * TILE * rows.time_stride;
+// Where the tensors have step 0 of this block's batch element and first channel, or column. In shared memory, because
+// the registers are full.
+struct Starts {
+  const char *u, *delta, *z, *grad_out, *B, *C;
+};
+DEVICE void find_starts(Starts& starts, const Arguments& p, const Place& at) {
+  if (threadIdx.x != 0) return;
+  const auto start = [&](const Rows& rows, int column) {
+    return reinterpret_cast<const char*>(rows.data + at.batch * rows.batch_stride + column);
+  };
+  starts = Starts{start(p.u, at.first),        start(p.delta, at.first), start(p.z, at.first),
+                  start(p.grad_out, at.first), start(p.B, 0),            start(p.C, 0)};
 }
-DEVICE const Element* step_start(const Rows& rows, const Element* tile, int t) {
-  return tile + static_cast<int64>(t) * static_cast<int>(rows.time_stride);  // one instruction; Python sees to it
+// Bytes from a step to the next; Python sees to it that 32 bits hold those of a tile.
+DEVICE int step_bytes(const Rows& rows) {
+  return static_cast<int>(rows.time_stride) * static_cast<int>(sizeof(Element));
+}
+DEVICE const char* tile_start(const char* start, const Rows& rows, int tile) {
+  return start + static_cast<int64>(tile) * (TILE * step_bytes(rows));
+}
+DEVICE const Element* element(const char* tile, const Rows& rows, int t, int column) {
+  return reinterpret_cast<const Element*>(tile + (t * step_bytes(rows) + column * static_cast<int>(sizeof(Element))));
 }
 
 // Copies a tile of a (B, L, D) tensor to shared memory, with zeros where there are no steps or channels.
-DEVICE void fetch_tile(Element* to, const Rows& rows, const Place& at, int tile, int steps) {
+DEVICE void fetch_tile(Element* to, const char* start, const Rows& rows, const Arguments& p, const Place& at, int thread,
+                       int tile, int steps) {
   constexpr int EACH = 16 / sizeof(Element), PIECES = CHANNELS / EACH;
-  const Element* from = tile_start(rows, at, tile) + at.first;
-  const int64 strides = (rows.batch_stride | rows.time_stride) * static_cast<int64>(sizeof(Element));
-  if (((reinterpret_cast<int64>(rows.data) | strides) & 15) == 0) {
-    share_work<TILE * PIECES>([&](int i) {
-      const int t = i / PIECES, c = i % PIECES * EACH, left = t < steps ? at.count - c : 0;
-      const int bytes = (left < EACH ? left < 0 ? 0 : left : EACH) * static_cast<int>(sizeof(Element));
-      copy_async(to + t * CHANNELS + c, bytes ? step_start(rows, from, t) + c : rows.data, bytes);
+  const char* from = tile_start(start, rows, tile);
+  if (p.aligned && steps == TILE && at.count == CHANNELS) {
+    const SharedAddress address = shared_address(to);
+    share_work<TILE * PIECES>(thread, [&](int i) {
+      copy_async(address + i * 16, element(from, rows, i / PIECES, i % PIECES * EACH));
     });
   } else {
 #pragma unroll 1
-    for (int i = thread_number(); i < TILE * CHANNELS; i += THREADS) {
+    for (int i = thread; i < TILE * CHANNELS; i += THREADS) {
       const int t = i / CHANNELS, c = i % CHANNELS;
-      to[i] = t < steps && c < at.count ? step_start(rows, from, t)[c] : Element{};
+      to[i] = t < steps && c < at.count ? load_global(element(from, rows, t, c)) : Element{};
     }
   }
 }
 
-// Asks the second-level cache for a tile of a (B, L, D) tensor that the block reads next.
-DEVICE void prefetch_tile(const Rows& rows, const Place& at, int tile) {
+// Asks the second-level cache for a whole tile of a (B, L, D) tensor that the block reads next.
+DEVICE void prefetch_tile(const char* start, const Rows& rows, const Place& at, int thread, int tile) {
   constexpr int LINES = (CHANNELS * sizeof(Element) + 127) / 128, EACH = CHANNELS / LINES;
-  const Element* from = tile_start(rows, at, tile) + at.first;
-  share_work<TILE * LINES>([&](int i) {
+  const char* from = tile_start(start, rows, tile);
+  share_work<TILE * LINES>(thread, [&](int i) {
     const int c = i % LINES * EACH;
-    if (c < at.count) prefetch(step_start(rows, from, i / LINES) + c);
+    if (c < at.count) prefetch(element(from, rows, i / LINES, c));
   });
 }
 
@@ -192,14 +206,13 @@ struct Columns {
   static constexpr int EACH = TILE * STATES / THREADS;
   Element of[EACH];
 };
-DEVICE Element load_column(const Arguments& p, const Rows& rows, const Element* from, int i, int steps) {
+DEVICE Element load_column(const Arguments& p, const Rows& rows, const char* from, int i, int steps) {
   const int t = i / STATES, n = i % STATES;
-  return t < steps && n < p.states ? step_start(rows, from, t)[n] : Element{};
+  return t < steps && n < p.states ? load_global(element(from, rows, t, n)) : Element{};
 }
-DEVICE Columns load_columns(const Arguments& p, const Rows& rows, const Place& at, int tile, int steps) {
+DEVICE Columns load_columns(const char* start, const Rows& rows, const Arguments& p, int thread, int tile, int steps) {
   Columns columns;
-  const Element* from = tile_start(rows, at, tile);
-  const int thread = thread_number();
+  const char* from = tile_start(start, rows, tile);
 #pragma unroll
   for (int k = 0; k < Columns::EACH; k++)
     columns.of[k] = load_column(p, rows, from, thread + k * THREADS, steps);
@@ -210,9 +223,9 @@ DEVICE void store_columns(float* to, const Columns& columns) {
   for (int k = 0; k < Columns::EACH; k++) to[threadIdx.x + k * THREADS] = to_float(columns.of[k]);
 }
 // Both at once, for a tile that is needed now.
-DEVICE void fetch_columns(float* to, const Arguments& p, const Rows& rows, const Place& at, int tile, int steps) {
-  const Element* from = tile_start(rows, at, tile);
-  const int thread = thread_number();
+DEVICE void fetch_columns(float* to, const char* start, const Rows& rows, const Arguments& p, int thread, int tile,
+                          int steps) {
+  const char* from = tile_start(start, rows, tile);
 #pragma unroll(Columns::EACH < 4 ? Columns::EACH : 4)
   for (int k = 0; k < Columns::EACH; k++) {
     const int i = thread + k * THREADS;
@@ -221,8 +234,7 @@ DEVICE void fetch_columns(float* to, const Arguments& p, const Rows& rows, const
 }
 
 // What the first TILE threads add to the exponent of a step's decay: -inf where a document starts, else 0.
-DEVICE float load_reset(const Arguments& p, const Place& at, int tile, int steps) {
-  const int t = threadIdx.x;
+DEVICE float load_reset(const Arguments& p, const Place& at, int t, int tile, int steps) {
   const bool starts = p.document_start && t < steps && p.document_start[offset(at.batch, p.length, tile * TILE + t, 1)];
   return starts ? __int_as_float(0xff800000) : 0.f;
 }

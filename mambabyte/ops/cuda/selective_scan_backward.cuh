@@ -22,6 +22,7 @@ struct alignas(16) BackwardShared {
   States saved[SUBS - 1][THREADS];  // the state before each SUB steps but the last
   alignas(16) float partial[WARPS][FLUSH][2 * STATES];
   alignas(16) float reset[TILE], bias[CHANNELS], D[CHANNELS];
+  Starts starts;
   float2 grad_D[ROWS][PAIRS], grad_bias[ROWS][PAIRS];  // each thread's own sums: the registers are full
 };
 
@@ -34,9 +35,9 @@ struct Carried {
 DEVICE void flush(const Arguments& p, BackwardShared& s, const Place& at, int tile, int t, int steps) {
   constexpr int VECTORS = 2 * STATES / LANE_STATES;  // of a step
   const int rows = (p.end_tile - p.first_tile) * TILE, row = (tile - p.first_tile) * TILE + t;
-  float* to = p.partial + offset(blockIdx.x, rows, row, 2 * STATES);
+  float* to = p.partial + offset(at.batch * p.channel_blocks + at.block, rows, row, 2 * STATES);
   __syncthreads();
-  share_work<FLUSH * VECTORS>([&](int i) {
+  share_work<FLUSH * VECTORS>(thread_number(), [&](int i) {
     const float* from = &s.partial[0][0][0] + i * LANE_STATES;
     States sum = load_states(from);
 #pragma unroll
@@ -211,29 +212,31 @@ selective_scan_backward(const __grid_constant__ Arguments p) {
   const int matrix = p.channels * STATES, tiles = (p.length + TILE - 1) / TILE;
   fetch_parameter(s.bias, p.delta_bias, at);
   fetch_parameter(s.D, p.D, at);
+  find_starts(s.starts, p, at);
   (&s.grad_D[0][0])[threadIdx.x] = (&s.grad_bias[0][0])[threadIdx.x] = make_float2(0.f, 0.f);
   Carried carried{load_channel(p.A, at),
                   load_channel(p.boundary ? p.boundary + offset(at.row, 1, 0, matrix) : nullptr, at), States{}};
 #pragma unroll
   for (int j = 0; j < LANE_STATES; j++) carried.A.of[j] *= LOG2_E;
 
+  __syncthreads();  // for the addresses
   for (int tile = at.end - 1; tile >= at.begin; tile--) {
-    const int steps = steps_in_tile(p, tile);
-    fetch_tile(s.u, p.u, at, tile, steps);
-    fetch_tile(s.delta, p.delta, at, tile, steps);
-    fetch_tile(s.grad_out, p.grad_out, at, tile, steps);
-    if (gated) fetch_tile(s.z, p.z, at, tile, steps);
-    fetch_columns(s.B, p, p.B, at, tile, steps);
-    fetch_columns(s.C, p, p.C, at, tile, steps);
-    if (threadIdx.x < TILE) s.reset[threadIdx.x] = load_reset(p, at, tile, steps);
+    const int thread = thread_number(), steps = steps_in_tile(p, tile);
+    fetch_tile(s.u, s.starts.u, p.u, p, at, thread, tile, steps);
+    fetch_tile(s.delta, s.starts.delta, p.delta, p, at, thread, tile, steps);
+    fetch_tile(s.grad_out, s.starts.grad_out, p.grad_out, p, at, thread, tile, steps);
+    if (gated) fetch_tile(s.z, s.starts.z, p.z, p, at, thread, tile, steps);
+    fetch_columns(s.B, s.starts.B, p.B, p, thread, tile, steps);
+    fetch_columns(s.C, s.starts.C, p.C, p, thread, tile, steps);
+    if (thread < TILE) s.reset[thread] = load_reset(p, at, thread, tile, steps);
     States h = load_channel(p.kept + offset(at.batch, tiles, tile, matrix), at);
     wait_for_copies();
     __syncthreads();
     if (tile > at.begin) {
-      prefetch_tile(p.u, at, tile - 1);
-      prefetch_tile(p.delta, at, tile - 1);
-      prefetch_tile(p.grad_out, at, tile - 1);
-      if (gated) prefetch_tile(p.z, at, tile - 1);
+      prefetch_tile(s.starts.u, p.u, at, thread, tile - 1);
+      prefetch_tile(s.starts.delta, p.delta, at, thread, tile - 1);
+      prefetch_tile(s.starts.grad_out, p.grad_out, at, thread, tile - 1);
+      if (gated) prefetch_tile(s.starts.z, p.z, at, thread, tile - 1);
     }
     prepare(p, s, steps, gated);
     __syncthreads();
@@ -250,7 +253,7 @@ selective_scan_backward(const __grid_constant__ Arguments p) {
     finish(p, s, at, tile, steps, gated);  // the last thing in walk_back was a barrier
     __syncthreads();                       // before the next tile overwrites this one
   }
-  if (p.last && blockIdx.y == 0)
+  if (p.last && blockIdx.z == 0)
     store_channel(p.last + offset(at.batch, 1, 0, matrix), at, carried.gradient);
   float* row = p.parameters + offset(at.row, 1, 0, parameters_width(p));
   const States before = load_channel(p.accumulate ? row : nullptr, at);

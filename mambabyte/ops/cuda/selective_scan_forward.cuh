@@ -10,6 +10,7 @@ struct alignas(16) ForwardShared {
   alignas(16) StepRow steps[TILE];  // (dt, dt u)
   ValueRow y[TILE];
   alignas(16) float reset[TILE], bias[CHANNELS], D[CHANNELS];
+  Starts starts;
 };
 
 // GROUP steps of the recurrence from step t0 on; the channel's lanes share the outputs: this lane keeps the one of
@@ -73,6 +74,7 @@ selective_scan_forward(const __grid_constant__ Arguments p) {
   const int matrix = p.channels * STATES, tiles = (p.length + TILE - 1) / TILE;
   fetch_parameter(s.bias, p.delta_bias, at);
   fetch_parameter(s.D, p.D, at);
+  find_starts(s.starts, p, at);
   States A = load_channel(p.A, at);
 #pragma unroll
   for (int j = 0; j < LANE_STATES; j++) A.of[j] *= LOG2_E;
@@ -81,14 +83,15 @@ selective_scan_forward(const __grid_constant__ Arguments p) {
   Columns B, C;
   float reset;
   const auto fetch = [&](int tile) {  // u, delta and z by copies, the others through registers
-    const int steps = steps_in_tile(p, tile), k = tile & 1;
-    fetch_tile(s.u[k], p.u, at, tile, steps);
-    fetch_tile(s.delta[k], p.delta, at, tile, steps);
-    if (p.z.data) fetch_tile(s.z[k], p.z, at, tile, steps);
-    B = load_columns(p, p.B, at, tile, steps);
-    C = load_columns(p, p.C, at, tile, steps);
-    reset = load_reset(p, at, tile, steps);
+    const int thread = thread_number(), steps = steps_in_tile(p, tile), k = tile & 1;
+    fetch_tile(s.u[k], s.starts.u, p.u, p, at, thread, tile, steps);
+    fetch_tile(s.delta[k], s.starts.delta, p.delta, p, at, thread, tile, steps);
+    if (p.z.data) fetch_tile(s.z[k], s.starts.z, p.z, p, at, thread, tile, steps);
+    B = load_columns(s.starts.B, p.B, p, thread, tile, steps);
+    C = load_columns(s.starts.C, p.C, p, thread, tile, steps);
+    reset = load_reset(p, at, thread, tile, steps);
   };
+  __syncthreads();  // for the addresses
   fetch(at.begin);
   for (int tile = at.begin; tile < at.end; tile++) {
     const int steps = steps_in_tile(p, tile), k = tile & 1;
@@ -110,5 +113,5 @@ selective_scan_forward(const __grid_constant__ Arguments p) {
     __syncthreads();
     finish(p, s, at, k, tile, steps);
   }
-  if (p.last && blockIdx.y == gridDim.y - 1) store_channel(p.last + offset(at.batch, 1, 0, matrix), at, h);
+  if (p.last && blockIdx.z == gridDim.z - 1) store_channel(p.last + offset(at.batch, 1, 0, matrix), at, h);
 }

@@ -9,6 +9,7 @@ struct alignas(16) CarryShared {
   alignas(16) float column[TILE * STATES];                                     // B, or C
   alignas(16) StepRow steps[TILE];
   alignas(16) float reset[TILE], bias[CHANNELS];
+  Starts starts;
 };
 
 template <bool BACKWARD>
@@ -16,6 +17,8 @@ DEVICE void scan_carry(const Arguments& p) {
   SHARED_MEMORY(CarryShared, s);
   const Place at = find_place(p);
   fetch_parameter(s.bias, p.delta_bias, at);
+  find_starts(s.starts, p, at);
+  __syncthreads();  // for the addresses
   const bool gated = BACKWARD && p.z.data != nullptr;
   const int matrix = p.channels * STATES;
   States A = load_channel(p.A, at), carry{}, decay;
@@ -26,12 +29,17 @@ DEVICE void scan_carry(const Arguments& p) {
   }
   for (int k = 0; k < at.end - at.begin; k++) {
     const int tile = BACKWARD ? at.end - 1 - k : at.begin + k;
-    const int steps = steps_in_tile(p, tile);
-    fetch_tile(s.delta, p.delta, at, tile, steps);
-    fetch_tile(s.input, BACKWARD ? p.grad_out : p.u, at, tile, steps);
-    if (gated) fetch_tile(s.z, p.z, at, tile, steps);
-    fetch_columns(s.column, p, BACKWARD ? p.C : p.B, at, tile, steps);
-    if (threadIdx.x < TILE) s.reset[threadIdx.x] = load_reset(p, at, tile, steps);
+    const int thread = thread_number(), steps = steps_in_tile(p, tile);
+    fetch_tile(s.delta, s.starts.delta, p.delta, p, at, thread, tile, steps);
+    if (BACKWARD) {
+      fetch_tile(s.input, s.starts.grad_out, p.grad_out, p, at, thread, tile, steps);
+      if (gated) fetch_tile(s.z, s.starts.z, p.z, p, at, thread, tile, steps);
+      fetch_columns(s.column, s.starts.C, p.C, p, thread, tile, steps);
+    } else {
+      fetch_tile(s.input, s.starts.u, p.u, p, at, thread, tile, steps);
+      fetch_columns(s.column, s.starts.B, p.B, p, thread, tile, steps);
+    }
+    if (thread < TILE) s.reset[thread] = load_reset(p, at, thread, tile, steps);
     wait_for_copies();
     __syncthreads();
     const Pair mine = find_pair();

@@ -30,6 +30,7 @@ ELEMENTS = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "
 # a buffer of about this size; a longer scan is launched in parts.
 PARTIAL_BYTES = 1 << 28
 SHORTEST_SPAN = 8  # tiles
+LARGEST_STRIDE = 1 << 24  # elements, so that 32 bits hold the bytes of a tile's steps
 _DIFFERENTIABLE = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 _PARAMETERS = ("A", "D", "delta_bias")
 
@@ -39,7 +40,7 @@ class Arguments(ctypes.Structure):
 
     _fields_ = [
         *fields(ctypes.c_int32, "length channels states channel_blocks batch"),
-        *fields(ctypes.c_int32, "first_tile end_tile span_tiles spans softplus accumulate unused"),
+        *fields(ctypes.c_int32, "first_tile end_tile span_tiles spans softplus accumulate aligned"),
         *fields(Rows, "u delta z B C grad_out"),
         *fields(ctypes.c_void_p, "A D delta_bias document_start"),
         *fields(ctypes.c_void_p, "boundary last kept out grad_u grad_delta grad_z partial parameters"),
@@ -109,6 +110,12 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def _aligned(rows: Tensor) -> bool:
+    """Whether each row of (B, L, D) begins at a multiple of 16 bytes."""
+    size = rows.element_size()
+    return all(x % 16 == 0 for x in (rows.data_ptr(), rows.stride(0) * size, rows.stride(1) * size))
+
+
 def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     """(B, tiles, D, padded N): the state before each tile."""
     return u.shape[0], -(-u.shape[1] // TILE), A.shape[0], _padded(A.shape[1])
@@ -127,24 +134,26 @@ class _Scan:
         self.device = u.device
         self.module = kernels(u.device, self.dtype, self.padded)
         self.blocks = -(-self.channels // self.module.size("selective_scan_channels"))
-        rows = {"u": u, "delta": delta, "z": z, "B": B, "C": C, "grad_out": grad_out}
+        given = {"u": u, "delta": delta, "z": z, "B": B, "C": C, "grad_out": grad_out}
+        rows = {name: self._rows(x) for name, x in given.items() if x is not None}
+        activations = [x for name, x in rows.items() if name not in "BC"]
         self.tensors = {  # kept alive until the launches are on the stream
-            **{name: None if x is None else self._rows(x) for name, x in rows.items()},
-            "A": pad(A.float(), (0, self.padded - self.states)).contiguous(),
+            **rows,
+            "A": self.padded_states(A),
             "D": contiguous(D),
             "delta_bias": contiguous(delta_bias),
             "document_start": contiguous(document_start, torch.uint8),
         }
         self.numbers = {
             "length": self.length, "channels": self.channels, "states": self.states, "batch": self.batch,
-            "channel_blocks": self.blocks, "softplus": softplus,
+            "channel_blocks": self.blocks, "softplus": softplus, "aligned": all(map(_aligned, activations)),
         }  # fmt: skip
         self.spans, self.span_tiles = self._spans()
 
     def _rows(self, tensor: Tensor) -> Tensor:
         tensor = tensor.to(self.dtype)
         rows = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
-        return tensor if rows and tensor.stride(1) < 1 << 31 else tensor.contiguous()
+        return tensor if rows and tensor.stride(1) < LARGEST_STRIDE else tensor.contiguous()
 
     def _spans(self) -> tuple[int, int]:
         """How many spans time is cut into, and their tiles: one, unless there are so few blocks that scanning
@@ -174,15 +183,18 @@ class _Scan:
         """fp32 of the shape (..., D, padded N)."""
         return self.empty(*shape, self.channels, self.padded)
 
-    def padded_state(self, state: Tensor | None) -> Tensor | None:
-        """A (B, D, N) state as the kernels read it."""
-        return None if state is None else pad(state.float(), (0, self.padded - self.states)).contiguous()
+    def padded_states(self, tensor: Tensor | None) -> Tensor | None:
+        """(..., N) as the kernels read it: fp32, with zeros up to the padded N."""
+        if tensor is None or self.padded == self.states:
+            return contiguous(tensor)
+        return pad(tensor.float(), (0, self.padded - self.states))
 
-    def unpadded_state(self, state: Tensor) -> Tensor:
-        return state if self.padded == self.states else state[..., : self.states].contiguous()
+    def unpadded_states(self, tensor: Tensor) -> Tensor:
+        return tensor if self.padded == self.states else tensor[..., : self.states].contiguous()
 
-    def launch(self, name: str, grid: tuple[int, int], **values: Tensor | int | None) -> None:
-        """Launch a kernel on a grid of (blocks, spans), with these arguments beside the scan's own."""
+    def launch(self, name: str, grid: tuple[int, int, int], **values: Tensor | int | None) -> None:
+        """Launch a kernel on a grid of (batch, blocks of channels, spans), with these arguments beside those
+        of the scan."""
         arguments, kinds = Arguments(), dict(Arguments._fields_)  # type: ignore[arg-type]
         for field, value in {**self.tensors, **self.numbers, **values}.items():
             if isinstance(value, Tensor) and kinds[field] is Rows:
@@ -193,14 +205,14 @@ class _Scan:
 
     def launch_for(self, elements: int, name: str, **values: Tensor | int | None) -> None:
         """Launch a kernel with a thread for each element."""
-        self.launch(name, (-(-elements // THREADS), 1), **values)
+        self.launch(name, (-(-elements // THREADS), 1, 1), **values)
 
     def entering(self, boundary: Tensor | None, direction: str) -> Tensor:
         """What enters each span, (B, spans, D, N), from what enters the first (backward: the last)."""
         carry, decay = self.matrices(self.batch, self.spans), self.matrices(self.batch, self.spans)
         values: dict[str, Any] = {"carry": carry, "decay": decay, "spans": self.spans}
         self.launch(
-            f"carry_{direction}", (self.batch * self.blocks, self.spans), end_tile=self.tiles,
+            f"carry_{direction}", (self.batch, self.blocks, self.spans), end_tile=self.tiles,
             span_tiles=self.span_tiles, **values,
         )  # fmt: skip
         self.launch_for(
@@ -220,14 +232,14 @@ def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tens
     out = torch.empty(inputs.u.shape, dtype=x.dtype, device=x.device)
     last = x.matrices(x.batch)
     kept = x.matrices(x.batch, x.tiles) if keep_states else None
-    boundary = x.padded_state(inputs.initial_state)
+    boundary = x.padded_states(inputs.initial_state)
     if x.spans > 1:
         boundary = x.entering(boundary, "forward")
     x.launch(
-        "forward", (x.batch * x.blocks, x.spans), end_tile=x.tiles, span_tiles=x.span_tiles, spans=x.spans,
+        "forward", (x.batch, x.blocks, x.spans), end_tile=x.tiles, span_tiles=x.span_tiles, spans=x.spans,
         boundary=boundary, last=last, kept=kept, out=out,
     )  # fmt: skip
-    return out.to(inputs.u.dtype), x.unpadded_state(last), last.new_empty(0) if kept is None else kept
+    return out.to(inputs.u.dtype), x.unpadded_states(last), last.new_empty(0) if kept is None else kept
 
 
 def backward(
@@ -241,7 +253,7 @@ def backward(
     """
     x = _Scan(inputs, grad_out)
     gradients = x.empty_gradients(inputs)
-    last, boundary = x.matrices(x.batch), x.padded_state(grad_final_state)
+    last, boundary = x.matrices(x.batch), x.padded_states(grad_final_state)
     tile_bytes = 8 * x.batch * x.blocks * TILE * x.padded
     if x.spans > 1:
         boundary = x.entering(boundary, "backward")
@@ -260,7 +272,7 @@ def backward(
         tiles = {"first_tile": first, "end_tile": end, "span_tiles": span_tiles, "spans": x.spans}
         span = first // span_tiles if x.spans > 1 else 0  # the launch's first in `boundary` and `parameters`
         x.launch(
-            "backward", (x.batch * x.blocks, -(-(end - first) // span_tiles)), **tiles, kept=states,
+            "backward", (x.batch, x.blocks, -(-(end - first) // span_tiles)), **tiles, kept=states,
             boundary=None if boundary is None else boundary[:, span:], parameters=parameters[:, span:],
             last=last if x.spans == 1 or first == 0 else None, partial=partial,
             accumulate=x.spans == 1 and first != starts[-1], **gradients,
@@ -272,4 +284,4 @@ def backward(
     found = [gradients.get(f"grad_{name}") for name in _DIFFERENTIABLE]
     given = [getattr(inputs, name) for name in _DIFFERENTIABLE]
     cast = [None if g is None else g.to(x.dtype) for g, x in zip(found, given, strict=True)]
-    return (*cast, x.unpadded_state(last))
+    return (*cast, x.unpadded_states(last))

@@ -31,10 +31,13 @@ class Module:
     def size(self, variable: str) -> int:
         return getattr(self._library, f"size_of_{variable}")()
 
-    def launch(self, name: str, grid: tuple[int, int], threads: int, arguments: ctypes.Structure) -> None:
+    def launch(
+        self, name: str, grid: tuple[int, int, int], threads: int, arguments: ctypes.Structure
+    ) -> None:
         file, line = self.ignored
         settings = int(self.backwards), file.encode(), line
-        ran = self._library.run(name.encode(), *grid, threads, ctypes.byref(arguments), *settings)
+        sizes = (ctypes.c_uint * 3)(*grid)
+        ran = self._library.run(name.encode(), sizes, threads, ctypes.byref(arguments), *settings)
         assert ran == 0, f"no kernel {name}"
 
 

@@ -35,7 +35,7 @@ inline Index threadIdx, blockIdx, gridDim;
 namespace fibers {
 enum Place { RUNNING, WARP, BLOCK, DONE };
 constexpr int THREADS = 256, STACK = 64 << 10;
-struct Copy { void* to; const void* from; int bytes; };
+struct Copy { void* to; const void* from; };
 struct Fiber {
   jmp_buf resume;
   ucontext_t begin;
@@ -121,17 +121,16 @@ inline float shuffle_xor(float x, int lanes) {
   return fibers::fiber[other].sent[turn];
 }
 
-inline void copy_async(void* to, const void* from, int bytes) {
-  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) & 15 || bytes < 0 || bytes > 16)
-    fibers::fail("a copy is not aligned", bytes);
-  fibers::fiber[fibers::now].copies.push_back({to, from, bytes});
+using SharedAddress = char*;
+inline SharedAddress shared_address(void* place) { return static_cast<char*>(place); }
+inline void copy_async(SharedAddress to, const void* from) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) & 15)
+    fibers::fail("a copy is not aligned", 0);
+  fibers::fiber[fibers::now].copies.push_back({to, from});
 }
 inline void wait_for_copies() {
   auto& copies = fibers::fiber[fibers::now].copies;
-  for (const auto& copy : copies) {
-    std::memset(copy.to, 0, 16);
-    std::memcpy(copy.to, copy.from, copy.bytes);
-  }
+  for (const auto& copy : copies) std::memcpy(copy.to, copy.from, 16);
   copies.clear();
 }
 inline void prefetch(const void*) {}
@@ -150,6 +149,10 @@ struct float16 { _Float16 value; };
 inline float to_float(float x) { return x; }
 inline float to_float(bfloat16 x) { return __int_as_float(static_cast<unsigned>(x.bits) << 16); }
 inline float to_float(float16 x) { return static_cast<float>(x.value); }
+template <class T>
+T load_global(const T* from) {
+  return *from;
+}
 inline void store(float* to, float x) { *to = x; }
 inline void store(bfloat16* to, float x) {
   uint32_t bits;

@@ -10,7 +10,7 @@ static void call() {
   kernel(*arguments);
 }
 
-EXPORT int run(const char* name, int blocks, int spans, int threads, const Arguments* given, int backwards,
+EXPORT int run(const char* name, const unsigned* grid, int threads, const Arguments* given, int backwards,
                const char* ignored_file, int ignored_line) {
   const struct { const char* name; void (*body)(); } kernels[] = {
 #define KERNEL(name) {#name, call<name>}
@@ -25,11 +25,12 @@ EXPORT int run(const char* name, int blocks, int spans, int threads, const Argum
   arguments = given;
   fibers::ignored_file = ignored_file;
   fibers::ignored_line = ignored_line;
-  gridDim = {static_cast<unsigned>(blocks), static_cast<unsigned>(spans), 1};
-  for (unsigned y = 0; y < gridDim.y; y++)
-    for (unsigned x = 0; x < gridDim.x; x++) {
-      blockIdx = {x, y, 0};
-      fibers::run_block(backwards);
-    }
+  gridDim = {grid[0], grid[1], grid[2]};
+  for (unsigned z = 0; z < gridDim.z; z++)
+    for (unsigned y = 0; y < gridDim.y; y++)
+      for (unsigned x = 0; x < gridDim.x; x++) {
+        blockIdx = {x, y, z};
+        fibers::run_block(backwards);
+      }
   return 0;
 }

@@ -10,7 +10,7 @@ import pytest
 
 from mambabyte.ops.cpu.build import KernelUnavailable
 from mambabyte.ops.cuda import compile
-from mambabyte.ops.cuda.cubin import read_cubin
+from tests.ops.cuda.cubin import read_cubin
 
 nvrtc = pytest.mark.skipif(not compile.available()[0], reason=compile.available()[1])
 # All that the program's own models use (16 states) for three generations of data-centre devices; each other
@@ -24,8 +24,8 @@ SPECIALISATIONS = [
 # table of technical specifications): two blocks must fit. The smallest devices from 8.0 on give it 99 KB.
 MULTIPROCESSOR = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}
 RESERVED, BLOCK = 1 << 10, 99 << 10
-# A register or two, saved before the loop over tiles and read once in a tile.
-OUTSIDE_THE_LOOPS = 8
+# A few registers, saved and read at most once in a tile of 32 steps.
+OUTSIDE_INNER_LOOPS = 16
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def test_two_blocks_fit_a_multiprocessor_and_no_inner_loop_spills(architecture, 
         if (architecture, element) != ("sm_80", "float"):
             assert 2 * (shared + RESERVED) <= MULTIPROCESSOR[architecture], name
         if kernel.stack:
-            assert kernel.stack <= OUTSIDE_THE_LOOPS, name
+            assert kernel.stack <= OUTSIDE_INNER_LOOPS, name
             pytest.importorskip("triton", reason="its package has the disassembler")
             assert spills_in_inner_loops(binary, name, tmp_path) == [], name
 

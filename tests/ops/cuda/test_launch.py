@@ -21,7 +21,7 @@ class Driver:
             if name == "cuGetErrorString":
                 arguments[1]._obj.value = b"out of order"
             elif name == "cuModuleGetGlobal_v2":
-                if arguments[3] == b"scan_size":
+                if arguments[3] == b"scan_shared":
                     arguments[1]._obj.value = 5000
                 else:
                     return 500
@@ -56,17 +56,17 @@ def test_a_kernel_is_launched_with_its_shared_memory_on_the_current_stream(modul
     assert driver.named("cuDeviceGet")[0][1] == 1
     values = Values(9)
     for _ in range(2):
-        loaded.launch("scan", (3, 2), 256, values)
+        loaded.launch("scan", (3, 2, 1), 256, values)
     _kernel, *grid, shared, stream, parameters, extra = driver.named("cuLaunchKernel")[1]
-    assert grid == [3, 2, 1, 256, 1, 1] and shared == 0 and stream.value == 77 and extra is None
+    assert grid == [3, 2, 1, 256, 1, 1] and shared == 16 * 5000 and stream.value == 77 and extra is None
     assert Values.from_address(parameters[0]).number == 9 and parameters[0] == ctypes.addressof(values)
-    assert len(driver.named("cuModuleGetFunction")) == 1
+    assert [values[1:] for values in driver.named("cuFuncSetAttribute")] == [(8, 16 * 5000), (9, 100)]
     assert len(driver.named("cuCtxPushCurrent_v2")) == len(driver.named("cuCtxPopCurrent_v2"))
 
 
 def test_sizes_are_those_of_variables(module):
     loaded, driver = module()
-    assert [loaded.size(name) for name in ("scan_size", "scan_size", "other")] == [5000, 5000, 0]
+    assert [loaded.size(name) for name in ("scan_shared", "scan_shared", "other")] == [5000, 5000, 0]
     assert len(driver.named("cuModuleGetGlobal_v2")) == 2
 
 
@@ -80,14 +80,14 @@ def test_a_module_that_the_driver_refuses_is_one_sentence(module, name):
 def test_a_launch_that_the_driver_refuses_is_one_sentence(module, name):
     loaded, driver = module(**{name: 1})
     with pytest.raises(KernelUnavailable, match=f"^{name} failed: out of order$"):
-        loaded.launch("scan", (1, 1), 256, Values(9))
+        loaded.launch("scan", (1, 1, 1), 256, Values(9))
     assert len(driver.named("cuCtxPushCurrent_v2")) == len(driver.named("cuCtxPopCurrent_v2"))
 
 
 def test_a_kernel_that_is_missing_is_named(module):
     loaded, _ = module(cuModuleGetFunction=500)
     with pytest.raises(KernelUnavailable, match="no kernel scan"):
-        loaded.launch("scan", (1, 1), 256, Values(9))
+        loaded.launch("scan", (1, 1, 1), 256, Values(9))
 
 
 @pytest.mark.parametrize(

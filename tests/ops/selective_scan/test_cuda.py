@@ -195,9 +195,10 @@ def test_the_operator_agrees_with_its_fake_tensors(emulated):
 
 
 def barriers():
+    """(file, line) of each but those without which a thread would read from a wild address."""
     for path in sorted(compile.HERE.glob("selective_scan*.cuh")):
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            if line.strip().startswith("__syncthreads"):
+            if line.strip().startswith("__syncthreads") and "addresses" not in line:
                 yield path.name, number
 
 
