@@ -1,6 +1,8 @@
 """Which backend an op uses, and why.
 
     cpu         our C++ kernels: CPU tensors in fp32, bf16 and fp16; compiled at first use
+    cuda        our CUDA C++ kernels: CUDA tensors in the same dtypes; compiled at first use; the scan only,
+                up to 128 states
     triton      our Triton kernels: CUDA tensors in the same dtypes
     mamba_ssm   mamba_ssm's kernels: as triton, but without initial states and document starts
     reference   plain PyTorch: any device, fp64 too
@@ -31,10 +33,10 @@ import torch
 
 from mambabyte.ops.cpu import build
 
-# Each op's backends in order of preference, the fastest first. On CUDA, triton comes before mamba_ssm because
-# only triton takes initial states and document starts and gives the same gradients from run to run.
+# Each op's backends in order of preference, the fastest first. On CUDA, ours come before mamba_ssm because
+# only they take initial states and document starts and give the same gradients from run to run.
 BACKENDS = {
-    "selective_scan": ("cpu", "triton", "mamba_ssm", "reference"),
+    "selective_scan": ("cpu", "cuda", "triton", "mamba_ssm", "reference"),
     "causal_conv1d": ("cpu", "triton", "reference"),
     "residual_norm": ("cpu", "triton", "reference"),
     "mamba_step": ("cpu", "triton", "reference"),

@@ -132,7 +132,7 @@ def _built(compiler: str) -> Path:
     for name in (*SOURCES, *HEADERS):
         key.update((HERE / name).read_bytes())
     key.update(repr((FLAGS, _tuning(), version, _processor())).encode())
-    name, folder = f"kernels-{key.hexdigest()[:16]}", _writable_folder()
+    name, folder = f"kernels-{key.hexdigest()[:16]}", writable_cache_folder()
     _remove_leftovers(folder)
     for path in folder.glob(f"{name}-*.so"):
         if path.name == _file_name(name, path):
@@ -149,7 +149,12 @@ def _file_name(name: str, library: Path) -> str:
     return f"{name}-{hashlib.sha256(library.read_bytes()).hexdigest()[:16]}.so"
 
 
-def _writable_folder() -> Path:
+def writable_cache_folder() -> Path:
+    """`cache_folder`, or one for temporary files where that cannot be written.
+
+    Raises:
+        KernelUnavailable: neither can be used.
+    """
     folder, temporary = cache_folder(), _temporary_folder()
     if folder != temporary:
         with suppress(OSError):

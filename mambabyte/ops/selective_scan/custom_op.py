@@ -1,6 +1,6 @@
 """The fused scans as PyTorch operators, which autograd, torch.compile, autocast and fake tensors understand.
 
-A fused backend is a module of this package (cpu, triton, mamba_ssm) with three functions:
+A fused backend is a module of this package (cpu, cuda, triton, mamba_ssm) with three functions:
 
     forward(inputs, keep_states) -> out, final state, states
     backward(grad_out, grad_final_state, inputs, states)

@@ -37,8 +37,8 @@ def selective_scan(
         B, C: (B, L, N) input and output projections, shared by all channels.
         initial_state: (B, D, N) state before the first step; zero when None.
         document_start: (B, L) boolean; the state is reset to zero before each marked step.
-        backend: "cpu", "triton", "mamba_ssm" or "reference"; by default the first of them that serves u's
-            device and dtype and this call. See `mambabyte.ops.backends` for what each serves and how to
+        backend: "cpu", "cuda", "triton", "mamba_ssm" or "reference"; by default the first of them that serves
+            u's device and dtype and this call. See `mambabyte.ops.backends` for what each serves and how to
             override it.
 
     Returns:

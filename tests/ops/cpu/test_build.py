@@ -131,7 +131,7 @@ def test_a_user_without_a_home_gets_a_cache_of_their_own(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(build.os.path, "expanduser", lambda path: path)  # as for an unknown user
     monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
-    folder = build._writable_folder()
+    folder = build.writable_cache_folder()
     assert folder == build.cache_folder() == tmp_path / f"mambabyte-{os.getuid()}"
     assert folder.stat().st_mode & 0o777 == 0o700
 
