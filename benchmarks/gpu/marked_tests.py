@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from stage import Stage, main
@@ -95,6 +97,9 @@ def output(command: list[str], seconds: float, check: bool = False) -> str:
             process.wait(max(seconds, 1))
         except subprocess.TimeoutExpired:
             late = True
+            process.send_signal(signal.SIGINT)  # on which pytest ends its own processes, too
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
             process.kill()
             process.wait()
         file.seek(0)
