@@ -46,14 +46,14 @@ class Share(NamedTuple):
 
 
 STAGES = {
-    "machine": Share(20, False),
-    "marked_tests": Share(85, False),
+    "machine": Share(15, False),
+    "marked_tests": Share(115, False),
     "gradients": Share(30, True),
     "scan": Share(75, True),
     "elementwise": Share(20, True),
-    "step": Share(120, True),
-    "generation": Share(80, True),
-    "commands": Share(100, False),
+    "step": Share(110, True),
+    "generation": Share(75, True),
+    "commands": Share(90, False),
 }
 SECONDS = sum(share.seconds for share in STAGES.values())
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from stage import Stage, main
@@ -16,24 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = Path(__file__).with_name("smallest_scan.py")
 TOOLS = ("memcheck", "racecheck")
 MARK = "pytest.mark.gpu"
+# a line of pytest -v, of a process of xdist or its own; or of an error in collecting, in its summary
+OUTCOME = re.compile(r"(?:\[gw\d+\] .*?|\S+::.*? |(?=ERROR ))(PASSED|FAILED|ERROR|SKIPPED)\b")
 
 
 def run(stage: Stage) -> None:
-    # collecting all of tests/ would take longer than running these
-    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if MARK in path.read_text()]
-    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
-    command = [sys.executable, "-m", "pytest", *options, *stage.choose(["-n", "6"], []), *files]
     with stage.case("tests marked gpu"):
-        said = output(command, 0.7 * stage.seconds_left)
-        counts = {
-            word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", said)
-        }
-        if not counts:
-            raise RuntimeError(f"no count in what pytest said: {said[-200:]}")
-        stage.record("tests marked gpu", **{word: (count, "tests") for word, count in counts.items()})
-        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
-        if failed:
-            stage.note("tests marked gpu", f"failed: {' '.join(failed)}")
+        run_tests(stage)
 
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
@@ -54,28 +47,69 @@ def run(stage: Stage) -> None:
             stage.record(case, clean=(1.0, ""))
 
 
+def run_tests(stage: Stage) -> None:
+    """Count what passed, failed and was skipped, and name what failed, also if time runs out meanwhile."""
+    # collecting all of tests/ would take longer than running these
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if MARK in path.read_text()]
+    options = ["-v", "-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    command = [sys.executable, "-m", "pytest", *options, *stage.choose(["-n", "6"], []), *files]
+    late = None
+    try:
+        said = output(command, 0.75 * stage.seconds_left)
+    except OutOfTime as fault:
+        late, said = fault, fault.said
+    outcomes = [(found[1], line) for line in said.splitlines() if (found := OUTCOME.match(line))]
+    counts = Counter(word.lower() for word, _ in outcomes)
+    if not counts:
+        raise RuntimeError(f"no test in what pytest said: {said[-200:]}")
+    stage.record("tests marked gpu", **{word: (count, "tests") for word, count in counts.items()})
+    for word, line in outcomes:
+        if word in ("FAILED", "ERROR"):
+            stage.note("tests marked gpu", f"failed: {line.strip()}")
+    if late is not None:
+        raise late
+
+
+class OutOfTime(Exception):
+    def __init__(self, seconds: float, said: str) -> None:
+        super().__init__(f"not done after {seconds:.0f} s")
+        self.said = said
+
+
 def output(command: list[str], seconds: float, check: bool = False) -> str:
     """What the command prints.
 
     Raises:
-        RuntimeError: it ran out of time, or, with `check`, failed.
+        OutOfTime: with what it has printed so far.
+        RuntimeError: with `check`, it failed.
     """
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONUNBUFFERED": "1",
     }
     if check:
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # so that reads beyond a tensor are seen
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=max(seconds, 1)
-        )
-    except subprocess.TimeoutExpired as fault:
-        raise RuntimeError(f"not done after {seconds:.0f} s") from fault
-    print(done.stdout[-6000:], done.stderr[-2000:], sep="\n", flush=True)
-    if check and done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}: {(done.stdout + done.stderr)[-300:]}")
-    return done.stdout
+    with tempfile.TemporaryFile("w+") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        late = False
+        try:
+            process.wait(max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            late = True
+            process.send_signal(signal.SIGINT)  # on which pytest ends its own processes, too
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            process.kill()
+            process.wait()
+        file.seek(0)
+        said = file.read()
+    print(said[-20000:], flush=True)
+    if late:
+        raise OutOfTime(seconds, said)
+    if check and process.returncode:
+        raise RuntimeError(f"exit code {process.returncode}: {said[-300:]}")
+    return said
 
 
 if __name__ == "__main__":

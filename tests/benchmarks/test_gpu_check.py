@@ -152,6 +152,26 @@ def test_a_machine_without_a_gpu_is_told_so(load, monkeypatch, capsys):
     )
 
 
+def test_tests_are_counted_although_time_runs_out(load, monkeypatch, tmp_path, capsys):
+    marked, module = load("marked_tests"), load("stage")
+    said = (
+        "[gw3] [  5%] PASSED tests/a.py::test_b[c d]\n[gw0] [ 10%] FAILED tests/a.py::test_e\n"
+        "tests/a.py::test_f[1] SKIPPED (no FAILED device)  [ 15%]\nFAILED tests/a.py::test_e - why\n"
+        "ERROR tests/g.py\n"
+    )
+    monkeypatch.setattr(marked, "output", lambda *_: (_ for _ in ()).throw(marked.OutOfTime(9, said)))
+    monkeypatch.setattr(sys, "argv", ["marked_tests", "--dry", "--folder", str(tmp_path)])
+    stage = module.Stage("marked_tests")
+    with stage.case("tests marked gpu"):
+        marked.run_tests(stage)
+    found = rows(tmp_path)
+    assert {row["metric"]: row["value"] for row in found if "metric" in row} == {
+        "passed": 1, "failed": 1, "skipped": 1, "error": 1,
+    }  # fmt: skip
+    notes = [row["note"] for row in found if "note" in row]
+    assert "tests/a.py::test_e" in notes[0] and "tests/g.py" in notes[1] and "not done after 9 s" in notes[2]
+
+
 def test_the_table_says_not_run_until_there_is_a_figure(load, tmp_path):
     table = load("table")
     empty = table.table({})
