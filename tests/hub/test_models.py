@@ -84,6 +84,15 @@ def test_every_layout_is_downloaded_once_and_only_what_is_needed(layout, hub, fo
     assert fetched(hub) == [] and len(hub.requests) == 1  # what main is now
 
 
+def test_an_export_for_transformers(hub, tmp_path: Path) -> None:
+    model = small_model(norm="rms", tie_embeddings=True)
+    checkpoints.write_export(model, None, 0, tmp_path / "out", "transformers")
+    publish(hub, tmp_path / "out")
+    loaded = mambabyte.load(HUB)
+    assert checkpoints.weights_fingerprint(loaded) == checkpoints.weights_fingerprint(model)
+    assert sorted(fetched(hub)) == ["config.json", "model.safetensors"]
+
+
 def test_safetensors_come_first(hub, folder, model) -> None:
     publish(hub, folder("model.safetensors"))
     hub.files["pytorch_model.bin"] = b"not this one"
