@@ -112,6 +112,22 @@ def test_parameters_keep_their_marks_and_can_be_trained(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == before  # memory is copied when written to
 
 
+def test_a_strangers_strides_and_nans(tmp_path: Path) -> None:
+    model = small_model(norm="rms", tie_embeddings=True)
+    weights = dict(model.state_dict())
+    weights["backbone.embedding.weight"][7, 3] = float("nan")
+    weights["backbone.layers.0.mixer.in_proj.weight"] = (
+        model.backbone.layers[0].mixer.in_proj.weight.T.clone().T
+    )
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text('{"d_model": 24, "n_layer": 2}')
+    torch.save(weights, tmp_path / "a" / "pytorch_model.bin")
+    loaded = mambabyte.load(tmp_path / "a")
+    assert loaded.config.tie_embeddings
+    assert all(parameter.is_contiguous() and parameter.is_leaf for parameter in loaded.parameters())
+    assert checkpoints.weights_fingerprint(loaded) == checkpoints.weights_fingerprint(model)
+
+
 def without(name: str) -> Callable:
     return lambda weights, config: weights.pop(name)
 
