@@ -36,20 +36,30 @@ def model_of(config: ByteLMConfig, weights: Mapping[str, Tensor]) -> ByteLM:
             or weight.numel() * weight.itemsize > weight.untyped_storage().nbytes()
         ):
             raise ValueError(f"{name} has less memory than its shape says")
-    adopted: dict[int, nn.Parameter] = {}
+    adopted: dict[int, tuple[nn.Parameter, Tensor]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            weight = weights[f"{prefix}.{name}" if prefix else name]
+            weight = weights[f"{prefix}.{name}" if prefix else name].detach()
             if id(parameter) not in adopted:
-                wide = weight.to(torch.promote_types(weight.dtype, parameter.dtype))
-                adopted[id(parameter)] = new = nn.Parameter(wide, parameter.requires_grad)
+                wide = weight.to(torch.promote_types(weight.dtype, parameter.dtype)).contiguous()
+                new = nn.Parameter(wide, parameter.requires_grad)
                 new.__dict__.update(parameter.__dict__)  # marks such as _no_weight_decay
-            elif not torch.equal(adopted[id(parameter)], weight.to(adopted[id(parameter)].dtype)):
+                adopted[id(parameter)] = new, weight
+            elif not same_bits(adopted[id(parameter)][1], weight):
                 raise ValueError(f"{prefix}.{name} is shared, and has two values")
-            module._parameters[name] = adopted[id(parameter)]
+            module._parameters[name] = adopted[id(parameter)][0]
     return model
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaNs included."""
+    a, b = a.detach().contiguous(), b.detach().contiguous()
+    same_kind = a.shape == b.shape and a.dtype == b.dtype
+    return same_kind and (
+        a.data_ptr() == b.data_ptr() or torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+    )
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:

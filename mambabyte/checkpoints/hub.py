@@ -80,14 +80,19 @@ def upload(folder: Path, target: HubId) -> str:
     """
     from huggingface_hub import HfApi
 
-    with _explaining(target):
-        api = HfApi(library_name="mambabyte")
+    api = HfApi(library_name="mambabyte")
+    try:
         api.create_repo(target.name, private=True, exist_ok=True)
-        message = "Upload by mambabyte export"
         done = api.upload_folder(
-            repo_id=target.name, folder_path=folder, revision=target.revision, commit_message=message
-        )
-        return str(done.commit_url)
+            repo_id=target.name, folder_path=folder, revision=target.revision,
+            commit_message="Upload by mambabyte export",
+        )  # fmt: skip
+    except Exception as error:
+        raise UserError(
+            f"'{folder}' is written, but could not be sent to '{target}': {_reason(error)}; log in with "
+            f"`hf auth login` or HF_TOKEN, and send it by `hf upload {target.name} {folder}`"
+        ) from error
+    return str(done.commit_url)
 
 
 def _file(wanted: HubId, name: str) -> Path:
@@ -129,7 +134,11 @@ def _explaining(wanted: HubId) -> Iterator[None]:
 
 
 def _explanation(wanted: HubId, error: Exception) -> str:
-    kinds = _kinds(error) | _kinds(error.__cause__) | _kinds(error.__context__)
+    chain = [error, error.__cause__, error.__context__]  # the library wraps some in "not found locally"
+    kinds = set[str]().union(*map(_kinds, chain))
+    status = next(
+        filter(None, (getattr(getattr(e, "response", None), "status_code", None) for e in chain)), None
+    )
     if "GatedRepoError" in kinds:
         return (
             f"'{wanted}' asks for a login with access to it: accept its terms on its page, and set HF_TOKEN"
@@ -139,20 +148,22 @@ def _explanation(wanted: HubId, error: Exception) -> str:
     if "RevisionNotFoundError" in kinds:
         return f"'{wanted.name}' has no revision {wanted.revision!r}"
     if "EntryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds:
-        return f"'{wanted}' lacks a file that it should have: {_first_line(error)}"
-    if kinds & _UNREACHABLE or "LocalEntryNotFoundError" in kinds:
+        return f"'{wanted}' lacks a file that it should have: {_reason(error)}"
+    if status in (401, 403):
+        return f"the hub refuses '{wanted}' (HTTP {status}): log in with `hf auth login`, or set HF_TOKEN"
+    if status is None and (kinds & _UNREACHABLE or "LocalEntryNotFoundError" in kinds):
         return (
             f"'{wanted}' is not in the cache, and the hub cannot be reached: go online (and unset "
             "HF_HUB_OFFLINE), or give ckpt= a local folder"
         )
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return f"the hub refuses '{wanted}' (HTTP {status}): log in with `hf auth login`, or set HF_TOKEN"
+    reason = _reason(error) if status is None else f"HTTP {status}"
     advice = remedy(error, "HF_HOME") or "try again later, or set HF_ENDPOINT to a hub that works"
-    return f"the hub's '{wanted}' cannot be used: {_first_line(error)}; {advice}"
+    return f"the hub's '{wanted}' cannot be used: {reason}; {advice}"
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    if _kinds(error) & _UNREACHABLE:
+        return "the hub cannot be reached"
     return redact((str(error).splitlines() or [""])[0]) or type(error).__name__
 
 

@@ -33,6 +33,7 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     created: list[dict[str, Any]] = field(default_factory=list)
     refuse_pushes: bool = False
+    refuse_reads: int | None = None  # the status of every answer
     port: int = 0  # 0: any; a restart uses the same again
 
     def start(self) -> None:
@@ -99,10 +100,11 @@ class _Handler(BaseHTTPRequestHandler):
         api, content = f"/api/{hub.kind}/{hub.name}", f"/datasets/{hub.name}/resolve/"
         if hub.kind == "models":
             content = f"/{hub.name}/resolve/"
-        if re.search("/(resolve|revision|tree)/none(/|$)", path):
+        if hub.refuse_reads:
+            self.send_status(hub.refuse_reads)
+        elif re.search("/(resolve|revision|tree)/none(/|$)", path):
             self.send_status(404, {"X-Error-Code": "RevisionNotFound"})
-            return
-        if path == api or re.fullmatch(re.escape(api) + r"/revision/[^/]+", path):
+        elif path == api or re.fullmatch(re.escape(api) + r"/revision/[^/]+", path):
             siblings = [{"rfilename": name} for name in hub.files]
             self.send_json({"id": hub.name, "sha": hub.commit, "siblings": siblings, "tags": []})
         elif path.startswith(f"{api}/tree/"):

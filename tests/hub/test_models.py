@@ -84,6 +84,15 @@ def test_every_layout_is_downloaded_once_and_only_what_is_needed(layout, hub, fo
     assert fetched(hub) == [] and len(hub.requests) == 1  # what main is now
 
 
+def test_an_export_for_transformers(hub, tmp_path: Path) -> None:
+    model = small_model(norm="rms", tie_embeddings=True)
+    checkpoints.write_export(model, None, 0, tmp_path / "out", "transformers")
+    publish(hub, tmp_path / "out")
+    loaded = mambabyte.load(HUB)
+    assert checkpoints.weights_fingerprint(loaded) == checkpoints.weights_fingerprint(model)
+    assert sorted(fetched(hub)) == ["config.json", "model.safetensors"]
+
+
 def test_safetensors_come_first(hub, folder, model) -> None:
     publish(hub, folder("model.safetensors"))
     hub.files["pytorch_model.bin"] = b"not this one"
@@ -148,6 +157,20 @@ def test_what_is_not_there_is_one_sentence(name: str, sentence: str, hub, folder
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        (403, r"the hub refuses 'hub:owner/bytes' \(HTTP 403\): log in"),
+        (418, r"the hub's 'hub:owner/bytes' cannot be used: HTTP 418; try again later"),
+        (500, r"the hub's 'hub:owner/bytes' cannot be used: HTTP 500; try again later"),
+    ],
+)
+def test_a_hub_that_refuses_is_one_sentence(status: int, sentence: str, hub) -> None:
+    hub.refuse_reads = status
+    with pytest.raises(UserError, match=sentence):
+        mambabyte.load(HUB)
+
+
 def test_incomplete_repositories_and_links_out_of_the_cache(hub, folder, tmp_path: Path) -> None:
     publish(hub, folder("model.safetensors.index.json"))
     whole = dict(hub.files)
@@ -209,5 +232,7 @@ def test_a_push_to_no_place_is_refused_before_anything_is_written(
             export.run(configure("export", f"ckpt={tmp_path}/local", f"out={tmp_path}/out", f"push={place}"))
         assert not (tmp_path / "out").exists()
     hub.refuse_pushes = True
-    with pytest.raises(UserError, match=r"refuses 'hub:owner/bytes' \(HTTP 403\): log in"):
+    with pytest.raises(
+        UserError, match=r"out' is written, but could not be sent to .*403.*hf upload owner/bytes"
+    ):
         export.run(configure("export", f"ckpt={tmp_path}/local", f"out={tmp_path}/out", f"push={HUB}"))

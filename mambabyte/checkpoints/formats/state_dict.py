@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambabyte.checkpoints.building import shapes
+from mambabyte.checkpoints.building import same_bits, shapes
 from mambabyte.checkpoints.formats.weights import differences, listed
 from mambabyte.errors import UserError
 from mambabyte.models import MambaByteConfig
@@ -134,7 +134,7 @@ def _from_shapes(named: Mapping[str, Tensor], where: str) -> dict[str, Any]:
         "expand": expand,
         "dt_rank": sizes[f"{_MIXER}dt_proj.weight"][1],
         "norm": "layer" if "backbone.norm_f.bias" in named else "rms",
-        "tie_embeddings": head is None or torch.equal(head, named[_EMBEDDING]),
+        "tie_embeddings": head is None or same_bits(head, named[_EMBEDDING]),
     }
 
 

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from mambabyte.ops.causal_conv1d.custom_op import ConvInputs
+from mambabyte.ops.causal_conv1d.custom_op import ConvInputs, cannot_serve  # noqa: F401, for `ops.backends`
 from mambabyte.ops.causal_conv1d.reference import last_inputs, same_document
 from mambabyte.ops.cpu.arguments import (
     Rows,

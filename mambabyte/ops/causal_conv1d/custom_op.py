@@ -1,7 +1,8 @@
 """The fused convolutions as PyTorch operators: see `mambabyte.ops.operators`.
 
-A fused backend is a module of this package (cpu, triton) with two functions:
+A fused backend is a module of this package (cpu, triton) with three functions:
 
+    cannot_serve(dtype=, width=) -> the one below
     forward(inputs, return_final_state) -> out, the final state or None
     backward(grad_out, grad_final_state, inputs)
         -> the gradients of x, weight, bias in their dtypes, and of the initial state in fp32 or None
@@ -31,6 +32,11 @@ class ConvInputs(NamedTuple):
     bias: Tensor
     initial_state: Tensor | None
     document_start: Tensor | None
+
+
+def cannot_serve(*, width: int, **_: Any) -> str | None:
+    """Why the fused backends cannot convolve with a kernel of this width, or None."""
+    return None if width in WIDTHS else f"it takes widths of {', '.join(map(str, WIDTHS))}, not {width}"
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mambabyte.ops.backends import choose_backend
-from mambabyte.ops.causal_conv1d.custom_op import WIDTHS, ConvInputs, causal_conv1d_fused
+from mambabyte.ops.causal_conv1d.custom_op import ConvInputs, causal_conv1d_fused
 from mambabyte.ops.causal_conv1d.reference import causal_conv1d_reference, last_inputs
 
 
@@ -38,8 +38,8 @@ def causal_conv1d(
     """
     bias = x.new_zeros(x.shape[-1]) if bias is None else bias
     _check_shapes(x, weight, bias, initial_state)
-    backend = choose_backend("causal_conv1d", x.device, x.dtype, backend)
-    if backend != "reference" and weight.shape[1] in WIDTHS:
+    backend = choose_backend("causal_conv1d", x.device, x.dtype, backend, width=weight.shape[1])
+    if backend != "reference":
         inputs = ConvInputs(x, weight, bias, initial_state, document_start)
         out, state = causal_conv1d_fused(backend, inputs, return_final_state)
         return out if state is None else (out, state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mambabyte.ops.causal_conv1d.custom_op import ConvInputs
+from mambabyte.ops.causal_conv1d.custom_op import ConvInputs, cannot_serve  # noqa: F401, for `ops.backends`
 from mambabyte.ops.causal_conv1d.triton_kernels import backward_kernel, forward_kernel, triton
 from mambabyte.ops.triton import kernels
 from mambabyte.ops.triton.kernels import multiprocessors

@@ -11,7 +11,10 @@ import torch
 
 import mambabyte
 from mambabyte import checkpoints
+from mambabyte.checkpoints.building import model_of, shapes
+from mambabyte.checkpoints.formats.state_dict import understand
 from mambabyte.errors import UserError
+from mambabyte.models import MambaByteConfig
 from tests.checkpoints.formats.models import mamba_ssm_config, small_model, some_bytes, write_folder
 
 LAYOUTS = [
@@ -109,6 +112,22 @@ def test_parameters_keep_their_marks_and_can_be_trained(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == before  # memory is copied when written to
 
 
+def test_a_strangers_strides_and_nans(tmp_path: Path) -> None:
+    model = small_model(norm="rms", tie_embeddings=True)
+    weights = dict(model.state_dict())
+    weights["backbone.embedding.weight"][7, 3] = float("nan")
+    weights["backbone.layers.0.mixer.in_proj.weight"] = (
+        model.backbone.layers[0].mixer.in_proj.weight.T.clone().T
+    )
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text('{"d_model": 24, "n_layer": 2}')
+    torch.save(weights, tmp_path / "a" / "pytorch_model.bin")
+    loaded = mambabyte.load(tmp_path / "a")
+    assert loaded.config.tie_embeddings
+    assert all(parameter.is_contiguous() and parameter.is_leaf for parameter in loaded.parameters())
+    assert checkpoints.weights_fingerprint(loaded) == checkpoints.weights_fingerprint(model)
+
+
 def without(name: str) -> Callable:
     return lambda weights, config: weights.pop(name)
 
@@ -199,3 +218,19 @@ def test_a_tied_model_with_two_heads_is_refused(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "a" / "model.safetensors")
     with pytest.raises(UserError, match="do not fit the model"):
         mambabyte.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "parameters"),
+    [(1024, 53, 353_945_600), (1792, 48, 973_934_080), (2304, 48, 1_606_095_360)],
+    ids=["353M", "972M", "1.6B"],
+)
+def test_the_published_models(width: int, layers: int, parameters: int) -> None:
+    """A state dict of their names and shapes, in memory that is never touched, is a model of their count."""
+    config = MambaByteConfig(d_model=width, n_layer=layers)
+    weights = {name: torch.empty(shape) for name, shape in shapes(config).items()}
+    weights["backbone.embedding.weight"].fill_(0)
+    weights["lm_head.weight"].fill_(1)
+    found, named = understand(weights, {"d_model": width}, "published")
+    assert found == config
+    assert model_of(found, named).num_parameters() == parameters
