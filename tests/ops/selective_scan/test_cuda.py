@@ -32,7 +32,9 @@ def differentiate(function, arguments, start=None, wide=False, **options):
     leaves = {n: (v.double() if wide else v).detach().requires_grad_() for n, v in arguments.items()}
     outputs = function(leaves, start, **options)
     generator = torch.Generator().manual_seed(1)
-    loss = sum((o.double() * torch.randn(o.shape, generator=generator).to(o)).sum() for o in outputs)
+    # Weights of few bits, so that the gradient of the output is the same number in every precision.
+    weights = [torch.randn(o.shape, generator=generator).bfloat16().to(o) for o in outputs]
+    loss = sum((o.double() * w.double()).sum() for o, w in zip(outputs, weights, strict=True))
     gradients = torch.autograd.grad(loss, list(leaves.values()))
     return dict(zip(("out", "state", *leaves), (*outputs, *gradients), strict=True))
 
