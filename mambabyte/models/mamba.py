@@ -142,10 +142,12 @@ class Mixer(nn.Module):
     def _convolve(
         self, x: Tensor, state: Tensor | None, document_start: Tensor | None, keep_state: bool
     ) -> tuple[Tensor, Tensor | None]:
-        inputs = (x, self.conv1d.weight.squeeze(1), self.conv1d.bias, state, document_start)
+        weight = self.conv1d.weight.squeeze(1)
+        inputs = (x, weight, self.conv1d.bias, state, document_start)
         if keep_state:
             return _convolution(*inputs, return_final_state=True)
-        backend = backend_for(x.device, x.dtype, "causal_conv1d")  # the same one in backward
+        # Named, so that backward takes the same one.
+        backend = backend_for(x.device, x.dtype, "causal_conv1d", width=weight.shape[1])
         convolution = partial(_convolution, backend=backend)
         return recomputable(convolution(*inputs), convolution, *inputs), None
 

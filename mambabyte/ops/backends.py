@@ -71,8 +71,8 @@ def _available(name: str) -> tuple[bool, str]:
 
 
 def _objection(op: str, name: str, dtype: torch.dtype, asked: dict[str, Any]) -> str | None:
-    """Why a backend that is available cannot do what a call asks; None if it can."""
-    if name == "reference":
+    """Why a backend that is available cannot do what a call asks; None if it can, or nothing is asked."""
+    if name == "reference" or not asked:
         return None
     module = import_module(f"mambabyte.ops.{'step' if op == 'mamba_step' else op}.{name}")
     cannot_serve = getattr(module, "cannot_serve", None)

@@ -24,7 +24,7 @@ def run(op, arguments, wide=False):
     return out, *torch.autograd.grad((out.double() * weights).sum(), leaves)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", None])  # None: the kernel, where it has the width
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize(
     ("length", "channels", "width", "dtype"), [(1, 16, 4, torch.float32), (2, 5, 4, torch.float32), (67, 200,
@@ -63,6 +63,12 @@ def test_cut_anywhere_equals_the_whole_with_gradients(backend, cut, resets):
     )
     for a, e in zip(run(split, arguments), whole, strict=True):
         assert relative_error(a, e) < 2e-6
+
+
+def test_a_width_that_the_kernel_lacks_is_refused_where_it_is_asked_for():
+    x, weight, bias, state = make_arguments(2, 5, 3, 5)
+    with pytest.raises(ValueError, match="it takes widths of 2, 3, 4, not 5"):
+        causal_conv1d(x, weight, bias, state, backend="cpu")
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8])
