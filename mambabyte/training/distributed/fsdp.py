@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 
 from mambabyte.models import ByteLM
 
-# Autocast rounds the matrices where they are used, so to round them before they are sent changes no bit.
-# Gradients are summed in fp32.
+# Autocast would round the matrices where they are used, and their gradients: rounded before they are sent,
+# they give the same bits. Gradients are summed in fp32.
 _ROUNDED = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
