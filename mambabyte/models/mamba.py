@@ -119,8 +119,8 @@ class Mixer(nn.Module):
         self.out_proj.weight.div_(math.sqrt(config.n_layer))
 
     def projected(self) -> list[Tensor]:
-        """The weights of the projections."""
-        return [p.weight for p in (self.in_proj, self.x_proj, self.dt_proj, self.out_proj)]
+        """The weights of the projections, those within adapters too."""
+        return [module.weight for module in self.modules() if isinstance(module, Projection)]
 
     def forward(
         self, hidden: Tensor, state: tuple[Tensor, ...] | None, document_start: Tensor | None,

@@ -69,8 +69,8 @@ def prepared_at_once(weights: Sequence[Tensor], exponents: Sequence[Tensor]) -> 
 
     Sharded parameters, which are gathered block by block, are left out.
     """
-    sharded = hasattr(weights[0], "to_local")  # a DTensor
-    if sharded or not _takes_part(weights[0]):
+    sharded = hasattr(exponents[0], "to_local")  # a DTensor
+    if sharded or not _takes_part(exponents[0]):
         return nullcontext()
     return _prepared_at_once(weights, exponents)
 
@@ -78,9 +78,9 @@ def prepared_at_once(weights: Sequence[Tensor], exponents: Sequence[Tensor]) -> 
 @contextmanager
 def _prepared_at_once(weights: Sequence[Tensor], exponents: Sequence[Tensor]) -> Iterator[None]:
     given = rounded = [weight.detach() for weight in weights]
-    dtype = _arithmetic(weights[0])
-    if any(weight.dtype != dtype for weight in given):
-        rounded = [torch.empty_like(weight, dtype=dtype) for weight in given]
+    dtypes = [_arithmetic(weight) for weight in weights]
+    if dtypes != [weight.dtype for weight in given]:
+        rounded = [torch.empty_like(w, dtype=dtype) for w, dtype in zip(given, dtypes, strict=True)]
         torch._foreach_copy_(rounded, given)
     found = zip((*weights, *exponents), (*rounded, *_MinusExp.apply(*exponents)), strict=True)
     token = _prepared.set({id(parameter): tensor for parameter, tensor in found})
