@@ -233,17 +233,9 @@ def _enter_tile(
             now, grad, begins[row], past, grads, sums, cuts, taps, bias, document_start, first == 0, WIDTH
         )
         if grad_state is not None:
+            step = first + row
             complete = _completed(
-                complete,
-                grad_final_state,
-                b,
-                first + row,
-                length,
-                cut,
-                channel,
-                channel_mask,
-                channels,
-                WIDTH,
+                complete, grad_final_state, b, step, length, cut, channel, channel_mask, channels, WIDTH
             )
             place = grad_state + (b * (WIDTH - 1) + row) * channels + channel
             tl.store(place, complete, mask=channel_mask & (first == 0))
@@ -261,8 +253,8 @@ def backward_kernel(
     x_batch, x_time, grad_batch, grad_time, length, channels, tiles, tile_rows,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A tile writes the gradients of its own inputs, of which the last complete W-1 steps into the next tile.
-    It adds to the weight's gradient what it meets from its step W-1 on; the first tile, all."""
+    """A tile writes the gradients of its own inputs, the last of which complete W-1 steps into the next tile.
+    It adds up the weight's gradient over the steps from its own W-1 on; the first tile, over all it takes."""
     b, tile, first, channel, channel_mask = _position(channels, tiles, tile_rows, length, BLOCK)
     taps = _load_taps(weight, channel, channel_mask, WIDTH)
     added = tl.load(bias + channel, mask=channel_mask, other=0).to(tl.float32)

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 norm = importlib.import_module("mambabyte.ops.residual_norm.triton")
 
 # fp32: sums over a few dozen channels. bf16 and fp16: outputs and the update's gradient keep 8 (11) bits.
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+TOLERANCE = {torch.float32: 2e-5 if CUDA else 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 def make_arguments(shape, with_update, with_bias, dtype=torch.float32):
