@@ -62,20 +62,21 @@ def _available() -> tuple[bool, str]:
     return compiler, f"{version}, {reason}" if compiler else version
 
 
-def cannot_serve(dtype: torch.dtype, states: int, **_: Any) -> str | None:
+def cannot_serve(dtype: torch.dtype, states: int = 16, **_: Any) -> str | None:
     """Why the kernels cannot scan `states` states a channel with activations of this dtype, or None. It
     compiles and loads them, so that what NVRTC or the driver refuses is known before the scan is begun."""
-    if states > STATES[-1]:
-        return f"it takes at most {STATES[-1]} states, not {states}"
     try:
         kernels(torch.device("cuda", torch.cuda.current_device()), dtype, _padded(states))
-    except KernelUnavailable as error:
+    except (KernelUnavailable, ValueError) as error:
         return str(error)
     return None
 
 
 def _padded(states: int) -> int:
-    return next(size for size in STATES if size >= states)
+    for size in STATES:
+        if size >= states:
+            return size
+    raise ValueError(f"the CUDA scan has at most {STATES[-1]} states, not {states}")
 
 
 @functools.cache
@@ -227,6 +228,7 @@ def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tens
 
     Raises:
         KernelUnavailable: NVRTC or the driver refuses the kernels.
+        ValueError: more states than the kernels have.
     """
     x = _Scan(inputs)
     out = torch.empty(inputs.u.shape, dtype=x.dtype, device=x.device)

@@ -227,16 +227,35 @@ def test_whichever_warp_runs_first_gives_the_same_bits_but_for_each_barrier(
 
 
 def test_what_cannot_be_scanned_is_said(monkeypatch):
-    assert cuda.cannot_serve(dtype=torch.float32, states=129) == "it takes at most 128 states, not 129"
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert (
+        cuda.cannot_serve(dtype=torch.float32, states=129) == "the CUDA scan has at most 128 states, not 129"
+    )
 
     def refuse(*_):
         raise KernelUnavailable("the driver refuses")
 
     monkeypatch.setattr(cuda, "kernels", refuse)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert cuda.cannot_serve(dtype=torch.float32, states=16) == "the driver refuses"
     monkeypatch.setattr(cuda, "kernels", lambda *_: None)
     assert cuda.cannot_serve(dtype=torch.float32, states=16, document_start=True) is None
+    assert cuda.cannot_serve(dtype=torch.float32) is None
+
+
+def test_what_nvrtc_refuses_is_asked_once_for_each_specialisation(monkeypatch):
+    calls = []
+
+    def refuse(*_, **macros):
+        calls.append(macros)
+        raise KernelUnavailable("NVRTC refuses")
+
+    monkeypatch.setattr(cuda, "compile_cubin", refuse)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 99)
+    for _ in range(2):
+        assert cuda.cannot_serve(dtype=torch.bfloat16, states=3) == "NVRTC refuses"
+    assert calls == [{"STATES": 8, "ELEMENT": "bfloat16"}]
+    cuda._load.cache_clear()
 
 
 def test_availability_has_a_reason():
