@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mambabyte.ops import recomputation
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.readback import AnyRank
 from mambabyte.training.settings import TrainSettings
@@ -140,7 +141,9 @@ def take_a_step(module: ByteLMModule) -> Waits:
 
 
 @pytest.fixture
-def module_of(no_gpu_needed: None):
+def module_of(no_gpu_needed: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recomputation, "DEVICES", {DEVICE.type})  # as on CUDA
+
     def module_of(name: str) -> ByteLMModule:
         settings = TrainSettings.compose("experiment=tiny", "trainer.spike_threshold=6")
         module = ByteLMModule(replace(settings, model=MODELS[name]), {})
