@@ -127,6 +127,10 @@ DEVICE States load_channel(const float* matrix, const Place& at) {
   const LanePlace lane = find_lane(at);
   return matrix && lane.exists ? load_states(matrix + lane.offset) : States{};
 }
+DEVICE void prefetch_channel(const float* matrix, const Place& at) {
+  const LanePlace lane = find_lane(at);
+  if (lane.exists) prefetch(matrix + lane.offset);
+}
 DEVICE void store_channel(float* matrix, const Place& at, const States& states) {
   const LanePlace lane = find_lane(at);
   if (lane.exists) store_states(matrix + lane.offset, states);
@@ -138,10 +142,15 @@ DEVICE void fetch_parameter(float* to, const float* vector, const Place& at) {
   if (channel < CHANNELS) to[channel] = vector && channel < at.count ? vector[at.first + channel] : 0.f;
 }
 
+// Whether a tile has all steps and channels, so that nothing has to be tested.
+DEVICE bool is_whole(const Arguments& p, const Place& at, int steps) {
+  return steps == TILE && at.count == CHANNELS && p.channels % 2 == 0;
+}
+template <bool WHOLE>
 DEVICE void store_pair(Element* row, const Place& at, int pair, float2 both, bool even) {
   Element* to = row + at.first + pair;
-  if (even) {
-    if (pair < at.count) store_two(to, both);
+  if (WHOLE || even) {
+    if (WHOLE || pair < at.count) store_two(to, both);
   } else {
     if (pair < at.count) store(to, both.x);
     if (pair + 1 < at.count) store(to + 1, both.y);
@@ -221,16 +230,6 @@ DEVICE Columns load_columns(const char* start, const Rows& rows, const Arguments
 DEVICE void store_columns(float* to, const Columns& columns) {
 #pragma unroll
   for (int k = 0; k < Columns::EACH; k++) to[threadIdx.x + k * THREADS] = to_float(columns.of[k]);
-}
-// Both at once, for a tile that is needed now.
-DEVICE void fetch_columns(float* to, const char* start, const Rows& rows, const Arguments& p, int thread, int tile,
-                          int steps) {
-  const char* from = tile_start(start, rows, tile);
-#pragma unroll(Columns::EACH < 4 ? Columns::EACH : 4)
-  for (int k = 0; k < Columns::EACH; k++) {
-    const int i = thread + k * THREADS;
-    to[i] = to_float(load_column(p, rows, from, i, steps));
-  }
 }
 
 // What the first TILE threads add to the exponent of a step's decay: -inf where a document starts, else 0.

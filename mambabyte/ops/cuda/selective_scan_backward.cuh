@@ -161,6 +161,7 @@ DEVICE void prepare(const Arguments& p, BackwardShared& s, int steps, bool gated
 }
 
 // After it: the gradients of u, delta and z, and this thread's part of those of D and the bias.
+template <bool WHOLE>
 DEVICE void finish(const Arguments& p, BackwardShared& s, const Place& at, int tile, int steps, bool gated) {
   const Pair mine = find_pair();
   const bool even = p.channels % 2 == 0;
@@ -169,7 +170,7 @@ DEVICE void finish(const Arguments& p, BackwardShared& s, const Place& at, int t
   float2 &grad_bias = s.grad_bias[mine.time][mine.pair / 2], &grad_D = s.grad_D[mine.time][mine.pair / 2];
   float2 sum_bias = grad_bias, sum_D = grad_D;
   for_steps(mine, [&](int t) {
-    if (t >= steps) return;
+    if (!WHOLE && t >= steps) return;
     const int place = t * CHANNELS + mine.pair;
     const int64 to = row + static_cast<int64>(t) * p.channels;
     const float4 x = *reinterpret_cast<const float4*>(&s.steps[t][mine.pair]);  // gradients of dt and of dt u
@@ -180,13 +181,13 @@ DEVICE void finish(const Arguments& p, BackwardShared& s, const Place& at, int t
     const float2 dt = step_sizes(p, load_two(&s.delta[place]), bias, slope);
     const float2 grad_u = make_float2(fmaf(x.y, dt.x, D.x * grad_y.x), fmaf(x.w, dt.y, D.y * grad_y.y));
     const float2 grad_delta = make_float2(fmaf(x.y, u.x, x.x) * slope.x, fmaf(x.w, u.y, x.z) * slope.y);
-    store_pair(p.grad_u + to, at, mine.pair, grad_u, even);
-    store_pair(p.grad_delta + to, at, mine.pair, grad_delta, even);
+    store_pair<WHOLE>(p.grad_u + to, at, mine.pair, grad_u, even);
+    store_pair<WHOLE>(p.grad_delta + to, at, mine.pair, grad_delta, even);
     if (gated) {
       const float2 y = load_two(&s.y[t][mine.pair]);
       const float2 grad_z = make_float2(gradient.x * fmaf(D.x, u.x, y.x) * g.slope.x,
                                         gradient.y * fmaf(D.y, u.y, y.y) * g.slope.y);
-      store_pair(p.grad_z + to, at, mine.pair, grad_z, even);
+      store_pair<WHOLE>(p.grad_z + to, at, mine.pair, grad_z, even);
     }
     sum_bias = make_float2(sum_bias.x + grad_delta.x, sum_bias.y + grad_delta.y);
     sum_D = make_float2(fmaf(grad_y.x, u.x, sum_D.x), fmaf(grad_y.y, u.y, sum_D.y));
@@ -222,14 +223,20 @@ selective_scan_backward(const __grid_constant__ Arguments p) {
   __syncthreads();  // for the addresses
   for (int tile = at.end - 1; tile >= at.begin; tile--) {
     const int thread = thread_number(), steps = steps_in_tile(p, tile);
+    States h;
     fetch_tile(s.u, s.starts.u, p.u, p, at, thread, tile, steps);
     fetch_tile(s.delta, s.starts.delta, p.delta, p, at, thread, tile, steps);
     fetch_tile(s.grad_out, s.starts.grad_out, p.grad_out, p, at, thread, tile, steps);
     if (gated) fetch_tile(s.z, s.starts.z, p.z, p, at, thread, tile, steps);
-    fetch_columns(s.B, s.starts.B, p.B, p, thread, tile, steps);
-    fetch_columns(s.C, s.starts.C, p.C, p, thread, tile, steps);
-    if (thread < TILE) s.reset[thread] = load_reset(p, at, thread, tile, steps);
-    States h = load_channel(p.kept + offset(at.batch, tiles, tile, matrix), at);
+    {  // all loads before the first store, which waits for one
+      const Columns B = load_columns(s.starts.B, p.B, p, thread, tile, steps);
+      const Columns C = load_columns(s.starts.C, p.C, p, thread, tile, steps);
+      const float reset = load_reset(p, at, thread, tile, steps);
+      h = load_channel(p.kept + offset(at.batch, tiles, tile, matrix), at);
+      store_columns(s.B, B);
+      store_columns(s.C, C);
+      if (thread < TILE) s.reset[thread] = reset;
+    }
     wait_for_copies();
     __syncthreads();
     if (tile > at.begin) {
@@ -237,6 +244,7 @@ selective_scan_backward(const __grid_constant__ Arguments p) {
       prefetch_tile(s.starts.delta, p.delta, at, thread, tile - 1);
       prefetch_tile(s.starts.grad_out, p.grad_out, at, thread, tile - 1);
       if (gated) prefetch_tile(s.starts.z, p.z, at, thread, tile - 1);
+      prefetch_channel(p.kept + offset(at.batch, tiles, tile - 1, matrix), at);
     }
     prepare(p, s, steps, gated);
     __syncthreads();
@@ -250,8 +258,12 @@ selective_scan_backward(const __grid_constant__ Arguments p) {
       if (sub < SUBS - 1) h = s.saved[sub][threadIdx.x];
       walk_back(p, s, at, tile, sub * SUB, steps, h, carried);
     }
-    finish(p, s, at, tile, steps, gated);  // the last thing in walk_back was a barrier
-    __syncthreads();                       // before the next tile overwrites this one
+    // The last thing in walk_back was a barrier.
+    if (is_whole(p, at, steps))
+      finish<true>(p, s, at, tile, steps, gated);
+    else
+      finish<false>(p, s, at, tile, steps, gated);
+    __syncthreads();  // before the next tile overwrites this one
   }
   if (p.last && blockIdx.z == 0)
     store_channel(p.last + offset(at.batch, 1, 0, matrix), at, carried.gradient);

@@ -49,6 +49,7 @@ DEVICE void prepare(const Arguments& p, ForwardShared& s, int k, int steps) {
 }
 
 // After it: the skip connection and the gate.
+template <bool WHOLE>
 DEVICE void finish(const Arguments& p, const ForwardShared& s, const Place& at, int k, int tile, int steps) {
   const Pair mine = find_pair();
   const bool even = p.channels % 2 == 0;
@@ -63,7 +64,7 @@ DEVICE void finish(const Arguments& p, const ForwardShared& s, const Place& at, 
       const float2 z = load_two(&s.z[k][place]);
       y = make_float2(y.x * z.x * sigmoid(z.x), y.y * z.y * sigmoid(z.y));
     }
-    if (t < steps) store_pair(row + static_cast<int64>(t) * p.channels, at, mine.pair, y, even);
+    if (WHOLE || t < steps) store_pair<WHOLE>(row + static_cast<int64>(t) * p.channels, at, mine.pair, y, even);
   });
 }
 
@@ -111,7 +112,10 @@ selective_scan_forward(const __grid_constant__ Arguments p) {
       if (at.lane % SAME == 0) s.y[t0 + at.lane / SAME][at.channel] = y;
     }
     __syncthreads();
-    finish(p, s, at, k, tile, steps);
+    if (is_whole(p, at, steps))
+      finish<true>(p, s, at, k, tile, steps);
+    else
+      finish<false>(p, s, at, k, tile, steps);
   }
   if (p.last && blockIdx.z == gridDim.z - 1) store_channel(p.last + offset(at.batch, 1, 0, matrix), at, h);
 }

@@ -34,10 +34,10 @@ DEVICE void scan_carry(const Arguments& p) {
     if (BACKWARD) {
       fetch_tile(s.input, s.starts.grad_out, p.grad_out, p, at, thread, tile, steps);
       if (gated) fetch_tile(s.z, s.starts.z, p.z, p, at, thread, tile, steps);
-      fetch_columns(s.column, s.starts.C, p.C, p, thread, tile, steps);
+      store_columns(s.column, load_columns(s.starts.C, p.C, p, thread, tile, steps));
     } else {
       fetch_tile(s.input, s.starts.u, p.u, p, at, thread, tile, steps);
-      fetch_columns(s.column, s.starts.B, p.B, p, thread, tile, steps);
+      store_columns(s.column, load_columns(s.starts.B, p.B, p, thread, tile, steps));
     }
     if (thread < TILE) s.reset[thread] = load_reset(p, at, thread, tile, steps);
     wait_for_copies();

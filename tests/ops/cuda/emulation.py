@@ -12,7 +12,7 @@ import torch
 
 from mambabyte.ops.cpu.build import find_compiler
 from mambabyte.ops.cuda import compile
-from mambabyte.ops.selective_scan.cuda import ELEMENTS
+from mambabyte.ops.selective_scan.cuda import ELEMENTS, Arguments
 
 HERE = Path(__file__).parent
 COMPILER = find_compiler()
@@ -53,4 +53,6 @@ def emulated_kernels(device: torch.device, dtype: torch.dtype, states: int) -> M
         ],
         check=True,
     )  # fmt: skip
-    return Module(ctypes.CDLL(str(library)))
+    loaded = ctypes.CDLL(str(library))
+    assert loaded.size_of_selective_scan_arguments() == ctypes.sizeof(Arguments), "the same in Python and C++"
+    return Module(loaded)
