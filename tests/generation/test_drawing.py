@@ -3,7 +3,6 @@ tests/ops/step/test_triton_step.py)."""
 
 import importlib
 import logging
-import os
 
 import pytest
 import torch
@@ -11,11 +10,7 @@ import torch
 from mambabyte.errors import UserError
 from mambabyte.generation import Sampler, generate, generator
 from mambabyte.models import MambaByteConfig, mamba
-
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-here = pytest.mark.skipif(not (CUDA or INTERPRETED), reason="run by test_in_the_interpreter")
+from tests.ops.interpreter import CUDA, DEVICE, INTERPRETED, here
 
 
 @pytest.fixture

@@ -9,8 +9,6 @@ from mambabyte.ops.backends import choose_backend
 from mambabyte.ops.residual_norm.custom_op import residual_norm_fused
 from mambabyte.ops.residual_norm.reference import residual_norm_reference
 
-WIDEST = 8192  # channels that the registers of a Triton program hold
-
 
 def residual_norm(
     residual: Tensor,
@@ -29,8 +27,8 @@ def residual_norm(
     Args:
         residual: (..., d), fp32 or fp64. update: the same shape, or None for zero. weight: (d).
         bias: (d) or None. rms: whether to use the RMS norm.
-        backend: "cpu", "triton" (up to 8,192 channels; more run on the reference) or "reference"; by default
-            the first that serves the residual's device and dtype. See `mambabyte.ops.backends`.
+        backend: "cpu", "triton" (up to 8,192 channels) or "reference"; by default the first that serves the
+            residual's device and dtype, and as many channels. See `mambabyte.ops.backends`.
 
     Returns:
         out, in autocast's dtype where autocast is on and otherwise in the weight's, and x in the residual's.
@@ -45,8 +43,9 @@ def residual_norm(
         )
     device = residual.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    backend = choose_backend("residual_norm", residual.device, residual.dtype, backend)
-    if backend == "reference" or (backend == "triton" and weight.numel() > WIDEST):
+    asked = {"width": weight.numel()}
+    backend = choose_backend("residual_norm", residual.device, residual.dtype, backend, **asked)
+    if backend == "reference":
         out, x = residual_norm_reference(residual, update, weight, bias, epsilon, rms)
         return out.to(dtype), x
     return residual_norm_fused(residual, update, weight, bias, epsilon, rms, dtype, backend)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,12 @@ from mambabyte.ops.residual_norm.triton_kernels import backward_kernel, forward_
 from mambabyte.ops.triton.kernels import multiprocessors, sum_partials
 
 PROGRAMS = 8  # of the backward pass, for each multiprocessor
+WIDEST = 8192  # channels that the registers of a program hold
+
+
+def cannot_serve(*, width: int, **_: Any) -> str | None:
+    """Why the kernels cannot take rows of this width, or None."""
+    return None if width <= WIDEST else f"it takes at most {WIDEST:,} channels, not {width:,}"
 
 
 def _shape(width: int) -> dict[str, int]:

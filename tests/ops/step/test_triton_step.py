@@ -1,9 +1,6 @@
 """The step in Triton against the float64 model: on a CUDA device, else in Triton's interpreter."""
 
 import importlib
-import os
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
@@ -13,16 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mambabyte.models import MambaByteConfig
+from tests.ops.interpreter import CUDA, DEVICE, INTERPRETED, here, outside, run_in_the_interpreter
 from tests.ops.naive import relative_error
 from tests.ops.step.test_rounded_weights import with_rounded_weights
 
 pytest.importorskip("triton")
 triton_step = importlib.import_module("mambabyte.ops.step.triton")
-
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-here = pytest.mark.skipif(not (CUDA or INTERPRETED), reason="run by test_in_the_interpreter")
 
 # fp32 sums of a few hundred terms through two layers; a CUDA device's exponential is less exact.
 TOLERANCE = 2e-5 if CUDA else 5e-6
@@ -35,15 +28,9 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(CUDA or INTERPRETED, reason="the tests below run in this process")
+@outside
 def test_in_the_interpreter():
-    """Triton chooses its interpreter when it is imported, so this needs a process of its own."""
-    tests = Path(__file__).parents[2]
-    files = [__file__, str(tests / "generation" / "test_drawing.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    run_in_the_interpreter(Path(__file__), Path(__file__).parents[2] / "generation" / "test_drawing.py")
 
 
 @pytest.fixture
