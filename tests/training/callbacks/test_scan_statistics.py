@@ -33,7 +33,7 @@ def test_step_sizes_and_rates_are_those_of_the_first_window_and_all_layers() -> 
     for mixer in mixers:
         mixer.x_proj.register_forward_hook(
             lambda _, inputs, output, mixer=mixer: deltas.append(
-                softplus(mixer.dt_proj(output[:1, :, : mixer.rank])).detach()
+                softplus(mixer.dt_proj(output[:1, :, : mixer.rank]) + mixer.dt_proj.bias).detach()
             )
         )
     found = logged(model, ScanStatistics(lambda step: step % 5 == 0), 5)
