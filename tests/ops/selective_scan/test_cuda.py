@@ -43,7 +43,7 @@ def differentiate(function, arguments, start=None, wide=False, **options):
 def emulated(monkeypatch):
     """The kernels on this CPU, and a device on which one block fills every multiprocessor there is."""
     if COMPILER is None:
-        pytest.skip("no C++ compiler")
+        pytest.skip("no C++ compiler, or not Linux")
     monkeypatch.setattr(cuda, "kernels", emulated_kernels)
     monkeypatch.setattr(cuda, "multiprocessors", lambda device: 1)
 
