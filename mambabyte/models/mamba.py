@@ -28,6 +28,7 @@ from mambabyte.models.layers import ResidualNorm, run_layers
 from mambabyte.models.ngram_embedding import NGramEmbedding
 from mambabyte.models.projection import Projection, minus_exp, prepared_at_once, used_again
 from mambabyte.ops import backend_for, causal_conv1d, selective_scan
+from mambabyte.ops.halves import halves
 from mambabyte.ops.recomputation import recomputable
 from mambabyte.ops.step import (
     KeptWeights,
@@ -127,7 +128,7 @@ class Mixer(nn.Module):
         keep_state: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # fmt: skip
         conv_state, scan_state = (None, None) if state is None else state
-        x, z = self.in_proj(hidden).chunk(2, dim=-1)
+        x, z = halves(self.in_proj(hidden))
         x, conv_state = self._convolve(x, conv_state, document_start, keep_state)
         projected = self.x_proj(x)
         step_size, B, C = projected.split([self.rank, self.d_state, self.d_state], dim=-1)

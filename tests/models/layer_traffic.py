@@ -39,7 +39,7 @@ LAUNCHES = {
     "mambabyte::causal_conv1d": 1,
     "mambabyte::causal_conv1d_backward": 2,
     "mambabyte::selective_scan": 1,
-    "mambabyte::selective_scan_backward": 3,
+    "mambabyte::selective_scan_backward": 2,
 }
 # The channels and steps whose partial sums a kernel adds up before it writes them.
 SCAN_BLOCK, CONV_TILE, NORM_ROWS = 64, 128, 128

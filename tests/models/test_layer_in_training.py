@@ -205,9 +205,9 @@ def test_nothing_outlives_its_graph(as_cuda) -> None:
 def test_a_layer_launches_moves_and_keeps_little() -> None:
     """The 353M model's, at the paper's recipe: windows of 8,192 bytes, four at a time."""
     batch, length = 4, 8192
-    with as_on_cuda(scan="triton", conv="cpu", norm="cpu"):
+    with as_on_cuda(scan="cuda", conv="triton", norm="triton"):
         layer = of_a_layer(MAMBABYTE_353M, batch, length)
     elements = batch * length * MAMBABYTE_353M.d_inner
-    assert layer.total_kernels <= 27, layer.kernels
+    assert layer.total_kernels <= 24, layer.kernels
     assert layer.total_bytes <= 130 * elements, layer.bytes
-    assert layer.kept <= 10 * elements
+    assert layer.kept <= 12 * elements

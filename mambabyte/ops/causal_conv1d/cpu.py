@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Arguments(ctypes.Structure):
         ("x", Rows),
         *fields(ctypes.c_void_p, "weight bias state document_start out"),
         *fields(ctypes.c_void_p, "grad_out grad_x grad_weight grad_bias grad_state"),
+        ("grad_x_stride", ctypes.c_int64),
     ]
 
 
@@ -45,24 +47,28 @@ def forward(inputs: ConvInputs, return_final_state: bool) -> tuple[Tensor, Tenso
 
 
 def backward(
-    grad_out: Tensor, grad_final_state: Tensor | None, inputs: ConvInputs
+    grad_out: Tensor, grad_final_state: Tensor | None, inputs: ConvInputs, wanted: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, bias and the initial state."""
     x, weight, bias, initial_state, document_start = inputs
     (batch, length, channels), width = x.shape, weight.shape[1]
-    grad_x = empty(x.shape, kernel_dtype(x.dtype))
+    in_place = wanted is not None and wanted.dtype == kernel_dtype(x.dtype)
+    grad_x = wanted if in_place else empty(x.shape, kernel_dtype(x.dtype))
+    assert grad_x is not None
     grad_weight, grad_bias = torch.empty(batch, width, channels), torch.empty(batch, channels)
     grad_state = torch.empty(batch, width - 1, channels)
     _run(
         "backward", inputs,
         grad_out=contiguous(grad_out, grad_x.dtype), grad_x=grad_x, grad_weight=grad_weight,
-        grad_bias=grad_bias, grad_state=grad_state,
+        grad_bias=grad_bias, grad_state=grad_state, grad_x_stride=grad_x.stride(1),
     )  # fmt: skip
     if grad_final_state is not None:
         grad_last = same_document(grad_final_state, document_start)
         kept = min(length, width - 1)  # inputs of x in the final state, after those of the initial one
         grad_x[:, length - kept :] += grad_last[:, width - 1 - kept :]
         grad_state[:, kept:] += grad_last[:, : width - 1 - kept]
+    if wanted is not None and not in_place:
+        wanted.copy_(grad_x)
     grad_weight = grad_weight.sum(0).flip(0).t().contiguous()
     return (
         grad_x.to(x.dtype),
@@ -72,7 +78,7 @@ def backward(
     )
 
 
-def _run(direction: str, inputs: ConvInputs, **tensors: Tensor) -> None:
+def _run(direction: str, inputs: ConvInputs, **tensors: Any) -> None:
     x, weight, bias, initial_state, document_start = inputs
     (batch, length, channels), width = x.shape, weight.shape[1]
     if initial_state is None:

@@ -56,13 +56,13 @@ def forward(inputs: ConvInputs, return_final_state: bool) -> tuple[Tensor, Tenso
 
 
 def backward(
-    grad_out: Tensor, grad_final_state: Tensor | None, inputs: ConvInputs
+    grad_out: Tensor, grad_final_state: Tensor | None, inputs: ConvInputs, wanted: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, bias and the initial state."""
     x, tensors = _tensors(inputs)
     (batch, length, channels), width = x.shape, inputs.weight.shape[1]
     grad_out = kernels.rows(grad_out)
-    grad_x = x.new_empty(x.shape)
+    grad_x = x.new_empty(x.shape) if wanted is None else wanted
     grad_state = None
     if inputs.initial_state is not None:
         grad_state = x.new_empty(batch, width - 1, channels, dtype=torch.float32)
@@ -72,7 +72,7 @@ def backward(
     with torch.cuda.device_of(x):
         backward_kernel[(triton.cdiv(channels, BACKWARD_BLOCK) * tiles * batch,)](
             x, *tensors, grad_out, _contiguous(grad_final_state), grad_x, grad_state, partial,
-            x.stride(0), x.stride(1), grad_out.stride(0), grad_out.stride(1),
+            x.stride(0), x.stride(1), grad_out.stride(0), grad_out.stride(1), grad_x.stride(1),
             length, channels, tiles, steps,
             WIDTH=width, ROWS=BACKWARD_ROWS, BLOCK=BACKWARD_BLOCK, num_warps=1,
         )  # fmt: skip

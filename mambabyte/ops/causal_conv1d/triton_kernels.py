@@ -247,10 +247,10 @@ def backward_kernel(
     x, weight, bias, state, document_start,
     grad_out,  # (B, L, D)
     grad_final_state,  # (B, W-1, D), or None for zeros
-    grad_x,  # (B, L, D)
+    grad_x,  # (B, L, D), with rows grad_x_time apart
     grad_state,  # (B, W-1, D), or None
     partial,  # (B tiles, W + 1, D): a row for each column of the weight, and one for the bias
-    x_batch, x_time, grad_batch, grad_time, length, channels, tiles, tile_rows,
+    x_batch, x_time, grad_batch, grad_time, grad_x_time, length, channels, tiles, tile_rows,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile writes the gradients of its own inputs, the last of which complete W-1 steps into the next tile.
@@ -267,7 +267,7 @@ def backward_kernel(
         rows = _load_rows(x, b, x_batch, x_time, step, length, channel, channel_mask, ROWS)
         upper = _load_rows(grad_out, b, grad_batch, grad_time, step, length, channel, channel_mask, ROWS)
         begins = _load_begins(document_start, b, step, length, ROWS)
-        place = grad_x + (b * length + first + offset) * channels
+        place = grad_x + (b * length + first + offset) * grad_x_time + channel
         for row in tl.static_range(ROWS):
             now, grad = rows[row].to(tl.float32), upper[row].to(tl.float32)
             past, grads, sums, cuts, complete, cut = _step_back(
@@ -277,7 +277,7 @@ def backward_kernel(
                 complete, grad_final_state, b, step + row, length, cut, channel, channel_mask, channels, WIDTH
             )
             mask = channel_mask & (first + offset + row < length)
-            tl.store(place + row * channels + channel, complete.to(grad_x.dtype.element_ty), mask=mask)
+            tl.store(place + row * grad_x_time, complete.to(grad_x.dtype.element_ty), mask=mask)
     place = partial + (b * tiles + tile) * (WIDTH + 1) * channels + channel
     for back in tl.static_range(WIDTH):
         tl.store(place + (WIDTH - 1 - back) * channels, sums[back], mask=channel_mask)

@@ -79,7 +79,9 @@ def as_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def contiguous(tensor: MaybeTensor, dtype: torch.dtype = torch.float32) -> MaybeTensor:
-    """The tensor, if there is one, contiguous in `dtype`."""
+    """The tensor, if there is one, contiguous in `dtype`; marks as bytes are the same memory."""
+    if tensor is not None and tensor.dtype == torch.bool and dtype == torch.uint8:
+        return tensor.contiguous().view(torch.uint8)  # type: ignore[return-value]
     return tensor if tensor is None else tensor.to(dtype).contiguous()  # type: ignore[return-value]
 
 

@@ -28,10 +28,11 @@ struct CausalConv1dArguments {
   void* out;                      // (B, L, D)
   // backward only
   const void* grad_out;  // (B, L, D)
-  void* grad_x;          // (B, L, D)
+  void* grad_x;          // (B, L, D), rows grad_x_stride apart
   float* grad_weight;    // (B, W, D)
   float* grad_bias;      // (B, D)
   float* grad_state;     // (B, W - 1, D)
+  int64_t grad_x_stride;
 };
 
 namespace {
@@ -132,7 +133,8 @@ class CausalConv1d {
     const int lanes = this->lanes(channel), steps = this->steps(begin);
     const int64_t offset = (batch_ * arguments_.length + begin) * arguments_.channels + channel;
     const T* grad_out = static_cast<const T*>(arguments_.grad_out) + offset;
-    T* grad_x = static_cast<T*>(arguments_.grad_x) + offset;
+    const int64_t row_of_x = batch_ * arguments_.length + begin;
+    T* grad_x = static_cast<T*>(arguments_.grad_x) + row_of_x * arguments_.grad_x_stride + channel;
     const Vec bias = load(arguments_.bias + channel, lanes);
     Vec weight[W], taps[W], rows[W];  // rows[j]: gradient of row t - j so far
     load_weight(channel, weight);
@@ -152,7 +154,7 @@ class CausalConv1d {
         sums.weight[j] += kept * taps[j];
         rows[j] += kept * weight[j];
       }
-      store(grad_x + t * arguments_.channels, rows[0], lanes);
+      store(grad_x + t * arguments_.grad_x_stride, rows[0], lanes);
       for (int j = 0; j < W - 1; ++j) rows[j] = rows[j + 1];
       rows[W - 1] = Vec{};
     }

@@ -27,6 +27,7 @@ struct Arguments {
   int length, channels, states, channel_blocks, batch;  // states: N as it was before padding
   int first_tile, end_tile, span_tiles, spans;          // spans: of `boundary`, `decay` and `parameters`
   int softplus, accumulate, aligned;                    // whether to add to `parameters`; to use 16-byte copies
+  int grad_z_stride, unused;                            // elements from row to row of grad_z
   Rows u, delta, z, B, C, grad_out;                       // z may be null
   const float *A, *D, *delta_bias;                        // (D, STATES); (D) or null
   const unsigned char* document_start;                    // (B, L) or null

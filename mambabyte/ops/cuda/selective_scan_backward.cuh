@@ -6,7 +6,7 @@
 //   e[t]  = dh[t] a[t] h[t-1]              ddt[t] = sum_n e[t] A + dh[t] B[t] u[t]     dA = sum_t e[t] dt[t]
 //
 // dB and dC are summed over the channels of a warp by shuffles, over warps in shared memory, and over blocks by
-// selective_scan_sum_columns: no atomic additions, so that the result has the same bits every time.
+// selective_scan_sums: no atomic additions, so that the result has the same bits every time.
 #pragma once
 #include "selective_scan.cuh"
 
@@ -187,7 +187,8 @@ DEVICE void finish(const Arguments& p, BackwardShared& s, const Place& at, int t
       const float2 y = load_two(&s.y[t][mine.pair]);
       const float2 grad_z = make_float2(gradient.x * fmaf(D.x, u.x, y.x) * g.slope.x,
                                         gradient.y * fmaf(D.y, u.y, y.y) * g.slope.y);
-      store_pair<WHOLE>(p.grad_z + to, at, mine.pair, grad_z, even);
+      const int64 to_z = offset(at.batch, p.length, tile * TILE + t, p.grad_z_stride);
+      store_pair<WHOLE>(p.grad_z + to_z, at, mine.pair, grad_z, even);
     }
     sum_bias = make_float2(sum_bias.x + grad_delta.x, sum_bias.y + grad_delta.y);
     sum_D = make_float2(fmaf(grad_y.x, u.x, sum_D.x), fmaf(grad_y.y, u.y, sum_D.y));

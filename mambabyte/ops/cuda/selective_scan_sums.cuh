@@ -3,8 +3,7 @@
 #include "selective_scan.cuh"
 
 // dB and dC of a launch's steps. A thread adds up LANE_STATES neighbours, which are all of B or all of C.
-extern "C" __global__ void __launch_bounds__(THREADS)
-selective_scan_sum_columns(const __grid_constant__ Arguments p) {
+DEVICE void sum_columns(const Arguments& p) {
   constexpr int VECTORS = 2 * STATES / LANE_STATES;
   const int64 rows = (p.end_tile - p.first_tile) * TILE;
   const int64 i = static_cast<int64>(blockIdx.x) * THREADS + threadIdx.x;
@@ -25,8 +24,7 @@ selective_scan_sum_columns(const __grid_constant__ Arguments p) {
 }
 
 // The gradients of A, D and the bias from those of each batch element and span.
-extern "C" __global__ void __launch_bounds__(THREADS)
-selective_scan_sum_parameters(const __grid_constant__ Arguments p) {
+DEVICE void sum_parameters(const Arguments& p) {
   const int64 matrix = p.channels * STATES, width = parameters_width(p);
   const int64 i = static_cast<int64>(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= width) return;
@@ -39,4 +37,10 @@ selective_scan_sum_parameters(const __grid_constant__ Arguments p) {
     float* to = i - matrix < even_channels(p) ? p.grad_D : p.grad_delta_bias;
     if (to && channel < p.channels) to[channel] = sum;
   }
+}
+
+// The first row of blocks has one kind, the second, if there is one, the other.
+extern "C" __global__ void __launch_bounds__(THREADS) selective_scan_sums(const __grid_constant__ Arguments p) {
+  if (blockIdx.y == 0) sum_columns(p);
+  else sum_parameters(p);
 }

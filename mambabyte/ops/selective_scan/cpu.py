@@ -64,6 +64,9 @@ def _from_blocks(blocks: Tensor, channels: int) -> Tensor:
     return blocks.transpose(2, 3).reshape(batch, -1, width)[:, :channels]
 
 
+STRIDED_GRAD_Z = True
+
+
 def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     """(B, chunks + 1, blocks, N, lanes): the state at each chunk's start and after the last step."""
     (batch, length, channels), lanes = u.shape, _lanes()
@@ -84,14 +87,17 @@ def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tens
 
 
 def backward(
-    grad_out: Tensor, grad_final_state: Tensor | None, inputs: ScanInputs, states: Tensor
-) -> tuple[Tensor | None, ...]:
+    grad_out: Tensor, grad_final_state: Tensor | None, inputs: ScanInputs, states: Tensor,
+    grad_z: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of u, delta, A, B, C, D, z, delta_bias and the initial state."""
     u, delta, A, B, C, D, z, delta_bias, *_ = inputs
     batch, length, channels = u.shape
     dtype = kernel_dtype(u.dtype)
     grad_u, grad_delta = empty(u.shape, dtype), empty(u.shape, dtype)
-    grad_z = None if z is None else empty(u.shape, dtype)
+    wanted, grad_z = grad_z, None if z is None else empty(u.shape, dtype)
+    if wanted is not None and wanted.dtype == dtype:
+        grad_z = wanted
     # The kernel overwrites this with the initial state's gradient, so it must not be autograd's own tensor.
     grad_state = torch.zeros(batch, *states.shape[2:])
     if grad_final_state is not None:
@@ -105,6 +111,8 @@ def backward(
         grad_delta=grad_delta, grad_z=grad_z, grad_state=grad_state, grad_A=grad_A, grad_D=grad_D,
         grad_delta_bias=grad_bias, grad_B=grad_B, grad_C=grad_C,
     )  # fmt: skip
+    if wanted is not None and wanted is not grad_z:
+        wanted.copy_(grad_z)  # type: ignore[arg-type]
     return (
         grad_u.to(u.dtype),
         grad_delta.to(delta.dtype),

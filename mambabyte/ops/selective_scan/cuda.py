@@ -40,7 +40,10 @@ class Arguments(ctypes.Structure):
 
     _fields_ = [
         *fields(ctypes.c_int32, "length channels states channel_blocks batch"),
-        *fields(ctypes.c_int32, "first_tile end_tile span_tiles spans softplus accumulate aligned"),
+        *fields(
+            ctypes.c_int32,
+            "first_tile end_tile span_tiles spans softplus accumulate aligned grad_z_stride unused",
+        ),
         *fields(Rows, "u delta z B C grad_out"),
         *fields(ctypes.c_void_p, "A D delta_bias document_start"),
         *fields(ctypes.c_void_p, "boundary last kept out grad_u grad_delta grad_z partial parameters"),
@@ -115,6 +118,9 @@ def _aligned(rows: Tensor) -> bool:
     """Whether each row of (B, L, D) begins at a multiple of 16 bytes."""
     size = rows.element_size()
     return all(x % 16 == 0 for x in (rows.data_ptr(), rows.stride(0) * size, rows.stride(1) * size))
+
+
+STRIDED_GRAD_Z = True
 
 
 def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
@@ -245,16 +251,21 @@ def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tens
 
 
 def backward(
-    grad_out: Tensor, grad_final_state: Tensor | None, inputs: ScanInputs, states: Tensor
-) -> tuple[Tensor | None, ...]:
+    grad_out: Tensor, grad_final_state: Tensor | None, inputs: ScanInputs, states: Tensor,
+    grad_z: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of u, delta, A, B, C, D, z, delta_bias and the initial state (B, D, N), each in its
-    argument's dtype, the last in fp32; `states` are those that `forward` kept.
+    argument's dtype, the last in fp32; `states` are those that `forward` kept. That of z is written to
+    `grad_z`, if there is one, whose rows may be some way apart.
 
     Raises:
         KernelUnavailable: as `forward`.
     """
     x = _Scan(inputs, grad_out)
     gradients = x.empty_gradients(inputs)
+    if grad_z is not None and grad_z.dtype == x.dtype:
+        gradients["grad_z"] = grad_z
+    x.numbers["grad_z_stride"] = gradients["grad_z"].stride(1) if "grad_z" in gradients else 0
     last, boundary = x.matrices(x.batch), x.padded_states(grad_final_state)
     tile_bytes = 8 * x.batch * x.blocks * TILE * x.padded
     if x.spans > 1:
@@ -280,9 +291,12 @@ def backward(
             accumulate=x.spans == 1 and first != starts[-1], **gradients,
         )  # fmt: skip
         threads = x.batch * (end - first) * TILE * 2 * x.padded // (2 if x.padded < 16 else 4)
-        x.launch_for(threads, "sum_columns", **tiles, partial=partial, **gradients)
+        done = first == 0  # with what `parameters` adds up
+        blocks = -(-max(threads, parameters.shape[2] if done else 0) // THREADS)
+        x.launch("sums", (blocks, 1 + done, 1), **tiles, partial=partial, parameters=parameters, **gradients)
         boundary = last if x.spans == 1 else boundary
-    x.launch_for(parameters.shape[2], "sum_parameters", spans=x.spans, parameters=parameters, **gradients)
+    if grad_z is not None and gradients["grad_z"] is not grad_z:
+        grad_z.copy_(gradients["grad_z"])
     found = [gradients.get(f"grad_{name}") for name in _DIFFERENTIABLE]
     given = [getattr(inputs, name) for name in _DIFFERENTIABLE]
     cast = [None if g is None else g.to(x.dtype) for g, x in zip(found, given, strict=True)]

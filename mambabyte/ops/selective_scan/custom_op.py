@@ -12,6 +12,9 @@ and, if there are calls that it cannot serve, a fourth, which gives the reason, 
 
     cannot_serve(dtype=, states=, initial_state=, document_start=)
 
+One with STRIDED_GRAD_Z = True also takes a tensor `grad_z` to write that gradient to, whose rows may be some
+way apart.
+
 `inputs` is a `ScanInputs`. `states` is what the backward pass starts from: the states between chunks, or an
 empty tensor without `keep_states`. `grad_final_state` is None where nothing depends on the final state; the
 backward pass gets `inputs` without the initial state, which `states` contains.
@@ -26,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambabyte.ops.halves import gradient_place
 from mambabyte.ops.operators import operator
 from mambabyte.ops.recomputation import save, saved
 from mambabyte.ops.selective_scan.reference import ScanInputs
@@ -63,20 +67,26 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return u.new_empty(u.shape), final_state, final_state.new_empty(states)
 
 
+# It writes to `grad_z`, which its schema does not say: whatever reads schemas gets none to write to.
 @operator("mambabyte::selective_scan_backward")
 def _backward(
     grad_out: Tensor, grad_final_state: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
     C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
-    document_start: Tensor | None, states: Tensor, backend: str,
+    document_start: Tensor | None, states: Tensor, grad_z: Tensor | None, backend: str,
 ) -> list[Tensor]:  # fmt: skip
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, None, document_start)
-    gradients = _backend(backend).backward(grad_out, grad_final_state, inputs, states)
+    place = {} if grad_z is None else {"grad_z": grad_z}
+    gradients = list(_backend(backend).backward(grad_out, grad_final_state, inputs, states, **place))
+    if grad_z is not None:
+        gradients[6] = None
     return [u.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
 @_backward.register_fake
 def _(grad_out: Tensor, grad_final_state: Tensor | None, *arguments: Any) -> list[Tensor]:
-    u, _, A, *_ = tensors = arguments[:8]
+    u, _, A, *_ = arguments
+    grad_z = arguments[-2]
+    tensors = [*arguments[:6], arguments[6] if grad_z is None else None, arguments[7]]
     gradients = [u.new_empty(0) if x is None else x.new_empty(x.shape) for x in tensors]
     return [*gradients, u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)]
 
@@ -86,6 +96,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     save(ctx, *tensors, document_start, output[2])
     ctx.set_materialize_grads(False)
     ctx.delta_softplus, ctx.backend = delta_softplus, backend
+    strided = getattr(_backend(backend), "STRIDED_GRAD_Z", False)
+    ctx.place_of_z = gradient_place(tensors[6]) if strided else None
     ctx.initial_state_dtype = None if initial_state is None else initial_state.dtype
 
 
@@ -95,9 +107,12 @@ def _differentiate(
     *tensors, document_start, states = saved(ctx)
     if grad_out is None:
         grad_out = torch.zeros_like(tensors[0])
+    grad_z = None if ctx.place_of_z is None else ctx.place_of_z.begin(tensors[6])
     *gradients, grad_state = _backward(
-        grad_out, grad_final_state, *tensors, ctx.delta_softplus, document_start, states, ctx.backend
+        grad_out, grad_final_state, *tensors, ctx.delta_softplus, document_start, states, grad_z, ctx.backend
     )
+    if grad_z is not None:
+        gradients[6] = grad_z
     present = [None if x is None else gradient for x, gradient in zip(tensors, gradients, strict=True)]
     dtype = ctx.initial_state_dtype
     return (*present, None, None if dtype is None else grad_state.to(dtype), None, None, None)

@@ -53,6 +53,16 @@ def differentiate(function, arguments, start=None, wide=False):
     return [*outputs, *torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None])]
 
 
+@here
+def test_the_gradient_of_x_is_written_into_given_rows():
+    x, weight, bias, state = make_arguments(2, 13, 20, 4)
+    inputs = ConvInputs(x, weight, bias, state, None)
+    grad_out, wide = torch.ones_like(x), torch.zeros(2, 13, 50, device=DEVICE)
+    expected, *_ = convolution.backward(grad_out, None, inputs)
+    convolution.backward(grad_out, None, inputs, wide[..., :20])
+    assert torch.equal(wide[..., :20], expected) and not wide[..., 20:].any()
+
+
 def assert_close(actual, expected, tolerance):
     errors = [relative_error(a, e) for a, e in zip(actual, expected, strict=True)]
     assert all(error <= tolerance for error in errors), errors

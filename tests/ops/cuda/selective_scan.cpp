@@ -16,8 +16,7 @@ EXPORT int run(const char* name, const unsigned* grid, int threads, const Argume
 #define KERNEL(name) {#name, call<name>}
       KERNEL(selective_scan_forward), KERNEL(selective_scan_backward), KERNEL(selective_scan_carry_forward),
       KERNEL(selective_scan_carry_backward), KERNEL(selective_scan_combine_forward),
-      KERNEL(selective_scan_combine_backward), KERNEL(selective_scan_sum_columns),
-      KERNEL(selective_scan_sum_parameters)};
+      KERNEL(selective_scan_combine_backward), KERNEL(selective_scan_sums)};
   fibers::body = nullptr;
   for (const auto& kernel : kernels)
     if (!std::strcmp(kernel.name, name)) fibers::body = kernel.body;

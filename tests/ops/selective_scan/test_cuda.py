@@ -188,6 +188,17 @@ def test_gradients_are_whole_and_states_are_kept_on_request(emulated):
     assert torch.equal(again, out) and torch.equal(state_again, state) and nothing.numel() == 0
 
 
+@pytest.mark.parametrize("channels", [20, 21])
+def test_the_gradient_of_z_is_written_into_given_rows(emulated, channels):
+    *tensors, _ = make_arguments(2, 40, channels, 5).values()
+    inputs = ScanInputs(*tensors, True, None, None)
+    out, _, states = cuda.forward(inputs, True)
+    wide = torch.zeros(2, 40, 2 * channels)
+    expected = cuda.backward(out, None, inputs, states)[6]
+    cuda.backward(out, None, inputs, states, wide[..., channels:])
+    assert torch.equal(wide[..., channels:], expected) and not wide[..., :channels].any()
+
+
 def test_the_operator_agrees_with_its_fake_tensors(emulated):
     arguments = make_arguments(2, 37, 20, 3, torch.bfloat16)
     u, delta, A, B, C, D, z, bias, state = (v.requires_grad_() for v in arguments.values())
