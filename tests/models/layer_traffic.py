@@ -116,6 +116,7 @@ def as_on_cuda(scan: str, conv: str, norm: str) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(backends, "BACKENDS", {**backends.BACKENDS, **chosen}))
         stack.enter_context(patch.object(backends, "_serves", lambda *_: True))
+        stack.enter_context(patch.object(backends, "_objection", lambda *_: None))
         stack.enter_context(patch.object(recomputation, "DEVICES", {"cpu"}))
         stack.enter_context(patch.object(projection, "WIDE_PRODUCTS", {"cpu"}))
         yield
