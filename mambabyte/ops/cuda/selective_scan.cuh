@@ -10,7 +10,8 @@ constexpr int LANES = STATES / LANE_STATES;             // lanes of a channel, 4
 constexpr int WARPS = 8, THREADS = 32 * WARPS;          // of a block
 constexpr int WARP_CHANNELS = 32 / LANES;
 constexpr int CHANNELS = WARPS * WARP_CHANNELS;         // of a block: 64 with up to 16 states
-constexpr int TILE = 32;                                // steps in shared memory; forward keeps the state before each tile
+constexpr int TILE = 32;                                // steps in shared memory
+constexpr int KEPT_TILES = 4;                           // forward keeps the state before every 4th tile
 constexpr int GROUP = 4;                                // steps whose sums over lanes are taken together
 constexpr int PAIRS = CHANNELS / 2, ROWS = THREADS / PAIRS;  // elementwise: a thread has two channels of every ROWS-th step
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -34,7 +35,7 @@ struct Arguments {
   const float* boundary;  // (B, spans, D, STATES) or null for zero: forward, the state before each span; backward,
                           // the gradient of the state after it
   float* last;            // (B, D, STATES) or null: what is carried out of the launch's last span (backward: first)
-  float* kept;            // (B, tiles, D, STATES) or null: the state before each tile
+  float* kept;            // (B, kept_count, D, STATES) or null: the state before every KEPT_TILES tiles
   Element *out, *grad_u, *grad_delta, *grad_z;  // (B, L, D)
   float* partial;         // (B, channel_blocks, launch's steps, 2 STATES): gradients of B and C, for each lane both
   float* parameters;      // (B, spans, parameters_width): gradients of A (D, STATES), of D and of the bias, each even_channels
@@ -98,6 +99,9 @@ DEVICE void for_steps(const Pair& mine, Body body) {
   }
 }
 
+// How many states forward keeps.
+DEVICE int kept_count(const Arguments& p) { return (p.length + KEPT_TILES * TILE - 1) / (KEPT_TILES * TILE); }
+
 DEVICE int steps_in_tile(const Arguments& p, int tile) {
   const int left = p.length - tile * TILE;
   return left < TILE ? left : TILE;
@@ -127,10 +131,6 @@ DEVICE LanePlace find_lane(const Place& at) {
 DEVICE States load_channel(const float* matrix, const Place& at) {
   const LanePlace lane = find_lane(at);
   return matrix && lane.exists ? load_states(matrix + lane.offset) : States{};
-}
-DEVICE void prefetch_channel(const float* matrix, const Place& at) {
-  const LanePlace lane = find_lane(at);
-  if (lane.exists) prefetch(matrix + lane.offset);
 }
 DEVICE void store_channel(float* matrix, const Place& at, const States& states) {
   const LanePlace lane = find_lane(at);

@@ -1,6 +1,7 @@
-// The backward pass. A block takes its tiles from the last to the first. It sweeps a tile once forwards from the
-// state that the forward pass kept, saving the state before every SUB steps; then it walks back over SUB steps at a
-// time, whose decays and states are computed again into registers. With g[t] = gradient of y, as in docs/kernels.md:
+// The backward pass. A block takes its tiles from the last to the first. Where it comes to a group of KEPT_TILES, it
+// sweeps the group's tiles but the last forwards from the state that the forward pass kept, and saves the state before
+// each. It sweeps the tile itself, saving the state before every SUB steps; then it walks back over SUB steps at a time,
+// whose decays and states are computed again into registers. With g[t] = gradient of y, as in docs/kernels.md:
 //
 //   dh[t] = C[t] g[t] + a[t+1] dh[t+1]     dC[t] = sum_d g[t] h[t]     dB[t] = sum_d dh[t] dt[t] u[t]
 //   e[t]  = dh[t] a[t] h[t-1]              ddt[t] = sum_n e[t] A + dh[t] B[t] u[t]     dA = sum_t e[t] dt[t]
@@ -132,6 +133,48 @@ DEVICE void sweep(const BackwardShared& s, int first, const Place& at, const Sta
   }
 }
 
+// Where this lane's state before a tile waits for the tile's turn: in the memory that the tile's partial sums take then.
+DEVICE float* waiting_state(const Arguments& p, const Place& at, int tile) {
+  static_assert(THREADS * LANE_STATES <= TILE * 2 * STATES);
+  const int tiles = p.end_tile - p.first_tile;
+  return p.partial + offset(at.batch * p.channel_blocks + at.block, tiles, tile - p.first_tile, TILE * 2 * STATES) +
+         threadIdx.x * LANE_STATES;
+}
+
+// The states before the tiles of a group, up to `tile`, from the one that the forward pass kept.
+DEVICE void restore(const Arguments& p, BackwardShared& s, const Place& at, int tile, const States& A) {
+  const int first = tile - tile % KEPT_TILES;
+  const Pair mine = find_pair();
+  States h = load_channel(p.kept + offset(at.batch, kept_count(p), first / KEPT_TILES, p.channels * STATES), at);
+#pragma unroll 1
+  for (int earlier = first; earlier < tile; earlier++) {  // whole tiles, as they are not the last
+    const int thread = thread_number();
+    if (earlier >= at.begin) store_states(waiting_state(p, at, earlier), h);
+    fetch_tile(s.u, s.starts.u, p.u, p, at, thread, earlier, TILE);
+    fetch_tile(s.delta, s.starts.delta, p.delta, p, at, thread, earlier, TILE);
+    {
+      const Columns B = load_columns(s.starts.B, p.B, p, thread, earlier, TILE);
+      const float reset = load_reset(p, at, thread, earlier, TILE);
+      store_columns(s.B, B);
+      if (thread < TILE) s.reset[thread] = reset;
+    }
+    wait_for_copies();
+    __syncthreads();
+    const float2 bias = load_two(&s.bias[mine.pair]);
+    for_steps(mine, [&](int t) {
+      const int place = t * CHANNELS + mine.pair;
+      float2 slope;
+      const float2 dt = step_sizes(p, load_two(&s.delta[place]), bias, slope);
+      store_steps(s.steps, t, mine.pair, dt, load_two(&s.u[place]));
+    });
+    __syncthreads();
+#pragma unroll 1
+    for (int sub = 0; sub < SUBS; sub++) sweep(s, sub * SUB, at, A, h);
+    __syncthreads();  // before the next tile overwrites this one
+  }
+  store_states(waiting_state(p, at, tile), h);
+}
+
 // silu(z) and its derivative; 1 and 0 without a gate.
 struct Gate {
   float2 open, slope;
@@ -211,7 +254,7 @@ selective_scan_backward(const __grid_constant__ Arguments p) {
   SHARED_MEMORY(BackwardShared, s);
   const Place at = find_place(p);
   const bool gated = p.z.data != nullptr;
-  const int matrix = p.channels * STATES, tiles = (p.length + TILE - 1) / TILE;
+  const int matrix = p.channels * STATES;
   fetch_parameter(s.bias, p.delta_bias, at);
   fetch_parameter(s.D, p.D, at);
   find_starts(s.starts, p, at);
@@ -223,8 +266,9 @@ selective_scan_backward(const __grid_constant__ Arguments p) {
 
   __syncthreads();  // for the addresses
   for (int tile = at.end - 1; tile >= at.begin; tile--) {
+    if (tile == at.end - 1 || tile % KEPT_TILES == KEPT_TILES - 1) restore(p, s, at, tile, carried.A);
     const int thread = thread_number(), steps = steps_in_tile(p, tile);
-    States h;
+    States h = load_states(waiting_state(p, at, tile));
     fetch_tile(s.u, s.starts.u, p.u, p, at, thread, tile, steps);
     fetch_tile(s.delta, s.starts.delta, p.delta, p, at, thread, tile, steps);
     fetch_tile(s.grad_out, s.starts.grad_out, p.grad_out, p, at, thread, tile, steps);
@@ -233,7 +277,6 @@ selective_scan_backward(const __grid_constant__ Arguments p) {
       const Columns B = load_columns(s.starts.B, p.B, p, thread, tile, steps);
       const Columns C = load_columns(s.starts.C, p.C, p, thread, tile, steps);
       const float reset = load_reset(p, at, thread, tile, steps);
-      h = load_channel(p.kept + offset(at.batch, tiles, tile, matrix), at);
       store_columns(s.B, B);
       store_columns(s.C, C);
       if (thread < TILE) s.reset[thread] = reset;
@@ -245,7 +288,6 @@ selective_scan_backward(const __grid_constant__ Arguments p) {
       prefetch_tile(s.starts.delta, p.delta, at, thread, tile - 1);
       prefetch_tile(s.starts.grad_out, p.grad_out, at, thread, tile - 1);
       if (gated) prefetch_tile(s.starts.z, p.z, at, thread, tile - 1);
-      prefetch_channel(p.kept + offset(at.batch, tiles, tile - 1, matrix), at);
     }
     prepare(p, s, steps, gated);
     __syncthreads();

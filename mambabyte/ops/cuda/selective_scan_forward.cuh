@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 selective_scan_forward(const __grid_constant__ Arguments p) {
   SHARED_MEMORY(ForwardShared, s);
   const Place at = find_place(p);
-  const int matrix = p.channels * STATES, tiles = (p.length + TILE - 1) / TILE;
+  const int matrix = p.channels * STATES;
   fetch_parameter(s.bias, p.delta_bias, at);
   fetch_parameter(s.D, p.D, at);
   find_starts(s.starts, p, at);
@@ -102,7 +102,8 @@ selective_scan_forward(const __grid_constant__ Arguments p) {
     if (threadIdx.x < TILE) s.reset[threadIdx.x] = reset;
     __syncthreads();  // the tile is here, and nobody reads the one before
     if (tile + 1 < at.end) fetch(tile + 1);
-    if (p.kept) store_channel(p.kept + offset(at.batch, tiles, tile, matrix), at, h);
+    if (p.kept && tile % KEPT_TILES == 0)
+      store_channel(p.kept + offset(at.batch, kept_count(p), tile / KEPT_TILES, matrix), at, h);
     prepare(p, s, k, steps);
     __syncthreads();
 #pragma unroll 2

@@ -1,8 +1,8 @@
 """The selective scan in CUDA C++: launches the kernels of `mambabyte/ops/cuda/selective_scan*`.
 
 The head of each source says how its kernels work. In short: a block of 256 threads takes 64 channels (with up
-to 16 states) through time, with the states in registers; forward keeps the state before every 32 steps for
-backward, N / 8 bytes per element of u, and backward recomputes the states in between. Sums are taken in a
+to 16 states) through time, with the states in registers; forward keeps the state before every 128 steps for
+backward, N / 32 bytes per element of u, and backward recomputes the states in between. Sums are taken in a
 fixed order, so that the same device gives the same bits every time.
 """
 
@@ -24,6 +24,7 @@ from mambabyte.ops.cuda.compile import compile_cubin
 from mambabyte.ops.selective_scan.reference import ScanInputs
 
 TILE, THREADS = 32, 256  # steps of a tile, threads of a block: as in selective_scan.cuh
+KEPT_TILES = 4  # forward keeps the state before every 4th tile: as there
 STATES = (8, 16, 32, 64, 128)  # N is padded to the next of these
 ELEMENTS = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 # Backward's sums of dB and dC over the channels of a block, 2 bytes per element of u with 16 states, wait in
@@ -124,8 +125,8 @@ STRIDED_GRAD_Z = True
 
 
 def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
-    """(B, tiles, D, padded N): the state before each tile."""
-    return u.shape[0], -(-u.shape[1] // TILE), A.shape[0], _padded(A.shape[1])
+    """(B, kept, D, padded N): the state before every KEPT_TILES tiles."""
+    return u.shape[0], -(-u.shape[1] // (TILE * KEPT_TILES)), A.shape[0], _padded(A.shape[1])
 
 
 class _Scan:
@@ -229,8 +230,8 @@ class _Scan:
 
 
 def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """out (B, L, D) in u's dtype, the final state (B, D, N) fp32, and for backward the state before each
-    tile, of shape `states_shape`, or an empty tensor.
+    """out (B, L, D) in u's dtype, the final state (B, D, N) fp32, and for backward the state before
+    every KEPT_TILES tiles, of shape `states_shape`, or an empty tensor.
 
     Raises:
         KernelUnavailable: NVRTC or the driver refuses the kernels.
@@ -239,7 +240,7 @@ def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tens
     x = _Scan(inputs)
     out = torch.empty(inputs.u.shape, dtype=x.dtype, device=x.device)
     last = x.matrices(x.batch)
-    kept = x.matrices(x.batch, x.tiles) if keep_states else None
+    kept = x.matrices(x.batch, -(-x.tiles // KEPT_TILES)) if keep_states else None
     boundary = x.padded_states(inputs.initial_state)
     if x.spans > 1:
         boundary = x.entering(boundary, "forward")
@@ -275,6 +276,8 @@ def backward(
     else:
         # One span after another, from the last, each of which hands its gradient to the one before.
         span_tiles = max(1, min(x.tiles, PARTIAL_BYTES // tile_bytes))
+        if KEPT_TILES < span_tiles < x.tiles:
+            span_tiles -= span_tiles % KEPT_TILES  # so that no tile is swept for two of them
         at_once = 1
     even_channels = x.channels + x.channels % 2
     parameters = x.empty(x.batch, x.spans, x.channels * x.padded + 2 * even_channels)

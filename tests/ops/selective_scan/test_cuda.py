@@ -70,6 +70,9 @@ def division(request, emulated, monkeypatch):
         (1, 33, 34, 32),
         (2, 37, 17, 64),
         (1, 34, 9, 128),
+        (1, 127, 5, 16),
+        (2, 128, 3, 8),
+        (1, 161, 3, 32),
     ],
 )
 def test_values_and_gradients_equal_the_naive_loop(emulated, batch, length, channels, states):
@@ -178,7 +181,7 @@ def test_strided_views_and_step_sizes_at_both_ends(emulated, offset):
 
 
 def test_gradients_are_whole_and_states_are_kept_on_request(emulated):
-    *tensors, initial_state = make_arguments(1, 40, 5, 17).values()
+    *tensors, initial_state = make_arguments(1, 129, 5, 17).values()
     inputs = ScanInputs(*tensors, True, initial_state, None)
     out, state, states = cuda.forward(inputs, True)
     assert states.shape == cuda.states_shape(inputs.u, inputs.A) == (1, 2, 5, 32)

@@ -55,10 +55,11 @@ def test_a_pass_on_fake_tensors_counts_what_real_ones_take(name: str, precision)
     assert expected == pytest.approx(live.peak, rel=0.1)
 
 
-def test_the_papers_recipe_fits_half_of_a_gpu_of_80_gb() -> None:
+@pytest.mark.parametrize("scan", ["cuda", "triton"])
+def test_the_papers_recipe_fits_half_of_a_gpu_of_80_gb(scan: str) -> None:
     """353M in bf16, four windows of 8,192 bytes at a time: with room for validation and fragmentation."""
     settings = replace(SETTINGS, micro_batch_size=4, global_batch_bytes=48 * 8192, precision="bf16")
-    with as_on_cuda(scan="triton", conv="cpu", norm="cpu"):
+    with as_on_cuda(scan=scan, conv="triton", norm="triton"):
         step = MemoryBudget(MAMBABYTE_353M, settings, 8192)
         activations = peak_of_a_pass(MAMBABYTE_353M, settings, 8192, CPU)
     assert step.state.state + activations <= 40 * 2**30
