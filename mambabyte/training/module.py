@@ -91,14 +91,16 @@ class ByteLMModule(LightningModule):
             self._spikes.load_state_dict(self._restored["spikes"])
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        # On the host nothing waits. A mark at the first byte changes nothing, and most windows have no other.
-        marks = batch["document_start"] if batch["document_start"][:, 1:].any() else None
-        if marks is not None and self.model.reads_marks_on_host:
-            marks = marks.numpy()  # which nothing moves to the device
-        return {**batch, "document_start": marks}
+        marks = batch["document_start"].numpy()  # on the host, where nothing waits
+        # A mark at the first byte changes nothing, and most windows have no other.
+        batch = {**batch, "marked": bool(marks[:, 1:].any())}
+        if self.model.reads_marks_on_host:
+            batch["document_start"] = marks  # which nothing moves to the device
+        return batch
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        logits = self.model(batch["bytes"], document_start=batch["document_start"])
+        document_start = batch["document_start"] if batch["marked"] else None
+        logits = self.model(batch["bytes"], document_start=document_start)
         targets = batch["targets"].long()
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = functional.cross_entropy(

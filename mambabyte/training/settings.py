@@ -154,8 +154,8 @@ class SettingsButModel(CommandSettings):
     name: str
     seed: int = setting(at_least=0, below=2**32)
     context_length: int = setting(at_least=1, at_most=2**30)
-    ckpt: str | None = None
-    freeze: list[str] = field(default_factory=list)
+    ckpt: str | None
+    freeze: list[str]
     run_dir: Path
     dry_run: bool
     json: bool

@@ -67,7 +67,7 @@ def test_help_lists_the_groups_that_a_command_uses_and_no_others():
         listed = text.partition("Settings (key=value):\n")[0].splitlines()[1:]
         assert [line.split(":")[0].strip() for line in listed if line] == groups
     text = describe_settings(commands.find("eval").settings, [], None)
-    assert "wikipedia  # null: the data the checkpoint was trained on" in text
+    assert "wikipedia_mixture  # null: the data the checkpoint was trained on" in text
 
 
 def test_composing_leaves_no_global_state():
@@ -95,7 +95,7 @@ def test_the_quickstart_is_among_the_experiments():
 @pytest.mark.parametrize(
     ("added", "key"),
     [
-        *((f"+{key}=1", key) for key in ("ckpt", "nonsense", "_target_", "data.weights", "data._target_")),
+        *((f"+{key}=1", key) for key in ("other", "nonsense", "_target_", "data.weights", "data._target_")),
         *((f"+{key}=1", key) for key in ("trainer._target_", "callbacks.x", "logger._target_", "budget.x")),
         *((f"+{key}=1", key) for key in ("optimizer.momentum", "model.width", "data.text_colum")),
     ],

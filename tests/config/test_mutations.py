@@ -19,7 +19,12 @@ from mambabyte.training.settings import TrainSettings
 
 WRONG = ["text", -1, 0, 10**18, None, "", [], [1, "x"], {}, {"a": 1}, math.nan, math.inf, True, 1.5]
 EDGES = [1, 1e-300, 1e-12, 24]
-NEEDED = {"files": ["data.path=notes"], "hf": ["data.name=someone/texts"]}
+NEEDED = {
+    "files": ["data.path=notes"],
+    "hf": ["data.name=someone/texts"],
+    "mixture": ["data.parts={a: {data: stdlib, weight: 2}}"],
+}
+LEFT_OUT = ["wikipedia_mixture", "of_ckpt"]  # a mixture like any other, and no model of its own
 # Of a model that is built and run.
 SMALL = {"n_layer": 1, "d_model": 16, "n_head": 2, "d_ff": 32, "d_state": 4, "n_latents": 4, "max_length": 64}
 SMALL |= {"local_n_layer": 1, "local_d_model": 16, "local_n_head": 2, "local_d_ff": 32}
@@ -28,7 +33,7 @@ Place = tuple[str | int, ...]
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml") if path.stem not in LEFT_OUT)
 
 
 def section(name: str, choice: str) -> dict[str, Any]:

@@ -113,11 +113,11 @@ def batch_of(module: ByteLMModule, length: int) -> dict[str, Any]:
     marks = np.zeros((2, length), dtype=bool)
     marks[0, [3, 20]] = marks[1, 9] = True
     host = {"document_start": torch.from_numpy(marks)}
-    given = module.on_before_batch_transfer(host, 0)["document_start"]
-    if isinstance(given, torch.Tensor):
-        given = torch.empty(marks.shape, dtype=torch.bool, device=DEVICE)
+    given = module.on_before_batch_transfer(host, 0)
+    if isinstance(given["document_start"], torch.Tensor):
+        given["document_start"] = torch.empty(marks.shape, dtype=torch.bool, device=DEVICE)
     bytes = torch.empty(marks.shape, dtype=torch.uint8, device=DEVICE)
-    return {"bytes": bytes, "targets": bytes.to(torch.int16), "document_start": given}
+    return {**given, "bytes": bytes, "targets": bytes.to(torch.int16)}
 
 
 def take_a_step(module: ByteLMModule) -> Waits:

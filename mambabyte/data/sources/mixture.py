@@ -46,7 +46,7 @@ def _composed(values: Mapping[str, Any]) -> DataSettings:
 
     files = {path.stem for path in (config_dir() / "data").glob("*.yaml")} - {"mixture"}
     file = values.get("data")
-    if file not in files:
+    if not isinstance(file, str) or file not in files:
         raise UserError(f"data must be a file of conf/data, not {shown(file)}{suggestion(str(file), files)}")
     composed, choices = _Composed.compose_yaml([f"data={file}"])
     known = composed.data.keys() - set(_OF_THE_MIXTURE)
