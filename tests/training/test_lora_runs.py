@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from mambabyte.checkpoints import load_model, read
 from mambabyte.commands import export, generate, train
 from mambabyte.errors import UserError
 from mambabyte.models.hyperparameters import LoraSettings
+from mambabyte.training.callbacks.scan_statistics import ScanStatistics
 from mambabyte.training.initial_weights import trainable_model
 from tests.conftest import FILES, TINY
 
@@ -89,6 +92,21 @@ def test_a_resumed_run_ends_with_the_same_bits_dropout_included(
         train.run(settings(tmp_path, finished, corpus, "lora.rank=4"))
     with pytest.raises(UserError, match=r"another configuration: lora \(null there|lora.alpha \(16"):
         train.run(replace(run, lora=None))
+
+
+def test_the_scan_statistics_are_those_of_the_merged_weights(adapted: Path) -> None:
+    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0)
+    found = []
+    for model in (adapted_model(adapted), load_model(adapted)):
+        module: Any = model
+        statistics = ScanStatistics(lambda step: True)
+        statistics.on_train_batch_start(trainer, module)
+        model(TEXT)
+        statistics.on_step(trainer, module, 1)
+        found.append(statistics.columns())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    base = read(adapted).state_dict["backbone.layers.0.mixer.dt_proj.base_layer.weight"]
+    assert not torch.allclose(load_model(adapted).backbone.layers[0].mixer.dt_proj.weight, base, rtol=1e-3)
 
 
 def test_the_adapter_alone_is_pefts_and_gives_the_same_model(
