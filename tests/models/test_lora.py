@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
 from mambabyte.errors import UserError
@@ -14,6 +15,7 @@ from mambabyte.models import GatedS4DConfig, LSTMConfig, MambaByte, MambaByteCon
 from mambabyte.models.hyperparameters import LoraSettings
 from mambabyte.models.lora import add_adapters, merged, weight_of
 from mambabyte.training.activation_checkpointing import checkpoint_activations
+from mambabyte.training.planning.memory_estimate import make_fake
 from tests.models.layer_traffic import as_on_cuda
 from tests.ops.naive import relative_error
 
@@ -124,6 +126,20 @@ def test_weights_rounded_at_once_and_recomputation_change_no_adapter(target: str
     for name, parameter in adapters(model).items():
         # in bf16, whose products the two roads add in another order
         assert relative_error(gradients[name], parameter.grad) < 2e-2, name
+
+
+def test_on_the_triton_kernels_the_adapters_alone_get_gradients() -> None:
+    """On fake tensors, which have shapes and no data; the kernels' own gradients are tested in tests/ops."""
+    pytest.importorskip("triton")
+    model = build(PROJECTIONS).train()
+    with as_on_cuda(scan="triton", conv="triton", norm="triton"), FakeTensorMode(allow_non_fake_inputs=True):
+        make_fake(model, torch.device("cpu"))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = cross_entropy(model(torch.zeros(2, 9, dtype=torch.uint8)).float().flatten(0, 1),
+                                 torch.zeros(18, dtype=torch.int64))  # fmt: skip
+        loss.backward()
+    shapes = {name: p.grad.shape for name, p in model.named_parameters() if p.grad is not None}
+    assert shapes == {name: p.shape for name, p in adapters(model).items()}
 
 
 def test_the_step_takes_no_weights_that_it_kept_before_the_adapters_came() -> None:
