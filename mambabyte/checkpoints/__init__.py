@@ -1,5 +1,6 @@
 """Checkpoint files: paths, reading (without unpickling code) and writing (atomically)."""
 
+from mambabyte.checkpoints.adapter import write_adapter
 from mambabyte.checkpoints.export import portable, write_export
 from mambabyte.checkpoints.hub import hub_id, upload
 from mambabyte.checkpoints.paths import checkpoint_folder, resolve
@@ -22,6 +23,7 @@ __all__ = [
     "upload",
     "weights_fingerprint",
     "write",
+    "write_adapter",
     "write_export",
     "write_shard",
 ]

@@ -1,7 +1,8 @@
 """Exports: a model to share, as a folder in our own format (safetensors and JSON) or another program's."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from mambabyte.checkpoints.formats.weights import read_tensors, write_tensors
 from mambabyte.checkpoints.writing import FORMAT
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM
+from mambabyte.models.lora import is_adapted
 from mambabyte.runtime.atomic_write import atomic_folder
 from mambabyte.runtime.system_errors import cannot_write
 from mambabyte.runtime.valid_json import valid_json
@@ -41,17 +43,24 @@ def write_export(
     Raises:
         UserError: the format cannot hold the model, or the folder exists already or cannot be written.
     """
+    check_format(model, format)
+    with new_folder(folder, card) as temporary:
+        if format == "safetensors":
+            _write_ours(model, config, step, temporary)
+        else:
+            _module(format).write(model, temporary)
+
+
+@contextmanager
+def new_folder(folder: str | Path, card: str | None) -> Iterator[Path]:
+    """The folder under a temporary name, until all that belongs in it is written."""
     folder = Path(folder).expanduser()
     exists = f"'{folder}' already exists: remove it, or choose another folder"
-    check_format(model, format)
     try:
         if folder.exists():
             raise UserError(exists)
         with atomic_folder(folder) as temporary:
-            if format == "safetensors":
-                _write_ours(model, config, step, temporary)
-            else:
-                _module(format).write(model, temporary)
+            yield temporary
             if card is not None:
                 (temporary / _CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -62,6 +71,10 @@ def write_export(
 
 def check_format(model: ByteLM, format: Format) -> None:
     """Raise UserError if the format cannot hold the model, with the reason."""
+    if is_adapted(model):
+        raise UserError(
+            "this model has adapters beside its weights: merge them first (merge_and_unload of peft)"
+        )
     if format != "safetensors":
         _module(format).check(model)
 

@@ -22,8 +22,11 @@ from mambabyte.checkpoints.paths import checkpoint_folder, resolve, step_files
 from mambabyte.checkpoints.pickles import load_pickle
 from mambabyte.checkpoints.sharded import join_shards, shard_files
 from mambabyte.checkpoints.writing import FORMAT
+from mambabyte.config.settings import fill
 from mambabyte.errors import UserError, is_out_of_memory
 from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
+from mambabyte.models.hyperparameters import LoraSettings
+from mambabyte.models.lora import merged
 from mambabyte.runtime.devices import choose_device
 
 _MODEL_PREFIX = "model."  # the training module's attribute that holds the ByteLM
@@ -82,8 +85,14 @@ class Checkpoint:
         return self.content["mambabyte"]["model"]
 
     @property
+    def lora(self) -> LoraSettings | None:
+        """The adapters that the weights hold; None without any. UserError if they are described wrongly."""
+        described = self.content["mambabyte"].get("lora")
+        return None if described is None else fill(LoraSettings, described)
+
+    @property
     def state_dict(self) -> dict[str, Tensor]:
-        """The model's weights under the model's own names."""
+        """The weights under the names of the model that was trained, its adapters among them."""
         return {
             name.removeprefix(_MODEL_PREFIX): tensor
             for name, tensor in self.content["state_dict"].items()
@@ -91,9 +100,14 @@ class Checkpoint:
         }
 
     def build_model(self, config: ByteLMConfig | None = None) -> ByteLM:
-        """See :func:`load_model`."""
+        """See :func:`load_model`. Adapters are merged into the weights."""
         misfit = UserError(f"the weights in '{self.name}' do not fit the model the file describes")
-        weights = self.state_dict
+        weights, lora = self.state_dict, self.lora
+        if lora is not None:
+            try:
+                weights = merged(weights, lora)
+            except ValueError as error:
+                raise misfit from error
         if config is None:
             try:
                 return model_of(config_from_dict(self.model_config), weights).eval()

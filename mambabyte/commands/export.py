@@ -22,7 +22,7 @@ class ExportSettings(CommandSettings):
     yaml: ClassVar[str] = "export"
     ckpt: Path
     out: Path
-    format: Literal["safetensors", "mamba_ssm", "transformers", "gguf"]
+    format: Literal["safetensors", "mamba_ssm", "transformers", "gguf", "adapter"]
     push: str | None
 
 
@@ -43,13 +43,15 @@ def run(settings: ExportSettings) -> None:
     model, config = checkpoint.build_model(), _config_of(checkpoint)
     summary = _summary_beside(checkpoint)
     card = model_card(model, settings.format, checkpoints.portable(config), checkpoint.step, summary)
-    checkpoints.write_export(model, config, checkpoint.step, settings.out, settings.format, card)
     steps = f" of step {checkpoint.step:,}" if checkpoint.step else ""
-    print(
-        f"mambabyte: '{settings.out}' holds the {model.num_parameters():,} parameters{steps} "
-        f"(sha256 {checkpoints.weights_fingerprint(model)})",
-        file=sys.stderr,
-    )
+    if settings.format == "adapter":
+        size = checkpoints.write_adapter(checkpoint, settings.out, card)
+        held = f"the {size:,} parameters of the adapters{steps}"
+    else:
+        checkpoints.write_export(model, config, checkpoint.step, settings.out, settings.format, card)
+        fingerprint = checkpoints.weights_fingerprint(model)
+        held = f"the {model.num_parameters():,} parameters{steps} (sha256 {fingerprint})"
+    print(f"mambabyte: '{settings.out}' holds {held}", file=sys.stderr)
     if target is not None:
         address = checkpoints.upload(Path(settings.out).expanduser(), target)
         print(f"mambabyte: '{settings.out}' is at {address}", file=sys.stderr)
@@ -77,7 +79,11 @@ COMMAND = Command(
         CKPT,
         OUT,
         Flag(
-            *("--format", "safetensors (ours), mamba_ssm, transformers or gguf (llama.cpp)", "format"),
+            *(
+                "--format",
+                "safetensors (ours), mamba_ssm, transformers, gguf (llama.cpp) or adapter",
+                "format",
+            ),
             metavar="NAME",
         ),
         Flag("--push", "and send it to the hub: hub:owner/name", "push", metavar="ID"),

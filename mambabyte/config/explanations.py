@@ -95,6 +95,9 @@ def _missing_file(path: str, options: Iterable[str], message: str) -> UserError:
 def _unknown_key(fault: ConfigAttributeError | ConfigKeyError) -> UserError:
     siblings = fault.parent_node if isinstance(fault.parent_node, Mapping) else {}
     known = [key for key in siblings if key != "hydra"]
+    section = str(fault.full_key).rpartition(".")[0]
+    if section and not known:  # of a group whose choice is none
+        return UserError(f"there is no setting {fault.full_key} yet: choose {section}= too")
     return UserError(f"there is no setting {fault.full_key}" + suggestion(str(fault.key), known))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from mambabyte.config.settings import TargetSettings
+from mambabyte.config.settings import Settings, TargetSettings, setting
 from mambabyte.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,3 +52,21 @@ class OfCheckpoint(ByteLMConfig):
 
     def build(self) -> ByteLM:
         raise UserError("model=of_ckpt stands for the model of ckpt=, which is not read here")
+
+
+@dataclass
+class LoraSettings(Settings):
+    """conf/lora: adapters beside a model's linear layers, which `models/lora.py` describes.
+
+    ``targets`` are the layers' names, whole or their last parts.
+    """
+
+    section: ClassVar[str] = "lora"
+    rank: int = setting(at_least=1, at_most=10**5)
+    alpha: float = setting(above=0, at_most=10**6)
+    dropout: float = setting(default=0.0, at_least=0, below=1)
+    targets: list[str] = field(default_factory=lambda: ["in_proj", "x_proj", "dt_proj", "out_proj"])
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise UserError("lora.targets names no layer: name one, or set lora=none")

@@ -25,6 +25,7 @@ from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import ResidualNorm, run_layers
+from mambabyte.models.lora import is_adapted, weight_of
 from mambabyte.models.ngram_embedding import NGramEmbedding
 from mambabyte.models.projection import Projection, minus_exp, prepared_at_once, used_again
 from mambabyte.ops import backend_for, causal_conv1d, selective_scan
@@ -179,10 +180,10 @@ class Block(nn.Module):
     def weights(self) -> MambaBlockWeights:
         norm, mixer, conv = self.norm, self.mixer, self.mixer.conv1d
         return MambaBlockWeights(
-            norm.weight, norm.bias, mixer.in_proj.weight,
+            norm.weight, norm.bias, weight_of(mixer.in_proj),
             conv.weight.squeeze(1), conv.bias,  # type: ignore[arg-type]
-            mixer.x_proj.weight, mixer.dt_proj.weight, mixer.dt_proj.bias,
-            mixer.A_log, mixer.D, mixer.out_proj.weight,
+            weight_of(mixer.x_proj), weight_of(mixer.dt_proj), mixer.dt_proj.bias,
+            mixer.A_log, mixer.D, weight_of(mixer.out_proj),
         )  # fmt: skip
 
 
@@ -225,6 +226,8 @@ class MambaByte(ByteLM):
 
     def step(self, byte: Tensor | bytes, state: State) -> tuple[Tensor, State]:
         if step_backend(self.lm_head.weight) != "cpu":
+            return super().step(byte, state)
+        if not self._kept_weights.any and is_adapted(self):  # of which nothing is ever kept
             return super().step(byte, state)
         column = self.as_column(byte)
         try:
@@ -275,11 +278,11 @@ class MambaByte(ByteLM):
         )  # fmt: skip
 
     def step_weights(self) -> MambaWeights:
-        """What `PreparedMamba` takes."""
+        """What `PreparedMamba` takes: what the layers compute with, their adapters included."""
         backbone, config = self.backbone, self.config
         blocks = [layer.weights() for layer in backbone.layers]  # type: ignore[operator]
         return MambaWeights(
-            blocks, backbone.norm_f.weight, backbone.norm_f.bias, self.lm_head.weight,
+            blocks, backbone.norm_f.weight, backbone.norm_f.bias, weight_of(self.lm_head),
             config.norm_epsilon, config.norm == "rms",
         )  # fmt: skip
 
@@ -290,7 +293,8 @@ class MambaByte(ByteLM):
         if longest == 1:
             return EmbeddingWeights(backbone.embedding.weight)
         ngrams = backbone.ngram_embedding
-        return EmbeddingWeights(backbone.embedding.weight, longest, ngrams.tables, ngrams.projection.weight)
+        projection = weight_of(ngrams.projection)
+        return EmbeddingWeights(backbone.embedding.weight, longest, ngrams.tables, projection)
 
     def initial_state(self, batch_size: int) -> State:
         config, zeros = self.config, self.lm_head.weight.new_zeros

@@ -106,7 +106,8 @@ def _arithmetic(weight: Tensor) -> torch.dtype:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, rounded: Tensor) -> Tensor:
-        save(ctx, x, rounded)
+        # of a frozen weight no gradient is asked
+        save(ctx, x if ctx.needs_input_grad[1] else None, rounded)
         ctx.weight_dtype = weight.dtype
         ctx.further, ctx.late = None, False
         return linear(x, rounded)
@@ -118,7 +119,7 @@ class _Product(torch.autograd.Function):
         rows, further, ctx.further = grad.flatten(0, -2), ctx.further, None
         grad_x = grad_weight = None
         if further is not None:
-            grad_x = torch.addmm(further.flatten(0, -2), rows, rounded).view_as(x)
+            grad_x = torch.addmm(further.flatten(0, -2), rows, rounded).view_as(further)
         elif ctx.needs_input_grad[0]:
             ctx.late = True
             grad_x = grad @ rounded

@@ -12,6 +12,7 @@ from mambabyte.runtime.terminal import visible
 from mambabyte.runtime.units import counted, protocol_in_words
 
 _COMMAND = 'mambabyte generate ckpt=FOLDER prompt="Once "'
+_NOT_OURS = ("gguf", "adapter")  # what ckpt= does not take
 _PYTHON = {
     "safetensors": 'import mambabyte\n\nmodel = mambabyte.load("FOLDER")',
     "mamba_ssm": (
@@ -22,6 +23,12 @@ _PYTHON = {
         "from transformers import pipeline\n\n"
         'generate = pipeline("text-generation", model="FOLDER")\n'
         'print(generate("Once ", max_new_tokens=100)[0]["generated_text"])'
+    ),
+    "adapter": (
+        "import mambabyte\nfrom peft import PeftModel\n\n"
+        'base = mambabyte.load("BASE")  # the model that was adapted\n'
+        'model = PeftModel.from_pretrained(base, "FOLDER").merge_and_unload()\n'
+        'mambabyte.save(model, "MERGED")  # for ckpt='
     ),
     "gguf": (
         "from llama_cpp import Llama\n\n"
@@ -41,15 +48,17 @@ def model_card(
         summary: the run's summary.json, if it is of these weights.
     """
     header = {"tags": ["mambabyte", "byte-level"], "pipeline_tag": "text-generation"}
-    if format in ("transformers", "gguf"):
-        header["library_name"] = {"transformers": "transformers", "gguf": "llama.cpp"}[format]
+    libraries = {"transformers": "transformers", "gguf": "llama.cpp", "adapter": "peft"}
+    if format in libraries:
+        header["library_name"] = libraries[format]
+    what = "Adapters of a" if format == "adapter" else "A"
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-        f"# A {type(model).__name__} of {model.num_parameters():,} parameters",
+        f"# {what} {type(model).__name__} of {model.num_parameters():,} parameters",
         "A language model that reads and writes bytes: 256 symbols, a symbol's id is its byte, and none is "
         f"special. Exported by mambabyte as `{format}`.",
         "## Data and training\n" + _training(config, step),
-        "## Bits per byte\n" + _figures(summary),
+        "## Bits per byte\n" + _figures(summary, format),
         "## Use\n" + _use(format),
         f"## Configuration\n```yaml\n{yaml.safe_dump(model.config.to_dict(), sort_keys=False)}```",
     ]
@@ -72,7 +81,7 @@ def _training(config: Mapping[str, Any] | None, step: int) -> str:
     return f"Trained by mambabyte for {step:,} steps in windows of {length} bytes on {what}."
 
 
-def _figures(summary: Mapping[str, Any] | None) -> str:
+def _figures(summary: Mapping[str, Any] | None, format: str) -> str:
     found = [summary[key] for key in ("validation", "validation_stateful") if summary and summary.get(key)]
     if not found:
         return "Not measured by the run; `mambabyte eval --bpb` measures it on any data."
@@ -82,6 +91,8 @@ def _figures(summary: Mapping[str, Any] | None) -> str:
         f"{figure['data_fingerprint'][:16]}, weights {figure['weights_fingerprint'][:16]})"
         for figure in found
     ]
+    if format in _NOT_OURS:
+        return "\n".join(lines)
     protocols = " and ".join(
         f"`mambabyte eval --bpb ckpt=FOLDER data=… protocol={figure['protocol']['name']} "
         f"context_length={figure['protocol']['context_length']}`"
@@ -93,5 +104,5 @@ def _figures(summary: Mapping[str, Any] | None) -> str:
 
 
 def _use(format: str) -> str:
-    command = "" if format == "gguf" else f"```bash\n{_COMMAND}\n```\n"
+    command = "" if format in _NOT_OURS else f"```bash\n{_COMMAND}\n```\n"
     return f"{command}```python\n{_PYTHON[format]}\n```"

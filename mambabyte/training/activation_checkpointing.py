@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mambabyte.models import ByteLM
@@ -14,5 +15,6 @@ def checkpoint_activations(model: ByteLM) -> None:
     inputs plus the activations of one block.
     """
     for block in model.blocks():
-        # blocks draw no random numbers, so there is no generator state to restore
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        # Only the dropout of adapters draws random numbers; without it there is no generator to restore.
+        draws = any(isinstance(module, nn.Dropout) and module.p for module in block.modules())
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=draws)

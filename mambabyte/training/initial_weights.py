@@ -13,8 +13,9 @@ from mambabyte import checkpoints
 from mambabyte.checkpoints import Checkpoint
 from mambabyte.config.settings import suggestion, to_plain
 from mambabyte.errors import UserError
-from mambabyte.models import ByteLM, config_from_dict
-from mambabyte.models.hyperparameters import OfCheckpoint
+from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
+from mambabyte.models.hyperparameters import LoraSettings, OfCheckpoint
+from mambabyte.models.lora import add_adapters, load_base
 from mambabyte.training.settings import TrainSettings
 
 
@@ -56,11 +57,25 @@ def initial_checkpoint(settings: TrainSettings) -> Checkpoint:
 def load_initial_weights(model: ByteLM, settings: TrainSettings) -> None:
     """Replace a new model's weights by those of ``ckpt``, if it is set; raises the UserError of reading."""
     if settings.ckpt is not None:
-        weights = initial_checkpoint(settings).build_model(settings.model).state_dict()
-        model.load_state_dict(weights)
+        load_base(model, initial_checkpoint(settings).build_model(settings.model).state_dict())
 
 
-def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+def trainable_model(
+    config: ByteLMConfig, lora: LoraSettings | None = None, freeze: Sequence[str] = ()
+) -> ByteLM:
+    """A new model as a run trains it: with its adapters, and with what is not trained marked as that.
+
+    Raises:
+        UserError: a pattern of ``freeze`` or a target of ``lora`` is not there, or peft is missing.
+    """
+    model = config.build()
+    if lora is not None:
+        add_adapters(model, lora)
+    freeze_weights(model, freeze)
+    return model
+
+
+def freeze_weights(model: nn.Module, patterns: Sequence[str]) -> None:
     """Leave the parameters whose names match one of the shell patterns as they are.
 
     Raises:

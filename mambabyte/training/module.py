@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -13,11 +14,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from mambabyte.checkpoints import FORMAT
+from mambabyte.config.settings import to_plain
 from mambabyte.models import ByteLM
 from mambabyte.runtime.process_group import add_over_ranks
 from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.distributed.fsdp import shard, unsharded_copy
-from mambabyte.training.initial_weights import freeze
+from mambabyte.training.initial_weights import trainable_model
 from mambabyte.training.settings import TrainSettings
 from mambabyte.training.spikes import SpikeDetector, SpikePolicy
 from mambabyte.training.time_budget import End
@@ -48,12 +50,12 @@ class ByteLMModule(LightningModule):
         self, settings: TrainSettings, config: dict[str, Any], policy: SpikePolicy | None = None
     ) -> None:
         super().__init__()
-        self.model = settings.model.build()
-        freeze(self.model, settings.freeze)
+        self.model = trainable_model(settings.model, settings.lora, settings.freeze)
         if settings.trainer.activation_checkpointing:
             checkpoint_activations(self.model)
         self.seconds_excluded = 0.0
         self.has_trained = False
+        self._dropout_step: int | None = None
         self._settings = settings
         self._clip = settings.trainer.gradient_clip or math.inf
         self._batch_bytes = settings.trainer.global_batch_bytes
@@ -69,11 +71,11 @@ class ByteLMModule(LightningModule):
     @property
     def unsharded_model(self) -> ByteLM | None:
         """The model with all its weights on rank 0, None on the others. Every rank must access it: under FSDP
-        it is gathered from all."""
+        it is gathered from all, and adapters are merged."""
         main = self.trainer.is_global_zero
         if self.device_mesh is None:
             return self.model if main else None
-        return unsharded_copy(self.model, main)
+        return unsharded_copy(self.model, main, self._settings.lora)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self._settings.optimizer.build(self.model)
@@ -97,6 +99,13 @@ class ByteLMModule(LightningModule):
         if self.model.reads_marks_on_host:
             batch["document_start"] = marks  # which nothing moves to the device
         return batch
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_index: int) -> None:
+        lora, step = self._settings.lora, self.global_step
+        if lora is not None and lora.dropout and step != self._dropout_step:
+            self._dropout_step = step  # each step its own masks, also those of a resumed run
+            seed = np.random.SeedSequence((self._settings.seed, step, self.global_rank))
+            torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         document_start = batch["document_start"] if batch["marked"] else None
@@ -205,6 +214,7 @@ class ByteLMModule(LightningModule):
         checkpoint["mambabyte"] = {
             "format": FORMAT,
             "model": self.model.config.to_dict(),
+            "lora": to_plain(self._settings.lora),
             "config": self.config,
             "training": {"row_sums": self._row_sums, "spikes": self._spikes.state_dict()},
         }

@@ -11,7 +11,7 @@ from mambabyte.config.composition import CommandSettings
 from mambabyte.config.settings import Settings, setting
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
-from mambabyte.models.hyperparameters import ByteLMConfig
+from mambabyte.models.hyperparameters import ByteLMConfig, LoraSettings
 from mambabyte.training.optimizer import OptimizerConfig
 
 
@@ -156,6 +156,7 @@ class SettingsButModel(CommandSettings):
     context_length: int = setting(at_least=1, at_most=2**30)
     ckpt: str | None
     freeze: list[str]
+    lora: LoraSettings | None
     run_dir: Path
     dry_run: bool
     json: bool
@@ -174,6 +175,10 @@ class SettingsButModel(CommandSettings):
             raise UserError(
                 f"name must not begin with ~, as {self.name!r} does: it is no path; run_dir= is one"
             )
+        if self.lora is not None and self.ckpt is None:
+            raise UserError("lora= adapts the weights of ckpt=, which is not set")
+        if self.lora is not None and self.freeze:
+            raise UserError("lora= trains its adapters alone, so freeze= would say nothing: set freeze=[]")
         if self.ckpt is not None and not self.ckpt.startswith("hub:"):
             absolute = os.path.abspath(os.path.expanduser(self.ckpt))
             if absolute != self.ckpt:

@@ -122,7 +122,10 @@ def _not_resumable(run: Plan, module: ByteLMModule, error: Exception) -> UserErr
 def _announce(run: Plan, module: ByteLMModule, trainer: Trainer) -> None:
     settings, model, device = run.settings, module.model, trainer.strategy.root_device
     reason = f" ({run.precision_reason})" if run.precision_reason else ""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     size = f"{model.num_parameters():,} parameters"
+    if trained < model.num_parameters():
+        size += f", {trained:,} of them trained"
     if settings.ckpt and run.resume_from is None:
         size += f", from '{settings.ckpt}'"
     scan = f", {backend_for(device)} scan" if isinstance(model, MambaByte) else ""

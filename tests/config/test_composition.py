@@ -45,7 +45,7 @@ def test_the_settings_of_a_command_are_those_of_its_yaml(command):
         *((name, "") for name in COMPOSED),
         *(
             ("train", f"{path.parent.name}={path.stem}")
-            for group in ("data", "model", "optimizer", "trainer", "budget", "logger", "callbacks")
+            for group in ("data", "model", "optimizer", "lora", "trainer", "budget", "logger", "callbacks")
             for path in sorted((config_dir() / group).glob("*.yaml"))
         ),
     ],

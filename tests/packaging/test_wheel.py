@@ -97,7 +97,7 @@ def section(name: str) -> str:
 
 def test_every_import_is_declared():
     provides = {"hydra": "hydra-core", "yaml": "pyyaml"}
-    optional = {"mamba_ssm", "causal_conv1d", "triton", "tensorboard", "lm_eval", "gguf"}
+    optional = {"mamba_ssm", "causal_conv1d", "triton", "tensorboard", "lm_eval", "gguf", "peft"}
     declared = requirements(section("dependencies"))
     undeclared = set()
     for path in (ROOT / "mambabyte").rglob("*.py"):

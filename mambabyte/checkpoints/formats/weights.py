@@ -67,10 +67,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write model.safetensors beside a config.json, readable by whoever may read that."""
-    save_file(dict(tensors), folder / SAFETENSORS, metadata={"format": "pt"})
-    shutil.copymode(folder / CONFIG, folder / SAFETENSORS)  # safetensors lets its owner alone read it
+def write_tensors(
+    tensors: Mapping[str, Tensor], folder: Path, name: str = SAFETENSORS, config: str = CONFIG
+) -> None:
+    """Write safetensors beside the file of a config, readable by whoever may read that."""
+    save_file(dict(tensors), folder / name, metadata={"format": "pt"})
+    shutil.copymode(folder / config, folder / name)  # safetensors lets its owner alone read it
 
 
 def is_state_dict(value: object) -> bool:

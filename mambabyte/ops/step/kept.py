@@ -26,6 +26,11 @@ class KeptWeights:
     def __reduce__(self) -> tuple[type[KeptWeights], tuple[()]]:
         return KeptWeights, ()
 
+    @property
+    def any(self) -> bool:
+        """Whether the last call's are kept."""
+        return self._kept is not None
+
     def prepare(self, module: nn.Module, weights: Callable[[], MambaWeights]) -> PreparedMamba:
         """The fp32 weights of the module, which `weights` collects."""
         kept = self._kept

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear, softplus
 from torch.utils.hooks import RemovableHandle
 
+from mambabyte.models.lora import weight_of
 from mambabyte.models.mamba import Mixer
 from mambabyte.training.callbacks.step_callback import StepCallback
 from mambabyte.training.module import ByteLMModule
@@ -55,7 +56,7 @@ class ScanStatistics(StepCallback):
 
     @torch.no_grad()
     def _measure(self, mixer: Mixer, x_proj: torch.nn.Module, inputs: Any, output: Tensor) -> None:
-        projected = linear(output[:1, :, : mixer.rank], mixer.dt_proj.weight)
+        projected = linear(output[:1, :, : mixer.rank], weight_of(mixer.dt_proj))
         delta = softplus(projected.float() + mixer.dt_proj.bias.float())
         rates = -torch.exp(mixer.A_log.float())
         statistics = [f() for t in (delta, rates) for f in (t.mean, t.amin, t.amax)]

@@ -9,6 +9,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from mambabyte.models import ByteLM
+from mambabyte.models.hyperparameters import LoraSettings
+from mambabyte.models.lora import merged
 
 # Autocast would round the matrices where they are used, and their gradients: rounded before they are sent,
 # they give the same bits. Gradients are summed in fp32.
@@ -35,9 +37,9 @@ def shard(model: ByteLM, mesh: Any, in_bf16: bool) -> None:
         model.get_parameter(name)._no_weight_decay = True  # type: ignore[attr-defined]
 
 
-def unsharded_copy(model: ByteLM, main: bool) -> ByteLM | None:
-    """A copy of a sharded model with all its weights, on the same device; None if ``main`` is false. Every
-    rank must call this."""
+def unsharded_copy(model: ByteLM, main: bool, lora: LoraSettings | None = None) -> ByteLM | None:
+    """A copy of a sharded model with all its weights, on the same device, and with its adapters merged, which
+    are ``lora``; None if ``main`` is false. Every rank must call this."""
     whole: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -47,5 +49,5 @@ def unsharded_copy(model: ByteLM, main: bool) -> ByteLM | None:
         return None
     with torch.device("meta"):
         copy = model.config.build()
-    copy.load_state_dict(whole, assign=True)
+    copy.load_state_dict(whole if lora is None else merged(whole, lora), assign=True)
     return copy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
@@ -17,9 +18,11 @@ from torch.utils._pytree import tree_leaves
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, ByteLMConfig
 from mambabyte.models.byte_lm import VOCABULARY
+from mambabyte.models.hyperparameters import LoraSettings
 from mambabyte.runtime.memory import available_memory
 from mambabyte.runtime.units import byte_count
 from mambabyte.training.activation_checkpointing import checkpoint_activations
+from mambabyte.training.initial_weights import trainable_model
 from mambabyte.training.settings import TrainerSettings, TrainSettings
 
 LAYERS = ("n_layer", "local_n_layer")
@@ -57,34 +60,43 @@ class MemoryBudget:
 
     Args:
         settings: with resolved devices; micro_batch_size is ignored.
+        lora, freeze: what of the model is trained, as `trainable_model` has it.
 
     Attributes:
         available: the device's bytes for this process; None if the system does not report them.
     """
 
-    def __init__(self, config: ByteLMConfig, settings: TrainerSettings, context_length: int) -> None:
+    def __init__(
+        self, config: ByteLMConfig, settings: TrainerSettings, context_length: int,
+        lora: LoraSettings | None = None, freeze: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.device = training_device(settings.accelerator)
         memory = available_memory(self.device)
         sharing = int(settings.devices) if self.device.type == "cpu" else 1
         self.available = None if memory is None else memory // sharing
         self._place = "the GPU" if self.device.type == "cuda" else "this machine"
         self.config, self._settings, self._context_length = config, settings, context_length
+        self._trained = lora, freeze
         self._activations = functools.cache(self._peak_of_a_pass)
 
     @classmethod
     def of(cls, settings: TrainSettings) -> MemoryBudget:
         """The memory budget of a run with resolved devices."""
-        return cls(settings.model, settings.trainer, settings.context_length)
+        return cls(settings.model, settings.trainer, settings.context_length, settings.lora, settings.freeze)
 
     @functools.cached_property
     def state(self) -> MemoryEstimate:
         """The estimate without activations."""
-        size = _WEIGHT_BYTES * num_parameters(self.config)
+        size = trained = num_parameters(self.config)
+        if any(self._trained):
+            model = on_meta(self.config, *self._trained)
+            size = model.num_parameters()
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         ranks = self._settings.world_size
         sharded = ranks > 1 and self._settings.strategy == "fsdp"
-        held = size // ranks if sharded else size
-        buckets = size if ranks > 1 and not sharded else 0
-        return MemoryEstimate(weights=held, gradients=held + buckets, optimizer=2 * held, activations=0)
+        weights, gradients = (_WEIGHT_BYTES * n // (ranks if sharded else 1) for n in (size, trained))
+        buckets = gradients if ranks > 1 and not sharded else 0
+        return MemoryEstimate(weights, gradients + buckets, optimizer=2 * gradients, activations=0)
 
     def estimate(self, micro_batch_size: int) -> MemoryEstimate:
         """Extrapolated from one and two windows: activations grow linearly."""
@@ -144,7 +156,7 @@ class MemoryBudget:
 
     def _peak_of_a_pass(self, micro_batch_size: int) -> int:
         settings = replace(self._settings, micro_batch_size=micro_batch_size)
-        return peak_of_a_pass(self.config, settings, self._context_length, self.device)
+        return peak_of_a_pass(self.config, settings, self._context_length, self.device, *self._trained)
 
 
 def training_device(accelerator: str) -> torch.device:
@@ -155,8 +167,9 @@ def training_device(accelerator: str) -> torch.device:
 
 
 def peak_of_a_pass(
-    config: ByteLMConfig, settings: TrainerSettings, context_length: int, device: torch.device
-) -> int:
+    config: ByteLMConfig, settings: TrainerSettings, context_length: int, device: torch.device,
+    lora: LoraSettings | None = None, freeze: Sequence[str] = (),
+) -> int:  # fmt: skip
     """The peak bytes of one micro-batch's forward and backward pass on ``device``, without weights and
     gradients. The device itself is not used.
 
@@ -167,12 +180,13 @@ def peak_of_a_pass(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     shape = int(settings.micro_batch_size), context_length
-    model = on_meta(config)  # not from fake tensors: an initialization may read the numbers it draws
+    # not from fake tensors: an initialization may read the numbers it draws
+    model = on_meta(config, lora, freeze)
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         make_fake(model, device)
-        for parameter in model.parameters():
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
             parameter.grad = torch.zeros_like(parameter)  # left by the previous micro-batch
         with LiveStorages() as live:
             bytes = torch.zeros(shape, dtype=torch.uint8, device=device)
@@ -195,10 +209,10 @@ def num_parameters(config: ByteLMConfig) -> int:
     return one + (getattr(config, name) - 1) * (two - one)
 
 
-def on_meta(config: ByteLMConfig) -> ByteLM:
-    """The model on PyTorch's meta device: shapes without memory."""
+def on_meta(config: ByteLMConfig, lora: LoraSettings | None = None, freeze: Sequence[str] = ()) -> ByteLM:
+    """The model of `trainable_model` on PyTorch's meta device: shapes without memory."""
     with torch.device("meta"):
-        return config.build()
+        return trainable_model(config, lora, freeze)
 
 
 def make_fake(model: nn.Module, device: torch.device) -> None:
@@ -209,7 +223,8 @@ def make_fake(model: nn.Module, device: torch.device) -> None:
             for name, tensor in tensors.items():
                 if tensor is not None and tensor not in made:
                     empty = torch.empty_like(tensor, device=device)
-                    made[tensor] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    made[tensor] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
                 tensors[name] = None if tensor is None else made[tensor]  # type: ignore[assignment]
 
 

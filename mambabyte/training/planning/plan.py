@@ -17,7 +17,7 @@ from mambabyte.errors import UserError
 from mambabyte.runs.changes import Changes, changes, in_words, refuse_other_run
 from mambabyte.runtime.precision import fastest_precision, slowness_of_bf16
 from mambabyte.training.distributed.launching import is_main_process, resolve_devices
-from mambabyte.training.initial_weights import freeze, with_model_of_checkpoint
+from mambabyte.training.initial_weights import with_model_of_checkpoint
 from mambabyte.training.loggers import check_loggers
 from mambabyte.training.planning.autotune import with_measurements
 from mambabyte.training.planning.budget import within_budget
@@ -161,8 +161,8 @@ def _seconds(checkpoint: dict[str, Any]) -> float:
 
 
 def _check_parts(settings: TrainSettings, main_process: bool) -> None:
-    """Raise UserError if a logger's package, a device of the trainer or a weight to freeze is not there."""
-    freeze(on_meta(settings.model), settings.freeze)
+    """Raise UserError if a logger's package, a device of the trainer or a named weight is not there."""
+    on_meta(settings.model, settings.lora, settings.freeze)
     if main_process:
         check_loggers(settings)
     size = 1 if settings.trainer.micro_batch_size == "auto" else settings.trainer.micro_batch_size

@@ -10,6 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mambabyte.models import MambaByteConfig
+from mambabyte.models.hyperparameters import LoraSettings
+from mambabyte.models.lora import add_adapters
 from tests.ops.interpreter import CUDA, DEVICE, INTERPRETED, here, outside, run_in_the_interpreter
 from tests.ops.naive import relative_error
 from tests.ops.step.test_rounded_weights import with_rounded_weights
@@ -99,6 +101,22 @@ def test_steps_go_on_from_a_state_as_the_model_does_in_double_precision(few_prog
     logits, state = walk(model, bytes[:, 5:], bytes[:, :5])
     expected, expected_state = model.cpu().double().prefill(bytes)
     assert_close([logits, *state], [expected[:, 5:], *flat(model, expected_state)])
+
+
+@here
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("target", ["in_proj", "x_proj", "dt_proj", "out_proj"])
+def test_an_adapter_is_part_of_the_weights(few_programs, target, batch):
+    pytest.importorskip("peft")
+    model, bytes = build("rms_tied"), bytes_for(batch, 4)
+    add_adapters(model, LoraSettings(rank=2, alpha=4, targets=[target]))
+    for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+        torch.nn.init.normal_(parameter)
+    with torch.no_grad():
+        logits, _ = walk(model, bytes[:, 1:], bytes[:, :1])
+        expected = model.cpu().double()(bytes)[:, 1:]
+    assert_close([logits], [expected])
+    assert relative_error(build("rms_tied")(bytes)[:, 1:], expected) > 20 * TOLERANCE
 
 
 @here

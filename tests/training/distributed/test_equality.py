@@ -154,3 +154,22 @@ def test_bf16_is_the_same_under_fsdp(train: Callable[..., End], tmp_path: Path) 
     one, two = curves[:2], curves[2:]
     for ours, theirs in zip(two, one, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-2)
+
+
+def test_two_ranks_train_adapters_as_one_process_does(
+    train: Callable[..., End], alone: tuple[Path, End], tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    lora = [f"ckpt={alone[0]}", "lora=default", "trainer.max_steps=6"]
+    end = train(1, tmp_path / "one", *lora)
+    assert end.codes == [0], end.err
+    end = train(2, tmp_path / "two", *lora, *STRATEGIES["fsdp-sharded-checkpoints"])
+    assert end.codes == [0, 0], end.err
+    one, two = (checkpoints.read(tmp_path / name) for name in ("one", "two"))
+    assert one.state_dict.keys() == two.state_dict.keys() and two.lora is not None
+    before = checkpoints.read(alone[0]).state_dict
+    for name, tensor in one.state_dict.items():
+        torch.testing.assert_close(two.state_dict[name], tensor, atol=1e-5, rtol=0, msg=name)
+        assert ".lora_" in name or torch.equal(tensor, before[name.replace(".base_layer.", ".")]), name
+    samples = [(tmp_path / name / "samples.txt").read_text() for name in ("one", "two")]
+    assert samples[0] == samples[1]

@@ -16,8 +16,10 @@ from mambabyte.models import (
     PerceiverARConfig,
     TransformerConfig,
 )
+from mambabyte.models.hyperparameters import LoraSettings
 from mambabyte.runtime import memory
 from mambabyte.runtime.memory import available_memory
+from mambabyte.training.initial_weights import trainable_model
 from mambabyte.training.planning import memory_estimate as estimate
 from mambabyte.training.planning.memory_estimate import LiveStorages, MemoryBudget, peak_of_a_pass
 from mambabyte.training.settings import TrainerSettings
@@ -53,6 +55,42 @@ def test_a_pass_on_fake_tensors_counts_what_real_ones_take(name: str, precision)
         loss.backward()
     # exact except for a second copy of the targets and constants that a model caches in its first pass
     assert expected == pytest.approx(live.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("trained", ["lora", "freeze"])
+def test_what_is_not_trained_has_no_gradient_and_no_optimizer(trained: str) -> None:
+    config = MODELS["mambabyte"]
+    what: tuple[LoraSettings | None, list[str]] = (None, ["*_proj.*", "*.embedding.*"])
+    if trained == "lora":
+        pytest.importorskip("peft")
+        what = LoraSettings(rank=4, alpha=8), []
+    model = trainable_model(config, *what)
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    alone, ddp, fsdp = (
+        MemoryBudget(config, replace(SETTINGS, **devices), LENGTH, *what).state
+        for devices in ({}, {"devices": 2}, {"devices": 2, "strategy": "fsdp"})
+    )
+    assert 0 < count < 0.5 * model.num_parameters()
+    assert (alone.weights, alone.gradients, alone.optimizer) == tuple(
+        4 * n for n in (model.num_parameters(), count, 2 * count)
+    )
+    assert (ddp.gradients, ddp.optimizer, ddp.weights) == (8 * count, 8 * count, alone.weights)
+    assert fsdp.state == alone.state // 2
+    for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+        parameter.grad = torch.zeros_like(parameter)
+    with LiveStorages() as live:
+        window = torch.zeros(2, LENGTH, dtype=torch.uint8)
+        logits = model(window)
+        functional.cross_entropy(logits.flatten(0, 1), window.flatten().long()).backward()
+    expected = peak_of_a_pass(config, SETTINGS, LENGTH, CPU, *what)
+    assert expected == pytest.approx(live.peak, rel=0.1)  # as above
+
+
+def test_adapters_of_353m_take_at_most_six_tenths_of_the_memory_of_all_weights() -> None:
+    pytest.importorskip("peft")
+    settings, lora = replace(SETTINGS, micro_batch_size=1), LoraSettings(rank=8, alpha=16)
+    whole, adapters = (MemoryBudget(MAMBABYTE_353M, settings, 1024, each) for each in (None, lora))
+    assert adapters.estimate(1).total <= 0.6 * whole.estimate(1).total
 
 
 @pytest.mark.parametrize("scan", ["cuda", "triton"])
