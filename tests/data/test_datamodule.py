@@ -32,13 +32,9 @@ def make(memory_source, make_documents, tmp_path):
         settings = {"windows": "random_per_document", "streaming": False, "workers": 0, "folder": tmp_path}
         settings = DataSettings(**{"source": {}, "validation_bytes": None, **settings, **options})
         module = ByteDataModule(settings, **batches, source=source or memory_source(documents))
-        module.trainer = SimpleNamespace(
-            global_step=step,
-            world_size=world_size,
-            global_rank=rank,
-            max_steps=max_steps,
-            strategy=SimpleNamespace(root_device=torch.device(device)),
-        )
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        ranks = {"world_size": world_size, "global_rank": rank}
+        module.trainer = SimpleNamespace(global_step=step, max_steps=max_steps, strategy=strategy, **ranks)
         if restored is not None:
             module.load_state_dict(restored)
         return module
