@@ -6,7 +6,7 @@
 #   TORCH_INDEX           an additional index, with torch's CPU builds
 #   PIP_INDEX_URL         your own index instead of pip's default; if it needs a password, put it into a pip.conf and
 #                         pass --secret id=pip,src=pip.conf, which leaves no trace in the image
-# --target compiled adds the CUDA kernels of mamba-ssm and causal-conv1d; without it, only Triton's are used.
+# --target compiled adds the CUDA kernels of mamba-ssm and causal-conv1d; without it, our own are used.
 #   TORCH_CUDA_ARCH_LIST  the compute capabilities to compile them for
 #   MAX_JOBS              how many files to compile at once; each needs 4 GB of memory
 ARG BASE=python:3.12.14-slim-bookworm

@@ -41,8 +41,8 @@ audit: .venv/installed-release ## check those packages for known vulnerabilities
 gpu-check: ## test and measure on a GPU with $(PYTHON), in nine minutes, without a network
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu/check.py $(ARGS)
 
-gpu-check-dry: ## the same at toy sizes on the CPU, to see that each stage runs
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu/check.py --dry $(ARGS)
+gpu-check-dry: .venv/installed-dev ## the same at toy sizes on the CPU, to see that each stage runs
+	PYTHONPATH=. $(BIN)/python benchmarks/gpu/check.py --dry $(ARGS)
 
 clean: ## remove .venv, builds and caches; keep runs/ and data/
 	rm -rf .venv dist build gpu-check-packed .pytest_cache .ruff_cache .mypy_cache

@@ -77,7 +77,7 @@ def rate(stage: Stage, case: str, produce: Callable[[int], None], seconds: float
     short, long = stage.choose((64, 320), (2, 6))
     timed(short)
     # the difference leaves out the prompt and what is prepared once
-    per_byte = (timed(long) - timed(short)) / (long - short)
+    per_byte = max(0.0, timed(long) - timed(short)) / (long - short)
     affordable = int(min(seconds, stage.seconds_left) / max(per_byte, 1e-6) / 2)
     if affordable > long and not stage.dry:
         count = min(affordable, WHOLE)

@@ -147,7 +147,7 @@ def of_a_layer(config: MambaByteConfig, batch: int, length: int) -> Traffic:
 def main() -> None:
     """Print a layer's traffic, on the backends of scan, convolution and norm that the command names."""
     batch, length = 4, 8192
-    with as_on_cuda(*sys.argv[1:] or ("triton", "cpu", "cpu")):
+    with as_on_cuda(*sys.argv[1:] or ("cuda", "triton", "triton")):
         layer = of_a_layer(MAMBABYTE_353M, batch, length)
     elements = batch * length * MAMBABYTE_353M.d_inner
     for name, kernels in sorted(layer.kernels.items()):
