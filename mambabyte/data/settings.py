@@ -46,9 +46,9 @@ class DataSettings(Settings):
     def __post_init__(self) -> None:
         if self._is_mixture and self.validation_bytes is not None:
             raise UserError(
-                f"data.validation_bytes={self.validation_bytes}, perhaps of an experiment, would be the first bytes of "
-                "a mixture's first part: set it to null, and data.parts.NAME.validation_bytes for each part that "
-                "should have fewer"
+                f"data.validation_bytes={self.validation_bytes}, perhaps an experiment's, would be the first "
+                "bytes of a mixture's first part: set it to null, and data.parts.NAME.validation_bytes for "
+                "each part that should have fewer"
             )
 
     @classmethod

@@ -95,7 +95,7 @@ def _may_change(key: str) -> bool:
 
 def with_new_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """A run's recorded configuration, perhaps of an earlier version, with the keys of today."""
-    renamed = dict(recorded)
+    renamed = {"ckpt": None, "freeze": [], "lora": None, **recorded}  # which the first versions did not have
     callbacks, logger = renamed.get("callbacks"), renamed.get("logger")
     if isinstance(callbacks, Mapping) and "validation_bytes" in callbacks:
         renamed["callbacks"] = {"validate_bytes": callbacks["validation_bytes"], **callbacks}
