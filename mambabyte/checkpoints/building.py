@@ -33,6 +33,7 @@ def model_of(config: ByteLMConfig, weights: Mapping[str, Tensor]) -> ByteLM:
     for name, weight in weights.items():
         if (
             weight.layout != torch.strided
+            or weight.is_meta  # a tensor without data
             or weight.numel() * weight.itemsize > weight.untyped_storage().nbytes()
         ):
             raise ValueError(f"{name} has less memory than its shape says")

@@ -44,7 +44,7 @@ class DataSettings(Settings):
     block_windows: int = setting(default=1024, at_least=1, at_most=10**7)
 
     def __post_init__(self) -> None:
-        if self._is_mixture and self.validation_bytes is not None:
+        if self.is_mixture and self.validation_bytes is not None:
             raise UserError(
                 f"data.validation_bytes={self.validation_bytes}, perhaps an experiment's, would be the first "
                 "bytes of a mixture's first part: set it to null, and data.parts.NAME.validation_bytes for "
@@ -84,7 +84,7 @@ class DataSettings(Settings):
 
     def check_path(self) -> None:
         """Raise the source's UserError if it is ours and its path leads nowhere. Cheap; imports no torch."""
-        if self._is_mixture:
+        if self.is_mixture:
             self.build_source().check_paths()  # type: ignore[attr-defined]
         source = self.with_absolute_paths().source
         path = source.get("path") if _is_ours(source) else None
@@ -111,20 +111,23 @@ class DataSettings(Settings):
             return {**values, **{key: absolute(values[key]) for key in ("path", "texts") if key in values}}
 
         source, parts = with_paths(self.source), self.source.get("parts")
-        if self._is_mixture and isinstance(parts, dict):
+        if self.is_mixture and isinstance(parts, dict):
             source["parts"] = {
-                k: with_paths(part) if isinstance(part, dict) else part for k, part in parts.items()
+                k: _written_out(with_paths(p)) if isinstance(p, dict) else p for k, p in parts.items()
             }
         share = {"validation_fraction": HELD_OUT} if self._is_undivided else {}
         return replace(self, source={**source, **share})
 
     def measured_whole(self) -> DataSettings:
-        """A copy for a measurement: the validation split of files is all of them, unless
-        ``validation_fraction`` says otherwise."""
+        """A copy for a measurement: the validation split of files, alone or in a mixture, is all of them,
+        unless ``validation_fraction`` says otherwise."""
+        if self.is_mixture and isinstance(self.source.get("parts"), dict):
+            parts = {name: _measured_whole(part) for name, part in self.source["parts"].items()}
+            return replace(self, source={**self.source, "parts": parts})
         return replace(self, source={**self.source, "validation_fraction": 1}) if self._is_undivided else self
 
     @property
-    def _is_mixture(self) -> bool:
+    def is_mixture(self) -> bool:
         return self.source.get("_target_") == "mambabyte.data.MixtureSource"
 
     @property
@@ -159,6 +162,17 @@ def source_from_config(description: Mapping[str, Any], only_ours: bool = False) 
 
 def _leads_somewhere(path: str) -> bool:
     return os.path.exists(path) or any(glob.iglob(path, recursive=True))
+
+
+def _written_out(part: dict[str, Any]) -> dict[str, Any]:
+    """A mixture's part with its weight, which is 1 where none is written."""
+    weight = part.get("weight", 1)
+    return {**part, "weight": float(weight) if isinstance(weight, int) else weight}
+
+
+def _measured_whole(part: Any) -> Any:
+    files = isinstance(part, dict) and part.get("data") == "files" and part.get("validation_fraction") is None
+    return {**part, "validation_fraction": 1} if files else part
 
 
 def _is_ours(source: Any) -> bool:

@@ -144,7 +144,31 @@ def test_paths_mean_the_same_from_another_folder(described, folders, monkeypatch
     monkeypatch.chdir(tmp_path)
     parts = {name: {**part, "path": name} for name, part in described().items()}
     absolute = settings(parts, tmp_path).with_absolute_paths().source["parts"]
+    assert {part["weight"] for part in absolute.values()} == {1.0}
     assert {name: part["path"] for name, part in absolute.items()} == {k: str(v) for k, v in folders.items()}
+
+
+def test_the_order_of_the_parts_means_nothing(described) -> None:
+    parts = described()
+    assert MixtureSource(parts).identity() == MixtureSource(dict(reversed(parts.items()))).identity()
+
+
+def test_a_measurement_reads_all_of_the_files_of_a_part(described, tmp_path) -> None:
+    parts = described()
+    del parts["old"]["validation_fraction"]
+    held_out = settings(parts, tmp_path)
+    whole = held_out.measured_whole()
+    sizes = []
+    for each in (held_out, whole):
+        corpus = each.prepare("validation")
+        sizes.append({name: last - first for name, (first, last) in parts_of(corpus).items()})
+    assert sizes[1]["old"] == 12 > sizes[0]["old"] and sizes[1]["new"] == sizes[0]["new"]
+
+
+def test_a_part_without_data_is_named(described, tmp_path) -> None:
+    source = MixtureSource(described(new={"validation_fraction": 0}))
+    with pytest.raises(UserError, match=r"data\.parts\.new: it has no validation data"):
+        prepare(source, "validation", tmp_path)
 
 
 WRONG = {
@@ -153,8 +177,10 @@ WRONG = {
     "no section": ({"a": "stdlib"}, "data.parts.a must be a section"),
     "no data": ({"a": {"path": "x"}}, "data.parts.a: data must be a file of conf/data, not null"),
     "unknown data": ({"a": {"data": "file"}}, "data.parts.a: data must be .* did you mean files"),
+    "another mixture": ({"a": {"data": "wikipedia_mixture"}}, "data.parts.a: .* is a mixture itself"),
     "itself": ({"a": {"data": "mixture"}}, "data.parts.a: data must be a file of conf/data"),
     "unknown key": ({"a": {"data": "files", "pth": "x"}}, "data.parts.a: .*pth; did you mean path"),
+    "a slip": ({"a": {"data": "stdlib", "weigth": 2}}, "data.parts.a: .*weigth; did you mean weight"),
     "a key of all": ({"a": {"data": "stdlib", "windows": "packed"}}, "set data.windows"),
     "no weight": ({"a": {"data": "stdlib", "weight": 0}}, "data.parts.a: weight must be above 0"),
     "too light": (
@@ -197,7 +223,7 @@ def test_a_run_and_its_evaluation_report_each_part(start, described, configure, 
     capsys.readouterr()
     evaluate.run(configure("eval", f"ckpt={run_dir}", "json=true"))
     measured = json.loads(capsys.readouterr().out)
-    assert measured["parts"] == summary["parts"] and list(measured["parts"]) == ["old", "new"]
+    assert measured["parts"] == summary["parts"] and list(measured["parts"]) == ["new", "old"]
     found = measured["parts"].values()
     assert sum(part["bytes"] for part in found) == measured["bytes"]
     bits = sum(part["bits_per_byte"] * part["bytes"] for part in found)

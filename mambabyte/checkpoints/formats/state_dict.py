@@ -57,7 +57,7 @@ def understand(
             raise UserError(
                 f"'{where}' holds {listed([name])} as {tensor.dtype}: only float weights can be read"
             )
-        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        if tensor.is_meta or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
             raise UserError(f"'{where}' is damaged: {listed([name])} has fewer numbers than its shape says")
     found = _from_shapes(named, where)
     given = dict(given)

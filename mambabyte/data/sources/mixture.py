@@ -54,10 +54,13 @@ def _composed(values: Mapping[str, Any]) -> DataSettings:
         if key in _OF_THE_MIXTURE:
             raise UserError(f"{key} is of the whole mixture: set data.{key}")
         if key != "data" and key not in known:
-            raise UserError(f"there is no setting {key}{suggestion(key, known)}")
+            raise UserError(f"there is no setting {key}{suggestion(key, known | {'data', 'weight'})}")
         if key != "data":
             OmegaConf.update(composed.data, key, value)
-    return _Composed.from_composed(composed, choices).data
+    settings = _Composed.from_composed(composed, choices).data
+    if settings.is_mixture:
+        raise UserError(f"data={file} is a mixture itself: name its parts beside the others")
+    return settings
 
 
 @contextmanager
@@ -95,7 +98,7 @@ class MixtureSource(Settings):
                 "'data.parts={old: {data: stdlib}, new: {data: files, path: FOLDER, weight: 3}}'"
             )
         self._weights, self._settings = {}, {}
-        for name, values in self.parts.items():
+        for name, values in sorted(self.parts.items(), key=lambda part: str(part[0])):  # as in any order
             if not _NAME.fullmatch(str(name)):
                 raise UserError(
                     f"data.parts: a name must be of letters, digits, - and _, unlike {shown(name)}"
@@ -137,8 +140,12 @@ class MixtureSource(Settings):
     def documents(self, split: str) -> Iterator[Document]:
         for name, source in self.sources.items():
             with _named(name):
+                found = False
                 for document in first_bytes(source.documents(split), self._limit(name, split)):
+                    found = True
                     yield Renamed(f"{name}/{document.name}", document)
+                if not found:
+                    raise UserError(f"it has no {split} data; add some, or change its validation_fraction")
 
     def _limit(self, part: str, split: str) -> int | None:
         return self._settings[part].validation_bytes if split == "validation" else None

@@ -99,6 +99,13 @@ def test_weights_of_an_absurd_shape_are_refused_before_anything_is_built(folder,
     assert_refused(path.parent, "d_state=5, and its weights are of a model with d_state=10000")
 
 
+def test_weights_without_data_are_refused(folder) -> None:
+    path = folder(BIN) / BIN
+    weights = torch.load(path, weights_only=True)
+    torch.save({name: tensor.to("meta") for name, tensor in weights.items()}, path)
+    assert_refused(path.parent, "has fewer numbers than its shape says")
+
+
 def header(path: Path, change: Callable[[dict], None]) -> None:
     """Change the JSON at the start of a safetensors file."""
     whole = path.read_bytes()
