@@ -46,6 +46,10 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "mambabyte data inspect data=stdlib": (["max_bytes=20000"], "valid UTF-8"),
     "mambabyte doctor": ([], "Training can start."),
     "mambabyte train name=notes data=files data.path=~/notes trainer.max_steps=2000": (SMALL, "runs/notes"),
+    "mambabyte train experiment=finetune ckpt=runs/quickstart data.path=~/notes": (
+        [*(setting for setting in SMALL if not setting.startswith("model.")), "budget=none"],
+        "run: runs/finetune",
+    ),
     "mambabyte train +experiment=pg19 --dry-run": (["data.path=parquet_folder", *SMALL], "memory"),
     "mambabyte train +experiment=pg19": (["--cfg", "job"], "emozilla/pg19"),  # it is on the hub
     "mambabyte train +experiment=pg19 data.path=parquet_folder": (SMALL, "run: runs/pg19"),

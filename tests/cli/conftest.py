@@ -27,6 +27,7 @@ GROUPS = {
     "trainer/default": "max_steps: 900\nprecision: fp32\ndevices: 1",
     "budget/none": "{}",
     "logger/csv": "{}",
+    "lora/none": "# @package _global_\nlora: null",
     "callbacks/default": "{}",
     "experiment/quickstart": (
         "# @package _global_\ndefaults:\n  - override /model: large\nname: quickstart\nseed: 3"

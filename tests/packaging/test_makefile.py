@@ -133,8 +133,12 @@ def test_audit_installs_its_tools_and_runs(make):
 def test_gpu_check_installs_nothing(make):
     assert make("gpu-check", "ARGS=--seconds 60").returncode == 0
     assert make.calls == ["stand-in benchmarks/gpu/check.py --seconds 60"]
+
+
+def test_the_dry_gpu_check_runs_in_the_environment_of_development(make):
     assert make("gpu-check-dry").returncode == 0
-    assert make.calls == ["stand-in benchmarks/gpu/check.py --dry"]
+    assert make.calls[-2].endswith("--editable .[dev]")
+    assert make.calls[-1] == "python benchmarks/gpu/check.py --dry"
 
 
 def test_continuous_integration_runs_make_test_in_the_checkout(tmp_path):

@@ -37,15 +37,21 @@ class LostRanks(Callback):
         # a connection of its own: one who waits for an answer blocks the whole connection
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=_TIMEOUT)
-        threading.Thread(target=self._give_signs, args=(store, rank, self._over), daemon=True).start()
+        self._thread = threading.Thread(target=self._give_signs, args=(store, rank, self._over), daemon=True)
+        self._thread.start()
         exit_on(self._problem)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._over.set()
+        self._end()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         if hasattr(self, "_over"):
-            self._over.set()
+            self._end()
+
+    def _end(self) -> None:
+        self._over.set()
+        # Python aborts a process that ends while a thread of it is within the store's code.
+        self._thread.join(_TIMEOUT.total_seconds())
 
     def _give_signs(self, store: Store, rank: int, over: threading.Event) -> None:
         seen: dict[int, bytes] = {}
