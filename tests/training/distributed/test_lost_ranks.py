@@ -98,7 +98,8 @@ def test_a_job_that_is_suspended_as_a_whole_finds_nobody_lost(monkeypatch: pytes
     now = 0.0
     monkeypatch.setattr(lost_ranks, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(lost_ranks, "TCPStore", lambda *arguments, **options: None)
-    monkeypatch.setattr(lost_ranks.threading, "Thread", lambda **options: SimpleNamespace(start=lambda: None))
+    thread = SimpleNamespace(start=lambda: None, join=lambda timeout: None)
+    monkeypatch.setattr(lost_ranks.threading, "Thread", lambda **options: thread)
     monkeypatch.setattr(lost_ranks, "exit_on", lambda problem: None)
     for name, value in environment(0, 2, 1).items():
         monkeypatch.setenv(name, value)
