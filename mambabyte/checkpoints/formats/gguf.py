@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mambabyte.checkpoints.formats.byte_tokenizer import alphabet
+from mambabyte.checkpoints.formats.transformers import require_rms_mamba
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, MambaByteConfig
 
@@ -38,16 +39,7 @@ _BLOCK = {
 
 def check(model: ByteLM) -> None:
     """Raise UserError if the format cannot hold the model, or the gguf package is missing."""
-    config = model.config
-    if not isinstance(config, MambaByteConfig):
-        raise UserError(f"format=gguf holds MambaByte models, and this is a {type(model).__name__}")
-    if config.norm != "rms":
-        raise UserError(
-            "format=gguf has no LayerNorm with bias: llama.cpp's mamba knows RMSNorm alone, so train with "
-            "model.norm=rms, or export as format=mamba_ssm"
-        )
-    if config.ngram > 1:
-        raise UserError("format=gguf has no n-gram embeddings: export as format=safetensors")
+    config = require_rms_mamba(model, "gguf", "llama.cpp's mamba")
     if config.expand != 2:
         raise UserError(f"llama.cpp's mamba has expand=2 alone, and this model has expand={config.expand}")
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):

@@ -50,16 +50,23 @@ def given(config: Mapping[str, Any], where: str) -> Given:
 
 def check(model: ByteLM) -> None:
     """Raise UserError if the layout cannot hold the model."""
+    require_rms_mamba(model, "transformers", "its MambaForCausalLM")
+
+
+def require_rms_mamba(model: ByteLM, format: str, reader: str) -> MambaByteConfig:
+    """The model's config; UserError if it is no plain Mamba with RMSNorms, the only one that ``reader``, the
+    program that reads ``format``, knows."""
     config = model.config
     if not isinstance(config, MambaByteConfig):
-        raise UserError(f"format=transformers holds MambaByte models, and this is a {type(model).__name__}")
+        raise UserError(f"format={format} holds MambaByte models, and this is a {type(model).__name__}")
     if config.norm != "rms":
         raise UserError(
-            "format=transformers has no LayerNorm with bias: its MambaForCausalLM knows RMSNorm alone, so "
-            "train with model.norm=rms, or export as format=mamba_ssm"
+            f"format={format} has no LayerNorm with bias: {reader} knows RMSNorm alone, so train with "
+            "model.norm=rms, or export as format=mamba_ssm"
         )
     if config.ngram > 1:
-        raise UserError("format=transformers has no n-gram embeddings: export as format=safetensors")
+        raise UserError(f"format={format} has no n-gram embeddings: export as format=safetensors")
+    return config
 
 
 def write(model: ByteLM, folder: Path) -> None:
