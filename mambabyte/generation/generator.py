@@ -8,9 +8,10 @@ from torch import Tensor
 
 from mambabyte.errors import UserError
 from mambabyte.generation.sampler import NO_PROBABILITIES, Sampler
+from mambabyte.generation.stepping import check_weights
 from mambabyte.models import ByteLM, MambaByte
 from mambabyte.models.byte_lm import State
-from mambabyte.ops.step import STORAGE, step_backend
+from mambabyte.ops.step import step_backend
 
 # A model needs at least one byte to predict the next from; the start of a line is the most neutral choice.
 _EMPTY_PROMPT = b"\n"
@@ -39,7 +40,7 @@ def generate(
         return
     mamba = model if isinstance(model, MambaByte) else None
     backend = "reference" if mamba is None else step_backend(mamba.lm_head.weight)
-    _check_weights(weights, backend)
+    check_weights(weights, backend)
     was_training = model.training
     model.eval()
     try:
@@ -61,19 +62,6 @@ def generate(
                 logits = step(torch.tensor([byte], device=model.device))
     finally:
         model.train(was_training)
-
-
-def _check_weights(weights: str, backend: str) -> None:
-    if weights not in STORAGE:
-        raise UserError(f"weights must be {', '.join(STORAGE[:-1])} or {STORAGE[-1]}, not {weights}")
-    if weights == "int8" and backend == "triton":
-        raise UserError("weights=int8 is of the CPU's kernels: use weights=bf16 on CUDA, or device=cpu")
-    if weights != "fp32" and backend == "reference":
-        cuda = "" if weights == "int8" else ", or on CUDA and Triton"
-        raise UserError(
-            f"weights={weights} needs a MambaByte model in fp32 on a CPU and compiled kernels{cuda} (see "
-            "mambabyte doctor); use weights=fp32"
-        )
 
 
 def _drawn(

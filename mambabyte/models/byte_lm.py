@@ -152,6 +152,8 @@ class ByteLM(nn.Module):
     def _refuse_other_values(self, data: Tensor) -> None:
         if data.dtype == torch.uint8 or data.device.type != "cpu" or torch.compiler.is_compiling():
             return
+        if not data.numel():
+            return
         least, most = map(int, data.aminmax())
         if least < 0 or most >= VOCABULARY:
             raise UserError(

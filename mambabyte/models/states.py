@@ -23,6 +23,22 @@ def select_rows(state: Any, rows: Sequence[int]) -> Any:
     return map_tensors(lambda tensor: tensor[index.to(tensor.device)], state)
 
 
+def join_rows(states: Sequence[Any]) -> Any:
+    """The rows of all these states, in order, as one state.
+
+    Raises:
+        ValueError: their tensors differ in shape, as caches of different lengths do.
+    """
+    if len({row_shapes(state) for state in states}) > 1:
+        raise ValueError("rows with caches of different lengths are not one state")
+    return states[0] if len(states) == 1 else map_tensors(lambda *tensors: torch.cat(tensors), *states)
+
+
+def row_shapes(state: Any) -> Any:
+    """The shapes of the state's tensors without the batch, in nested tuples."""
+    return tuple(map(row_shapes, state)) if isinstance(state, (list, tuple)) else tuple(state.shape[1:])
+
+
 def restart_rows(state: Any, model: ByteLM, rows: Sequence[int]) -> Any:
     """The state with these rows reset to the state before any byte."""
     if not rows:
