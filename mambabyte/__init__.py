@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from mambabyte import models, ops
     from mambabyte.api import bits_per_byte, generate, save
     from mambabyte.checkpoints import load_model as load
+    from mambabyte.generation import load_context, read, save_context
     from mambabyte.training.settings import TrainSettings
     from mambabyte.training.train import train
 
@@ -17,15 +18,21 @@ __all__ = [
     "bits_per_byte",
     "generate",
     "load",
+    "load_context",
     "models",
     "ops",
+    "read",
     "save",
+    "save_context",
     "train",
 ]
 _HOMES = {
     "bits_per_byte": ("mambabyte.api", "bits_per_byte"),
     "generate": ("mambabyte.api", "generate"),
     "save": ("mambabyte.api", "save"),
+    "read": ("mambabyte.generation", "read"),
+    "save_context": ("mambabyte.generation", "save_context"),
+    "load_context": ("mambabyte.generation", "load_context"),
     "load": ("mambabyte.checkpoints", "load_model"),
     "train": ("mambabyte.training.train", "train"),
     "TrainSettings": ("mambabyte.training.settings", "TrainSettings"),

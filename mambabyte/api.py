@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
 from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.evaluation.protocols import ProtocolName
-from mambabyte.generation import Sampler
+from mambabyte.generation import Context, Sampler
 from mambabyte.generation import generate as generate_bytes
+from mambabyte.generation.stopping import Stops
 from mambabyte.models import ByteLM
 from mambabyte.runtime.precision import PrecisionName
 
@@ -30,16 +32,26 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     weights: str = "fp32",
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    valid_utf8: bool = False,
+    stop: Sequence[bytes] = (),
+    context: Context | None = None,
 ) -> bytes:
     """Continue a prompt, as ``mambabyte generate`` does with the same settings.
 
     Args:
-        bytes: how many to generate.
+        bytes: how many to generate, at most.
         temperature: 0 takes the likeliest byte each time.
         top_k: draw from this many of the likeliest bytes only.
         top_p: draw from the likeliest bytes that together have this probability.
         seed: of the draws, which differ between a CPU and a GPU.
         weights: ``fp32``, ``bf16`` or, on a CPU only, ``int8``; rounded ones are for a MambaByte model.
+        min_p: draw from bytes at least this times as likely as the likeliest.
+        repetition_penalty: divides the positive logits of the last 64 bytes, and multiplies negative ones.
+        valid_utf8: rule out bytes that would make the text invalid UTF-8.
+        stop: strings before which the text ends.
+        context: what the model has read before the prompt, from ``mambabyte.read``.
 
     Returns:
         The bytes that follow the prompt, without it.
@@ -50,8 +62,17 @@ def generate(
     """
     _check_model(model)
     _check_bytes("prompt", prompt)
-    length, sampler = _Length(bytes).bytes, Sampler(temperature, top_k, top_p, seed)
-    return builtins.bytes(generate_bytes(model, builtins.bytes(prompt), length, sampler, weights))
+    for string in stop:
+        _check_bytes("a stop string", string)
+    length = _Length(bytes).bytes
+    sampler = Sampler(temperature, top_k, top_p, seed, min_p, repetition_penalty, valid_utf8)
+    stops = Stops(stop)
+    text = bytearray()
+    for byte in generate_bytes(model, builtins.bytes(prompt), length, sampler, weights, context):
+        text += stops.push(byte)
+        if stops.found:
+            break
+    return builtins.bytes(text + stops.rest())
 
 
 def bits_per_byte(

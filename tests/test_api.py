@@ -50,6 +50,30 @@ def test_it_generates_what_the_command_prints(finished: Path, configure, capsys)
     assert capsys.readouterr().out == (b"the " + written).decode("utf-8", "replace") + "\n"
 
 
+def test_what_was_read_goes_on_as_often_as_one_likes(model: ByteLM, tmp_path: Path) -> None:
+    whole = mambabyte.generate(model, b"the end", 9, seed=2)
+    context = mambabyte.read(model, b"the")
+    mambabyte.save_context(tmp_path / "the.state", model, context)
+    for again in (context, mambabyte.load_context(tmp_path / "the.state", model)):
+        assert mambabyte.generate(model, b" end", 9, seed=2, context=again) == whole
+    with pytest.raises(UserError, match="a model reads bytes and no text"):
+        mambabyte.read(model, "the")  # type: ignore[arg-type]
+
+
+def test_generation_ends_before_a_stop_string(model: ByteLM) -> None:
+    whole = mambabyte.generate(model, b"the", 40)
+    stop = whole[20:22]
+    assert mambabyte.generate(model, b"the", 40, stop=[b"never this", stop]) == whole[: whole.index(stop)]
+    with pytest.raises(UserError, match="a stop string must be bytes"):
+        mambabyte.generate(model, b"the", 40, stop=["text"])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="a stop string must have a byte or more"):
+        mambabyte.generate(model, b"the", 40, stop=[b""])
+
+
+def test_generated_text_may_be_held_to_utf8(model: ByteLM) -> None:
+    mambabyte.generate(model, b"", 200, temperature=1.0, valid_utf8=True).decode()
+
+
 @pytest.mark.parametrize("protocol", ["disjoint", "sliding", "stateful"])
 def test_it_measures_what_eval_measures(
     protocol: str, finished: Path, configure, tmp_path: Path, capsys

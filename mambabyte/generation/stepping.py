@@ -69,20 +69,16 @@ def stepper_for(model: ByteLM, state: State, weights: str = "fp32") -> Stepper:
     Raises:
         UserError: such weights are not to be had for this model here.
     """
-    mamba = model if isinstance(model, MambaByte) else None
-    backend = "reference" if mamba is None else step_backend(mamba.lm_head.weight)
-    check_weights(weights, backend)
+    check_weights(model, weights)
     if weights != "fp32":
         raise UserError(f"weights={weights} cannot go on with many rows; use weights=fp32")
     return GenericStepper(model, state)
 
 
-def check_weights(weights: str, backend: str) -> None:
-    """Raises UserError if no such weights are to be had.
-
-    Args:
-        backend: `step_backend` of a MambaByte model, `reference` for every other one.
-    """
+@torch.no_grad()
+def check_weights(model: ByteLM, weights: str) -> None:
+    """Raises UserError if this model cannot be stepped with such weights here."""
+    backend = step_backend(model.lm_head.weight) if isinstance(model, MambaByte) else "reference"
     if weights not in STORAGE:
         raise UserError(f"weights must be {', '.join(STORAGE[:-1])} or {STORAGE[-1]}, not {weights}")
     if weights == "int8" and backend == "triton":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mambabyte.errors import UserError
-from mambabyte.generation import Sampler, generate, generator
+from mambabyte.generation import Sampler, generate, generator, stepping
 from mambabyte.models import MambaByteConfig, mamba
 from tests.ops.interpreter import CUDA, DEVICE, INTERPRETED, here
 
@@ -22,7 +22,7 @@ def drawing():
 @pytest.fixture
 def on_device(monkeypatch):
     """`generate` as on a CUDA device."""
-    for module in (generator, mamba):
+    for module in (generator, mamba, stepping):
         monkeypatch.setattr(module, "step_backend", lambda parameter: "triton")
     if INTERPRETED:  # each program takes milliseconds
         monkeypatch.setattr("mambabyte.ops.step.triton.ENOUGH_PROGRAMS", 1)

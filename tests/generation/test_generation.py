@@ -7,6 +7,7 @@ import torch
 
 from mambabyte.errors import UserError
 from mambabyte.generation import Sampler, decode_stream, generate
+from mambabyte.generation.sampler import Draws
 from mambabyte.models import ByteLM, LSTMConfig, MambaByteConfig
 from mambabyte.ops import use_backend
 
@@ -51,12 +52,16 @@ def test_generation_leaves_training_mode_alone(model: ByteLM) -> None:
 
 
 def draws(sampler: Sampler, logits: torch.Tensor, count: int = 4000) -> torch.Tensor:
-    return (
-        torch.bincount(torch.tensor([sampler(logits) for _ in range(count)]), minlength=len(logits)) / count
-    )
+    row = Draws(sampler)
+    return torch.bincount(torch.tensor([row(logits.numpy()) for _ in range(count)]), minlength=256) / count
 
 
-LOGITS = torch.log(torch.tensor([0.05, 0.5, 0.15, 0.3]))
+def of_four(probabilities: list[float]) -> torch.Tensor:
+    """Probabilities (256,) of which only the first four are not 0."""
+    return torch.tensor([*probabilities, *[0.0] * 252])
+
+
+LOGITS = torch.log(of_four([0.05, 0.5, 0.15, 0.3]))
 
 
 def test_frequencies_follow_the_temperature() -> None:
@@ -67,10 +72,10 @@ def test_frequencies_follow_the_temperature() -> None:
 
 
 def test_top_k_and_top_p_keep_the_likeliest() -> None:
-    two = torch.tensor([0, 0.625, 0, 0.375])
+    two = of_four([0, 0.625, 0, 0.375])
     assert torch.allclose(draws(Sampler(1.0, top_k=2), LOGITS), two, atol=0.032)
     assert torch.allclose(draws(Sampler(1.0, top_p=0.79), LOGITS), two, atol=0.032)  # 0.5 + 0.3 reaches it
-    three = torch.tensor([0, 0.5, 0.15, 0.3]) / 0.95
+    three = of_four([0, 0.5, 0.15, 0.3]) / 0.95
     assert torch.allclose(draws(Sampler(1.0, top_p=0.81), LOGITS), three, atol=0.032)
     assert draws(Sampler(1.0, top_k=1), LOGITS, 50)[1] == 1
     assert draws(Sampler(1.0, top_p=1e-9), LOGITS, 50)[1] == 1
@@ -83,7 +88,17 @@ def test_the_coldest_temperature_still_draws_the_likeliest() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}],
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.9},
+        {"sample": -1},
+    ],
 )
 def test_settings_out_of_range_are_user_errors(settings: dict) -> None:
     with pytest.raises(UserError):
@@ -107,8 +122,8 @@ def test_a_model_without_probabilities_is_refused(model: ByteLM, temperature: fl
 
 
 def test_a_byte_may_be_ruled_out() -> None:
-    logits = torch.tensor([0.0, -torch.inf, 1.0])
-    assert {Sampler(1.0, seed=seed)(logits) for seed in range(30)} == {0, 2}
+    logits = of_four([0.3, 0.0, 0.7, 0.0]).log().numpy()
+    assert {Draws(Sampler(1.0, seed=seed))(logits) for seed in range(30)} == {0, 2}
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
