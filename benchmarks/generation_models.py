@@ -28,7 +28,7 @@ SIZES: dict[str, dict[str, ByteLMConfig]] = {
     "small": {
         "MambaByte": MambaByteConfig(d_model=256, n_layer=4, norm="rms", tie_embeddings=True),
         "MegaByte, P=8": MegaByteConfig(
-            patch_size=8, d_model=192, n_layer=2, n_head=4, local_d_model=176, local_n_layer=2, local_n_head=4
+            patch_size=8, d_model=192, n_layer=2, n_head=4, local_d_model=168, local_n_layer=2, local_n_head=4
         ),
         "Transformer": TransformerConfig(d_model=192, n_layer=4, n_head=4),
     },
