@@ -13,13 +13,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 import yaml
 
 from mambabyte.config.settings import to_plain
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 from mambabyte.models import config_from_dict
+from mambabyte.models.meta_device import on_meta_device
 from mambabyte.runs.changes import with_new_names
 from mambabyte.runs.metrics_csv import read_metrics
 
@@ -140,7 +140,7 @@ def read_run(directory: Path) -> Run:
         config = with_new_names(yaml.safe_load(path.read_text(encoding="utf-8")))
         _refuse_models_of_others(directory, config["model"])
         model = config_from_dict(config["model"])
-        with torch.device("meta"):
+        with on_meta_device():
             built = model.build()
         flops = built.flops_per_byte(config["context_length"])
         trainer, seed, data = config["trainer"], config["seed"], config["data"]
