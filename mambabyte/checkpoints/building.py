@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mambabyte.models import ByteLM, ByteLMConfig
+from mambabyte.models.meta_device import on_meta_device
 
 
 def shapes(config: ByteLMConfig) -> dict[str, torch.Size]:
@@ -68,5 +69,5 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _on_meta(config: ByteLMConfig) -> ByteLM:
-    with torch.device("meta"):
+    with on_meta_device():
         return config.build()

@@ -145,7 +145,8 @@ def load_model(
         UserError: see :func:`read`; there is no such device; or the weights do not fit the described model.
     """
     where = choose_device(str(device))
-    return read(path).build_model(config).to(where)
+    model = read(path).build_model(config)
+    return model if where.type == "cpu" else model.to(where)
 
 
 def read(path: str | Path) -> Checkpoint:

@@ -95,6 +95,17 @@ class ByteDataModule(lightning.LightningDataModule):
         if not self.settings.streaming:
             prepare(self.source, "train", self.settings.folder)
 
+    def check(self, state: dict[str, Any] | None, world_size: int) -> None:
+        """Raise UserError if a run cannot train on this data: from its beginning, or from where the ``state``
+        of its checkpoint says."""
+        if state is not None:
+            self.load_state_dict(state)
+            self._check_restored(state)
+            if self.settings.streaming:
+                self._position_of(0, world_size, state["positions"])
+        if not self.settings.streaming:
+            self._windows  # noqa: B018  # of which there must be some
+
     def train_corpus(self) -> ByteCorpus:
         """The training split, prepared; not for streaming."""
         return self._train_corpus
@@ -244,6 +255,12 @@ class ByteDataModule(lightning.LightningDataModule):
             if self.settings.streaming and step and not started:
                 raise UserError("this checkpoint has no stream position, so training cannot resume from it")
             return
+        self._check_restored(restored)
+        if self.settings.streaming:
+            self._position = self._position_of(rank, world_size, restored["positions"])
+        self._restored = None
+
+    def _check_restored(self, restored: Mapping[str, Any]) -> None:
         now, then = self._order_settings, restored["settings"]
         changed = [name for name in now if now[name] != then.get(name)]
         if "the training data" in changed:
@@ -253,9 +270,6 @@ class ByteDataModule(lightning.LightningDataModule):
                 f"this run was trained with other settings ({', '.join(changed)}), so its place in the data "
                 "is lost; put them back, or start another run with name="
             )
-        if self.settings.streaming:
-            self._position = self._position_of(rank, world_size, restored["positions"])
-        self._restored = None
 
     def _check_revision(self, then: Mapping[str, Any]) -> None:
         now = identity_of(self.source, "validation")

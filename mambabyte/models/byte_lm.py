@@ -19,7 +19,8 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 @dataclass(frozen=True)
 class FlopsPerByte:
-    """Floating-point operations per byte, multiply-adds counted as two; training is three times inference."""
+    """Floating-point operations per byte, multiply-adds counted as two; training all weights is three times
+    inference."""
 
     inference: float
 
@@ -86,6 +87,10 @@ class ByteLM(nn.Module):
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Analytic cost of one byte in a window of `context_length` bytes."""
         raise NotImplementedError
+
+    def uses_per_byte(self, layer: str) -> float:
+        """How often the weight of the linear layer of this name is multiplied in a forward pass, per byte."""
+        return 1.0
 
     def num_parameters(self) -> int:
         """The number of parameters, with tied ones counted once."""

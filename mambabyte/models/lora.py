@@ -33,6 +33,16 @@ def add_adapters(model: nn.Module, lora: LoraSettings) -> None:
     Raises:
         UserError: peft is missing, or the model has no such layer.
     """
+    layers = adapted_layers(model, lora)
+    config = peft_config(lora)
+    config.target_modules = layers
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(config, model)
+
+
+def adapted_layers(model: nn.Module, lora: LoraSettings) -> list[str]:
+    """The names of the layers that get adapters; UserError if the model lacks one that is named."""
     layers = _linear_layers(model)
     for target in lora.targets:
         if not any(_is_named(name, target) for name in layers):
@@ -40,11 +50,12 @@ def add_adapters(model: nn.Module, lora: LoraSettings) -> None:
             raise UserError(
                 f"lora.targets: this model has no linear layer {target!r}{suggestion(target, ends)}"
             )
-    config = peft_config(lora)
-    config.target_modules = [n for n in layers if any(_is_named(n, target) for target in lora.targets)]
-    from peft import inject_adapter_in_model
+    return [name for name in layers if any(_is_named(name, target) for target in lora.targets)]
 
-    inject_adapter_in_model(config, model)
+
+def adapter_names(layer: str) -> tuple[str, str]:
+    """The names of a layer's A and B among the parameters of an adapted model."""
+    return layer + _A, layer + _B
 
 
 def peft_config(lora: LoraSettings, base: str | None = None) -> LoraConfig:
@@ -101,7 +112,7 @@ def merged(weights: Mapping[str, Tensor], lora: LoraSettings) -> dict[str, Tenso
     for name, tensor in weights.items():
         layer, adapted, parameter = name.partition(_BASE)
         if adapted and parameter == "weight":
-            A, B = (left.pop(layer + end, torch.empty(0)) for end in (_A, _B))
+            A, B = (left.pop(name, torch.empty(0)) for name in adapter_names(layer))
             _check(tensor, A, B, lora.rank)
             tensor = tensor + (B @ A) * (lora.alpha / lora.rank)
         if not name.endswith((_A, _B)):

@@ -26,6 +26,7 @@ from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import ResidualNorm, run_layers
 from mambabyte.models.lora import is_adapted, weight_of
+from mambabyte.models.meta_device import repeated
 from mambabyte.models.ngram_embedding import NGramEmbedding
 from mambabyte.models.projection import Projection, minus_exp, prepared_at_once, used_again
 from mambabyte.ops import backend_for, causal_conv1d, selective_scan
@@ -109,10 +110,12 @@ class Mixer(nn.Module):
         from [dt_min, dt_max]. Output projections are divided by sqrt(layers), because each adds to the
         residual stream.
         """
-        self.A_log.copy_(torch.arange(1.0, config.d_state + 1).log().expand_as(self.A_log))
-        self.D.fill_(1.0)
         for parameter in (self.A_log, self.D):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
+        if self.A_log.is_meta:  # which has no values
+            return
+        self.A_log.copy_(torch.arange(1.0, config.d_state + 1).log().expand_as(self.A_log))
+        self.D.fill_(1.0)
         bound = config.time_step_rank**-0.5
         nn.init.uniform_(self.dt_proj.weight, -bound, bound)
         low, high = math.log(config.dt_min), math.log(config.dt_max)
@@ -195,7 +198,7 @@ class Backbone(nn.Module):
             self.ngram_embedding = NGramEmbedding(
                 config.ngram, config.ngram_buckets, config.ngram_width, config.d_model
             )
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.layers = nn.ModuleList(repeated(partial(Block, config), config.n_layer))
         self.norm_f = ResidualNorm(config.d_model, config.norm_epsilon, config.norm == "rms")
 
 

@@ -186,5 +186,8 @@ class MegaByte(DocumentwiseByteLM):
         projections = 2 * (config.d_model // patch) * local + 2 * local * VOCABULARY
         return FlopsPerByte(global_step + self.local_stack.flops(patch) + projections)
 
+    def uses_per_byte(self, layer: str) -> float:
+        return 1 / self.config.patch_size if layer.startswith("global_stack.") else 1.0
+
 
 MegaByteConfig.model = MegaByte

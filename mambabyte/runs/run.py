@@ -13,13 +13,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 import yaml
 
-from mambabyte.config.settings import to_plain
+from mambabyte.config.settings import fill, to_plain
 from mambabyte.data.settings import DataSettings
 from mambabyte.errors import UserError
 from mambabyte.models import config_from_dict
+from mambabyte.models.hyperparameters import LoraSettings
+from mambabyte.models.meta_device import on_meta_device
+from mambabyte.models.training_flops import training_flops_per_byte
 from mambabyte.runs.changes import with_new_names
 from mambabyte.runs.metrics_csv import read_metrics
 
@@ -47,7 +49,8 @@ class Run:
     """One run.
 
     kind, model: the model's class and its settings.
-    inference_flops_per_byte, training_flops_per_byte: in windows of ``context_length`` bytes.
+    inference_flops_per_byte, training_flops_per_byte: in windows of ``context_length`` bytes, without the
+        gradients that frozen weights spare.
     max_steps: None while the clock has not decided it.
     training_seconds: the time budget, if that decides the steps.
     seconds, bytes_per_second: spent on steps, and the median of metrics.csv; None before its first row.
@@ -140,9 +143,12 @@ def read_run(directory: Path) -> Run:
         config = with_new_names(yaml.safe_load(path.read_text(encoding="utf-8")))
         _refuse_models_of_others(directory, config["model"])
         model = config_from_dict(config["model"])
-        with torch.device("meta"):
+        with on_meta_device():
             built = model.build()
-        flops = built.flops_per_byte(config["context_length"])
+        context_length, adapters = config["context_length"], config["lora"]
+        flops = built.flops_per_byte(context_length)
+        lora = None if adapters is None else fill(LoraSettings, adapters)
+        training_flops = training_flops_per_byte(model, context_length, lora, config["freeze"])
         trainer, seed, data = config["trainer"], config["seed"], config["data"]
         max_steps, bytes_per_step = trainer["max_steps"], trainer["global_batch_bytes"]
         optimizer, precision = config["optimizer"], trainer["precision"]
@@ -174,8 +180,8 @@ def read_run(directory: Path) -> Run:
         model=model.to_dict(),
         parameters=built.num_parameters(),
         inference_flops_per_byte=flops.inference,
-        training_flops_per_byte=flops.training,
-        context_length=config["context_length"],
+        training_flops_per_byte=training_flops,
+        context_length=context_length,
         learning_rate=learning_rate,
         seed=seed,
         precision=precision,

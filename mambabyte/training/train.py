@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import LambdaCallback
 
 from mambabyte.errors import Interrupted, UserError, is_out_of_memory
 from mambabyte.models import MambaByte
@@ -56,11 +57,14 @@ def _train_and_measure(run: Plan) -> dict[str, Any] | None:
     step = run.step
     if not run.complete:
         MemoryBudget.of(run.settings).check_least()
-        if run.main_process:  # data that cannot be read leaves no run directory
+        # What is wrong with records, data or weights is said before anything is written to the run directory.
+        if run.main_process:
             check_records(run.settings.run_dir)
             run.data.prepare_data()
+            _check_data(run)
+        module = _build_module(run)
         with lock_run_directory(run.settings.run_dir, run.config) if run.main_process else nullcontext():
-            step = _fit(run)
+            step = _fit(run, module)
     elif "trainer.max_steps" in run.changed and run.main_process:  # an unfinished run shall end here
         with lock_run_directory(run.settings.run_dir, run.config):
             record_sitting(run.settings.run_dir, step, run.changed)
@@ -75,18 +79,30 @@ def _train_and_measure(run: Plan) -> dict[str, Any] | None:
         return summarize(run.settings, step, run.data.validation_corpus())
 
 
-def _fit(run: Plan) -> int:
+def _check_data(run: Plan) -> None:
+    """Raise UserError if the run cannot train on its data, or not from its checkpoint on."""
+    try:
+        run.data.check(run.place_in_data, run.settings.trainer.world_size)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise _not_resumable(run, error) or error from error
+
+
+def _build_module(run: Plan) -> ByteLMModule:
+    """The module with the weights that a new run begins with; those of a checkpoint are loaded later."""
+    seed_everything(run.settings.seed, workers=True, verbose=False)
+    module = ByteLMModule(run.settings, run.config, SpikePolicy(run.settings))
+    if run.resume_from is None:
+        load_initial_weights(module.model, run.settings)
+    return module
+
+
+def _fit(run: Plan, module: ByteLMModule) -> int:
     """Train, from the run's checkpoint if it has one; return the optimizer step that was reached."""
     settings = run.settings
     run_dir = settings.run_dir
-    if run.main_process:
-        set_summary_aside(run_dir)
-        record_sitting(run_dir, run.step, run.changed)
     callbacks, preemption = build_callbacks(settings, run.data.validation_corpus(), run.callbacks)
-    seed_everything(settings.seed, workers=True, verbose=False)
-    module = ByteLMModule(settings, run.config, SpikePolicy(settings))
-    if run.resume_from is None:
-        load_initial_weights(module.model, settings)
+    if run.main_process:  # when the checkpoint has been loaded, and turned out to be whole
+        callbacks = [LambdaCallback(on_train_start=lambda *_: _begin(run)), *callbacks]
     loggers = build_loggers(settings, run.config) if run.main_process else []
     trainer = build_trainer(settings, callbacks, loggers)
     if run.main_process:
@@ -96,9 +112,9 @@ def _fit(run: Plan) -> int:
     except RuntimeError as error:
         if lost := lost_rank(error):
             raise lost from error
-        raise (_not_resumable(run, module, error) or error) from error.__cause__
+        raise (_not_resumable(run, error, module) or error) from error.__cause__
     except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise (_not_resumable(run, module, error) or error) from error.__cause__
+        raise (_not_resumable(run, error, module) or error) from error.__cause__
     # Only rank 0 reports a stop: a launcher takes the first exit code other than 0 for a failure and would
     # end rank 0 before it is done.
     if preemption.stopped and run.main_process:
@@ -108,9 +124,14 @@ def _fit(run: Plan) -> int:
     return trainer.global_step
 
 
-def _not_resumable(run: Plan, module: ByteLMModule, error: Exception) -> UserError | None:
+def _begin(run: Plan) -> None:
+    set_summary_aside(run.settings.run_dir)
+    record_sitting(run.settings.run_dir, run.step, run.changed)
+
+
+def _not_resumable(run: Plan, error: Exception, module: ByteLMModule | None = None) -> UserError | None:
     """The sentence for an error before the first step: values in the checkpoint have wrong types."""
-    if module.has_trained or run.resume_from is None or is_out_of_memory(error):
+    if (module is not None and module.has_trained) or run.resume_from is None or is_out_of_memory(error):
         return None
     reason = (str(error).splitlines() or [""])[0]
     return UserError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from mambabyte.models.training_flops import training_flops_per_byte
 from mambabyte.runs.metrics_csv import PART, append_metrics, read_metrics, write_metrics
 from mambabyte.runtime.memory import PeakMemory
 from mambabyte.runtime.progress import StatusLine
@@ -66,7 +67,9 @@ class Metrics(StepCallback):
             keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
             columns = [name for each in self._others(trainer) for name in each.columns()]
             write_metrics(self._path, keep, [name for name in columns if name.startswith(PART)])
-            self._flops_per_byte = module.model.flops_per_byte(self._settings.context_length).training
+            self._flops_per_byte = training_flops_per_byte(
+                module.model.config, self._settings.context_length, self._settings.lora, self._settings.freeze
+            )
             self._peak = peak_flops(trainer.strategy.root_device, self._settings.trainer.precision)
         self._first_step = trainer.global_step + 1
         self._memory = PeakMemory(trainer.strategy.root_device)

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from mambabyte.models import ByteLM
 from mambabyte.models.hyperparameters import LoraSettings
 from mambabyte.models.lora import merged
+from mambabyte.models.meta_device import on_meta_device
 
 # Autocast would round the matrices where they are used, and their gradients: rounded before they are sent,
 # they give the same bits. Gradients are summed in fp32.
@@ -47,7 +48,7 @@ def unsharded_copy(model: ByteLM, main: bool, lora: LoraSettings | None = None) 
             whole[name] = gathered
     if not main:
         return None
-    with torch.device("meta"):
+    with on_meta_device():
         copy = model.config.build()
     copy.load_state_dict(whole if lora is None else merged(whole, lora), assign=True)
     return copy

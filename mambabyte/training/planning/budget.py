@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLMConfig
-from mambabyte.training.planning.memory_estimate import LAYERS, num_parameters, on_meta
+from mambabyte.models.training_flops import training_flops_per_byte
+from mambabyte.training.planning.memory_estimate import LAYERS, num_parameters
 from mambabyte.training.settings import TrainSettings
 
 _WIDTHS = ("d_model", "d_ff", "local_d_model", "local_d_ff")
@@ -30,7 +31,7 @@ def within_budget(settings: TrainSettings) -> TrainSettings:
     if budget.parameters is not None:
         model = with_parameters(model, budget.parameters)
     if budget.training_flops is not None:
-        per_byte = on_meta(model).flops_per_byte(settings.context_length).training
+        per_byte = training_flops_per_byte(model, settings.context_length, settings.lora, settings.freeze)
         steps = whole_steps("training_flops", budget.training_flops, per_byte * trainer.global_batch_bytes)
         trainer = replace(trainer, max_steps=steps)
     elif trainer.max_steps is None and budget.training_seconds is None:

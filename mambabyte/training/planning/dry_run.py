@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mambabyte.models.training_flops import training_flops_per_byte
 from mambabyte.runtime.units import byte_count, duration, short_count
 from mambabyte.training.distributed.launching import is_main_process
 from mambabyte.training.planning.memory_estimate import MemoryBudget, on_meta
@@ -35,7 +36,9 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
     memory.check(micro_batch_size)
     estimate = memory.estimate(micro_batch_size)
     model = on_meta(memory.config)
-    flops = model.flops_per_byte(settings.context_length)
+    length = settings.context_length
+    flops = model.flops_per_byte(length).inference
+    training_flops = training_flops_per_byte(memory.config, length, settings.lora, settings.freeze)
     peak = peak_flops(memory.device, trainer.precision)
     measured = time_steps(settings) if fits_one_device(settings) else None
     step_seconds = measured and measured.seconds_per_step
@@ -50,9 +53,9 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
         "name": settings.name,
         "model": type(model).__name__,
         "parameters": model.num_parameters(),
-        "inference_flops_per_byte": flops.inference,
-        "training_flops_per_byte": flops.training,
-        "training_flops": total and flops.training * total,
+        "inference_flops_per_byte": flops,
+        "training_flops_per_byte": training_flops,
+        "training_flops": total and training_flops * total,
         "device": str(memory.device),
         "devices": trainer.world_size,
         "precision": trainer.precision,
@@ -75,7 +78,7 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
         "measured_peak_memory": measured and measured.peak_memory_bytes,
         "peak_flops": peak.flops,
         "peak_flops_source": peak.source,
-        "model_flops_utilization": speed and utilization(speed * flops.training, peak, trainer.world_size),
+        "model_flops_utilization": speed and utilization(speed * training_flops, peak, trainer.world_size),
     }
 
 

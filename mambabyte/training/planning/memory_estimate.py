@@ -19,6 +19,7 @@ from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, ByteLMConfig
 from mambabyte.models.byte_lm import VOCABULARY
 from mambabyte.models.hyperparameters import LoraSettings
+from mambabyte.models.meta_device import on_meta_device
 from mambabyte.runtime.memory import available_memory
 from mambabyte.runtime.units import byte_count
 from mambabyte.training.activation_checkpointing import checkpoint_activations
@@ -211,7 +212,7 @@ def num_parameters(config: ByteLMConfig) -> int:
 
 def on_meta(config: ByteLMConfig, lora: LoraSettings | None = None, freeze: Sequence[str] = ()) -> ByteLM:
     """The model of `trainable_model` on PyTorch's meta device: shapes without memory."""
-    with torch.device("meta"):
+    with on_meta_device():
         return trainable_model(config, lora, freeze)
 
 

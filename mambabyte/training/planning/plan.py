@@ -37,6 +37,7 @@ class Plan:
         config: the settings to save, in plain values; devices are as the user gave them.
         resume_from: the run's newest undamaged checkpoint, saved after ``step`` optimizer steps and
             ``seconds`` of training.
+        place_in_data: the data module's state in it, if it has one.
         recorded: the configuration in that checkpoint; empty without one.
         changed: the settings that differ from it.
         callbacks: the user's, of ``callbacks.extra``; none if nothing is to be trained.
@@ -51,6 +52,7 @@ class Plan:
     resume_from: Path | None
     step: int
     seconds: float
+    place_in_data: dict[str, Any] | None
     recorded: dict[str, Any]
     changed: Changes
     callbacks: list[Callback]
@@ -83,6 +85,12 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     if saved:
         refuse_other_run(settings.run_dir, changes(recorded, settings))
         refuse_time_spent(settings, step, seconds)
+        if settings.trainer.max_steps is not None and step > settings.trainer.max_steps:
+            raise UserError(
+                f"run '{settings.name}' has taken {step:,} steps already, more than trainer.max_steps="
+                f"{settings.trainer.max_steps:,}: set {step:,} to end it there, or give the new run its own "
+                "name="
+            )
     given.check_schedule()
     callbacks: list[Callback] = []
     if keep_measurements and not _is_complete(settings, step):
@@ -92,11 +100,6 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     settings = with_measurements(settings, keep_measurements)
     if main_process and about_the_end is not None:
         print(f"mambabyte: {about_the_end}", file=sys.stderr)
-    if settings.trainer.max_steps is not None and step > settings.trainer.max_steps:
-        raise UserError(
-            f"run '{settings.name}' has taken {step:,} steps already, more than trainer.max_steps="
-            f"{settings.trainer.max_steps:,}: set {step:,} to end it there, or give the new run its own name="
-        )
     changed = changes(recorded, settings) if saved else {}
     config = to_plain(settings)
     settings = replace(settings, trainer=resolve_devices(settings.trainer))
@@ -120,10 +123,11 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
         settings.trainer.global_batch_size(settings.context_length),
         settings.seed,
     )
-    resume_from = saved.path if saved else None
+    place = saved.content.get(ByteDataModule.__qualname__) if saved else None  # where Lightning keeps it
     return Plan(
-        settings, config, data, resume_from, step, seconds, recorded, changed, callbacks, main_process, reason
-    )
+        settings, config, data, saved.path if saved else None, step, seconds, place, recorded, changed,
+        callbacks, main_process, reason,
+    )  # fmt: skip
 
 
 def _with_recorded_precision(settings: TrainSettings, recorded: dict[str, Any]) -> TrainSettings:
