@@ -72,7 +72,7 @@ def _train_and_measure(run: Plan) -> dict[str, Any] | None:
     if summary := read_summary(run.settings.run_dir, step, run.settings.callbacks.evaluate_bytes):
         return summary
     with explaining_full_disk(run.settings.run_dir):
-        return summarize(run.settings, step, run.data.validation_corpus())
+        return summarize(run.settings, step, run.data.validation_data())
 
 
 def _fit(run: Plan) -> int:
@@ -82,7 +82,7 @@ def _fit(run: Plan) -> int:
     if run.main_process:
         set_summary_aside(run_dir)
         record_sitting(run_dir, run.step, run.changed)
-    callbacks, preemption = build_callbacks(settings, run.data.validation_corpus(), run.callbacks)
+    callbacks, preemption = build_callbacks(settings, run.data.validation_data(), run.callbacks)
     seed_everything(settings.seed, workers=True, verbose=False)
     module = ByteLMModule(settings, run.config, SpikePolicy(settings))
     if run.resume_from is None:
