@@ -11,6 +11,7 @@ import yaml
 
 _LINE = re.compile(r"( *)([\w.]+):(?: |$)")
 _GROUP = re.compile(r" *- (?:override /)?(\w+): ")
+_PACKAGE = re.compile(r"# @package ([a-z][\w.]*)\n")  # where a group's files stand, if not below its name
 _COMMENT = re.compile(r"\s#\s*(.*)$")
 
 
@@ -48,12 +49,14 @@ def _comments(folders: list[Path], primary: str, choices: dict[str, str]) -> dic
     found: dict[str, str] = {}
     for group, choice in {"": primary, **choices}.items():
         for text in _inherited(folders, group, choice):
+            package = _PACKAGE.match(text)
+            above = package[1] if package else group
             for path, line in _walk(text):
                 comment = _COMMENT.search(line)
                 if comment and not group and (listed := _GROUP.match(line)):
                     found[listed[1]] = comment[1]  # of a group, in the list of defaults
                 elif path and comment:
-                    found.setdefault(f"{group}.{path}" if group else path, comment[1])
+                    found.setdefault(f"{above}.{path}" if above else path, comment[1])
     return found
 
 

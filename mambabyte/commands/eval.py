@@ -44,6 +44,7 @@ class EvalSettings(CommandSettings):
     json: bool
     metrics: list[Metric]
     heatmap_bytes: int = setting(at_least=0, at_most=2**62)
+    furthest: int | None = setting(at_least=1, at_most=2**40)
     samples: int = setting(at_least=1, at_most=10**6)
     sample_bytes: int = setting(at_least=1, at_most=10**6)
     out: Path | None
@@ -94,6 +95,14 @@ def run(settings: EvalSettings) -> None:
         model, training_length = checkpoint.build_model(), _training_length(checkpoint, settings)
         # A checkpoint may come from a stranger, so the data that it names must be of our own classes.
         data = settings.data or _data_of(checkpoint)
+        if data.is_task:
+            _check_task(settings)
+            _answer(settings, checkpoint, data, training_length, device, rank)
+            return
+        if settings.furthest is not None:
+            raise UserError(
+                "furthest= is how long a task's sequences get, and this data is none: leave it out"
+            )
         if settings.data and split == "validation":
             data = data.measured_whole()
         corpus = data.prepare(split, only_ours=settings.data is None)
@@ -155,6 +164,61 @@ def run(settings: EvalSettings) -> None:
         if settings.out is None:
             with suppress(OSError):  # it holds figures, or the progress of another evaluation
                 folder.rmdir()
+
+
+def _check_task(settings: EvalSettings) -> None:
+    """Raise UserError about settings that mean nothing for a task, of which only answers are scored."""
+    if others := sorted(set(settings.metrics) - {"bpb", "lengths"}):
+        raise UserError(
+            "this data is a task, of which only answers are scored: its metrics are bpb and lengths, and "
+            f"not {', '.join(others)}"
+        )
+    if settings.protocol != "disjoint":
+        raise UserError(
+            f"this data is a task, whose sequences are each read from a fresh state: leave out protocol="
+            f"{settings.protocol}"
+        )
+
+
+def _answer(
+    settings: EvalSettings,
+    checkpoint: Checkpoint,
+    data: DataSettings,
+    training_length: int,
+    device: torch.device,
+    rank: int,
+) -> None:
+    """Print a model's accuracy on a task, and with the metric lengths on shorter and longer sequences."""
+    from mambabyte.evaluation.studies.accuracy_by_length import accuracy_by_length_study
+    from mambabyte.evaluation.task_accuracy import CHUNK_LENGTH, evaluate_task
+    from mambabyte.runtime.progress import progress_bar
+
+    model, batch_size = checkpoint.build_model(), settings.batch_size
+    length = settings.context_length or training_length
+    precision = _precision(settings.precision, device, rank)
+    sequences = data.task_sequences(length, settings.split, settings.max_bytes)
+    progress = progress_bar("answers") if rank == 0 else None
+    chunk_length = max(CHUNK_LENGTH, training_length)
+    result = evaluate_task(
+        model, sequences, batch_size, chunk_length, precision, device, progress, all_ranks=True
+    )
+    if rank != 0:
+        return
+    study = None
+    if "lengths" in settings.metrics:
+        folder = settings.out or _folder_beside(checkpoint)
+        _make(folder)
+        study = accuracy_by_length_study(
+            *(model, sequences, training_length, settings.furthest, batch_size, precision),
+            *(folder / "lengths.png", progress_bar),
+        )
+    if settings.json:
+        found = {"checkpoint": checkpoint.name, "split": settings.split}
+        print(valid_json({**result.to_dict(), **found, **({"lengths": study.values} if study else {})}))
+    else:
+        print("\n".join([f"{settings.split}: {result}", *(study.lines if study else [])]))
+    if study and study.fault is not None:
+        raise UserError(study.fault)
 
 
 def _precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device, rank: int) -> PrecisionName:

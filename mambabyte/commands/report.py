@@ -68,7 +68,7 @@ def _write(
     shown: Sequence[tables.Table],
     notes: Sequence[str],
 ) -> None:
-    from mambabyte.reporting.figures import FIGURES, draw
+    from mambabyte.reporting.figures import ACCURACY_FIGURE, FIGURES, draw
     from mambabyte.reporting.html import to_html
 
     try:
@@ -76,7 +76,7 @@ def _write(
         for form, ending in (("markdown", "md"), ("csv", "csv"), ("json", "json")):
             (folder / f"report.{ending}").write_text(forms[form].rstrip("\n") + "\n", encoding="utf-8")
         images = {}
-        for figure in FIGURES:
+        for figure in (*FIGURES, ACCURACY_FIGURE):
             canvas = draw(figure, comparisons)
             if canvas is not None:
                 canvas.savefig(folder / figure.file, dpi=150)

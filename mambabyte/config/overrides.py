@@ -15,7 +15,18 @@ from mambabyte.errors import UserError
 _PROMPTS = ("prompt", "callbacks.sample_prompt")  # for the model: no path, no quotation, no interpolation
 # Groups of which Hydra would merge several choices into one that nobody has described.
 _ONE_CHOICE = (
-    *("model", "data", "optimizer", "lora", "trainer", "callbacks", "budget", "experiment", "launcher"),
+    *(
+        "model",
+        "mixer",
+        "data",
+        "optimizer",
+        "lora",
+        "trainer",
+        "callbacks",
+        "budget",
+        "experiment",
+        "launcher",
+    ),
 )
 
 

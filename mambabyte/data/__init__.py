@@ -16,19 +16,23 @@ if TYPE_CHECKING:
     from mambabyte.data.sources.mixture import MixtureSource
     from mambabyte.data.sources.pg19 import PG19Source, PG19TextsSource
     from mambabyte.data.sources.stdlib import StandardLibrarySource
+    from mambabyte.data.tasks import CopyingTask, InductionHeadsTask, SelectiveCopyingTask
 
 __all__ = [
     "ByteCorpus",
     "ByteDataModule",
+    "CopyingTask",
     "DataSettings",
     "Document",
     "DocumentSource",
     "FilesSource",
     "HeldOutSource",
     "HuggingFaceSource",
+    "InductionHeadsTask",
     "MixtureSource",
     "PG19Source",
     "PG19TextsSource",
+    "SelectiveCopyingTask",
     "StandardLibrarySource",
     "prepare",
     "source_from_config",
@@ -44,6 +48,7 @@ _MODULES = {
     "sources.mixture": ("MixtureSource",),
     "sources.pg19": ("PG19Source", "PG19TextsSource"),
     "sources.stdlib": ("StandardLibrarySource",),
+    "tasks": ("CopyingTask", "InductionHeadsTask", "SelectiveCopyingTask"),
 }
 
 

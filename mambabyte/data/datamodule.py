@@ -18,6 +18,7 @@ from mambabyte.data.corpus.corpus import ByteCorpus, prepare
 from mambabyte.data.settings import DataSettings
 from mambabyte.data.sources.documents import DocumentSource, identity_of
 from mambabyte.data.sources.mixture import MixtureSource
+from mambabyte.data.tasks import Task, TaskSequences, TaskWindows
 from mambabyte.data.windows.batches import Batch, StepLoader, as_tensors, step_positions
 from mambabyte.data.windows.mixed import MixedWindows
 from mambabyte.data.windows.permutation import SHUFFLE
@@ -40,7 +41,7 @@ class _Batches(Settings):
 
 
 class ByteDataModule(lightning.LightningDataModule):
-    """Batches of windows to train on, and the corpus to validate on.
+    """Batches of windows to train on, and the corpus, or a task's sequences, to validate on.
 
     A batch holds bytes (b, L) uint8, targets (b, L) int16 (-100 where nothing is scored) and document_start
     (b, L) bool: b = micro_batch_size windows of L = context_length bytes.
@@ -48,6 +49,8 @@ class ByteDataModule(lightning.LightningDataModule):
     Prepared data: optimizer step s takes windows [s * G, (s + 1) * G) of the seeded order, with
     G = global_batch_size, whatever the number of ranks, workers and micro-batches. To resume, the step is
     enough.
+
+    A task: likewise, with the sequences of its endless stream as the windows; nothing is written to disk.
 
     Streaming: only the validation split is written to disk. Every worker of every rank is a reader with a
     share of each epoch (streaming.Reader). Each batch has its resume position under "position"; pass that to
@@ -92,7 +95,7 @@ class ByteDataModule(lightning.LightningDataModule):
 
     def prepare_data(self) -> None:
         # Lightning calls this in one process of a machine while the others wait.
-        if not self.settings.streaming:
+        if not (self.settings.streaming or isinstance(self.source, Task)):
             prepare(self.source, "train", self.settings.folder)
 
     def check(self, state: dict[str, Any] | None, world_size: int) -> None:
@@ -107,11 +110,17 @@ class ByteDataModule(lightning.LightningDataModule):
             self._windows  # noqa: B018  # of which there must be some
 
     def train_corpus(self) -> ByteCorpus:
-        """The training split, prepared; not for streaming."""
+        """The training split, prepared; not for streaming, nor for a task."""
         return self._train_corpus
 
     def validation_corpus(self) -> ByteCorpus:
         """The validation split, or its first validation_bytes bytes; prepared for streaming too."""
+        return self._validation_corpus
+
+    def validation_data(self) -> ByteCorpus | TaskSequences:
+        """What to validate on: the corpus, or a task's sequences of ``context_length`` bytes."""
+        if isinstance(self.source, Task):
+            return self.settings.task_sequences(self._batches.context_length)
         return self._validation_corpus
 
     def train_batches(
@@ -197,8 +206,10 @@ class ByteDataModule(lightning.LightningDataModule):
         return prepare(self.source, "train", self.settings.folder)
 
     @cached_property
-    def _windows(self) -> ShuffledWindows | MixedWindows:
+    def _windows(self) -> ShuffledWindows | MixedWindows | TaskWindows:
         length, seed = self._batches.context_length, self._batches.seed
+        if isinstance(self.source, Task):
+            return TaskWindows(self.source, length, "train", seed)
         arguments = self.settings.windows, self._train_corpus, length, seed
         if isinstance(self.source, MixtureSource):
             return MixedWindows(*arguments, self.source.weights, self._shuffle)
@@ -221,6 +232,8 @@ class ByteDataModule(lightning.LightningDataModule):
         if self.settings.streaming:
             units = json.dumps([unit.identity for unit in self._units])
             data = hashlib.sha256(units.encode()).hexdigest()
+        elif isinstance(self.source, Task):
+            data = hashlib.sha256(json.dumps(self.source.identity()).encode()).hexdigest()
         else:
             data = self.train_corpus().fingerprint
         settings = {

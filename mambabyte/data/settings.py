@@ -17,12 +17,14 @@ from mambabyte.errors import UserError
 if TYPE_CHECKING:
     from mambabyte.data.corpus.corpus import MappedCorpus
     from mambabyte.data.sources.documents import DocumentSource
+    from mambabyte.data.tasks import TaskSequences
 
 _SOURCES = ("Files", "HeldOut", "HuggingFace", "Mixture", "PG19", "PG19Texts", "StandardLibrary")
 # The short names of conf/data that hold text; the source has their types, but importing it takes a second.
 _TEXTS = ("path", "name", "revision", "configuration", "text_column", "language", "texts", "lists")
 _TEXTS_OF_SOURCE = (*_TEXTS, "split_names.train", "split_names.validation", "split_names.test")
-_OURS = {f"mambabyte.data.{name}Source" for name in _SOURCES}
+_TASKS = {f"mambabyte.data.{name}Task" for name in ("Copying", "InductionHeads", "SelectiveCopying")}
+_OURS = {f"mambabyte.data.{name}Source" for name in _SOURCES} | _TASKS
 
 
 @dataclass
@@ -49,6 +51,16 @@ class DataSettings(Settings):
                 f"data.validation_bytes={self.validation_bytes}, perhaps an experiment's, would be the first "
                 "bytes of a mixture's first part: set it to null, and data.parts.NAME.validation_bytes for "
                 "each part that should have fewer"
+            )
+        if self.is_task and self.windows != "random_per_document":
+            raise UserError(
+                f"data.windows={self.windows} cuts documents, and this data is a task, whose sequences are "
+                "windows already: leave it out"
+            )
+        if self.is_task and self.validation_bytes is None:
+            raise UserError(
+                "data.validation_bytes must be a number, since the sequences of a task never end: so many "
+                "bytes are made to validate on"
             )
 
     @classmethod
@@ -80,7 +92,26 @@ class DataSettings(Settings):
 
         limits = [max_bytes, self.validation_bytes if split == "validation" else None]
         limit = min((size for size in limits if size is not None), default=None)
-        return prepare(self.build_source(only_ours), split, self.folder, limit)
+        source = self.build_source(only_ours)
+        if self.is_task:
+            source.documents(split)  # says that there are none
+        return prepare(source, split, self.folder, limit)
+
+    def task_sequences(
+        self, context_length: int, split: str = "validation", max_bytes: int | None = None
+    ) -> TaskSequences:
+        """The sequences that a task is measured on: as many as there are in the first ``max_bytes`` or
+        ``validation_bytes``, the smaller of the two, and at least one.
+
+        Raises:
+            UserError: the sequences are too short for the task, or the split is that of training.
+        """
+        from mambabyte.data.tasks import Task, TaskSequences
+
+        task = self.build_source(only_ours=True)
+        assert isinstance(task, Task) and self.validation_bytes is not None
+        size = min(self.validation_bytes, max_bytes or self.validation_bytes)
+        return TaskSequences(task, context_length, max(1, size // context_length), split, max_bytes)
 
     def check_path(self) -> None:
         """Raise the source's UserError if it is ours and its path leads nowhere. Cheap; imports no torch."""
@@ -129,6 +160,11 @@ class DataSettings(Settings):
     @property
     def is_mixture(self) -> bool:
         return self.source.get("_target_") == "mambabyte.data.MixtureSource"
+
+    @property
+    def is_task(self) -> bool:
+        """Whether this is a synthetic task (data/tasks.py), which has no documents."""
+        return self.source.get("_target_") in _TASKS
 
     @property
     def _is_undivided(self) -> bool:

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from mambabyte.models.lstm import LSTM, LSTMConfig
     from mambabyte.models.mamba import MambaByte, MambaByteConfig
     from mambabyte.models.megabyte import MegaByte, MegaByteConfig
+    from mambabyte.models.mixer_stack import MixerStack, MixerStackConfig
     from mambabyte.models.perceiver_ar import PerceiverAR, PerceiverARConfig
     from mambabyte.models.transformer import Transformer, TransformerConfig
 
 _MODELS = {
     "CNN": "cnn", "GatedS4D": "gated_s4d", "LSTM": "lstm", "MambaByte": "mamba", "MegaByte": "megabyte",
-    "PerceiverAR": "perceiver_ar", "Transformer": "transformer",
+    "MixerStack": "mixer_stack", "PerceiverAR": "perceiver_ar", "Transformer": "transformer",
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ class ByteLM(nn.Module):
     `document_start` on the host and takes them as an array of NumPy too, which training then gives it.
     """
 
-    recurrent: ClassVar[bool] = False
-    reads_marks_on_host: ClassVar[bool] = False
+    recurrent: bool = False
+    reads_marks_on_host: bool = False
 
     def __init__(self, config: ByteLMConfig) -> None:
         super().__init__()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mambabyte.config.settings import Settings, TargetSettings, setting
 from mambabyte.errors import UserError
@@ -21,6 +22,15 @@ class ByteLMConfig(TargetSettings):
 
     section: ClassVar[str] = "model"
     model: ClassVar[type]  # of ByteLM
+
+    @classmethod
+    def from_settings(cls, values: Any, where: str) -> TargetSettings:
+        """As `TargetSettings` has it; the group ``mixer`` is refused beside a model that has none."""
+        if isinstance(values, Mapping) and isinstance(values.get("mixer"), Mapping):
+            ours, _, name = str(values.get("_target_")).removesuffix("Config").rpartition(".")
+            if ours == "mambabyte.models" and name != "MixerStack":
+                raise UserError(f"mixer= chooses the mixer of model=mixer_stack, and this model is {name}")
+        return super().from_settings(values, where)
 
     def build(self) -> ByteLM:
         """The model, freshly initialised from PyTorch's global generator."""

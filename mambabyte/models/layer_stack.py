@@ -1,4 +1,4 @@
-"""Models that are a residual stream through identical layers, each with one tensor as its state."""
+"""Models that are a residual stream through identical layers, each with a tuple as its state."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ class LayerStack(DocumentwiseByteLM):
     def blocks(self) -> list[nn.Module]:
         return list(self.layers)
 
-    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
-        out, after = run_layers(self.layers, self.norm, self.embedding(bytes.long()), state)
+    def _run(self, bytes: Tensor, state: State | None, *more: Any) -> tuple[Tensor, State]:
+        out, after = run_layers(self.layers, self.norm, self.embedding(bytes.long()), state, *more)
         return self.lm_head(out), after

@@ -28,8 +28,9 @@ from mambabyte.models.layers import ResidualNorm, run_layers
 from mambabyte.models.lora import is_adapted, weight_of
 from mambabyte.models.meta_device import repeated
 from mambabyte.models.ngram_embedding import NGramEmbedding
-from mambabyte.models.projection import Projection, minus_exp, prepared_at_once, used_again
-from mambabyte.ops import backend_for, causal_conv1d, selective_scan
+from mambabyte.models.projection import Projection, prepared_at_once
+from mambabyte.models.selective_state_space import SelectiveStateSpace, scan_flops
+from mambabyte.ops import backend_for, causal_conv1d
 from mambabyte.ops.halves import halves
 from mambabyte.ops.recomputation import recomputable
 from mambabyte.ops.step import (
@@ -85,43 +86,22 @@ class MambaByteConfig(ByteLMConfig):
         return self.dt_rank or math.ceil(self.d_model / 16)
 
 
-class Mixer(nn.Module):
-    """A Mamba block without norm and residual connection: (B, L, d) -> (B, L, d)."""
+class Mixer(SelectiveStateSpace):
+    """A Mamba block without norm and residual connection: (B, L, d) -> (B, L, d). The output projection is
+    divided by sqrt(layers), because it adds to the residual stream."""
 
     def __init__(self, config: MambaByteConfig) -> None:
         super().__init__()
-        inner, rank, states = config.d_inner, config.time_step_rank, config.d_state
-        self.rank, self.d_state = rank, states
+        inner = config.d_inner
         self.in_proj = Projection(config.d_model, 2 * inner)
         # Only holds the weights; the op is `causal_conv1d`.
         self.conv1d = nn.Conv1d(inner, inner, config.d_conv, groups=inner)
-        self.x_proj = Projection(inner, rank + 2 * states)
-        self.dt_proj = Projection(rank, inner, bias=True, recompute=True)
-        self.A_log = nn.Parameter(torch.empty(inner, states))
-        self.D = nn.Parameter(torch.empty(inner))
+        self.add_scan(inner, config.time_step_rank, config.d_state)
         self.out_proj = Projection(inner, config.d_model)
-        self.initialise(config)
-
-    @torch.no_grad()
-    def initialise(self, config: MambaByteConfig) -> None:
-        """Mamba's initialisation (arXiv 2312.00752, section 3.6); the other linear layers keep PyTorch's.
-
-        A is S4D-real, -1 .. -N in every channel. The step size's bias is softplus^-1 of log-uniform draws
-        from [dt_min, dt_max]. Output projections are divided by sqrt(layers), because each adds to the
-        residual stream.
-        """
-        for parameter in (self.A_log, self.D):
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]
-        if self.A_log.is_meta:  # which has no values
-            return
-        self.A_log.copy_(torch.arange(1.0, config.d_state + 1).log().expand_as(self.A_log))
-        self.D.fill_(1.0)
-        bound = config.time_step_rank**-0.5
-        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
-        low, high = math.log(config.dt_min), math.log(config.dt_max)
-        step_size = torch.exp(torch.rand_like(self.dt_proj.bias) * (high - low) + low)
-        self.dt_proj.bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))
-        self.out_proj.weight.div_(math.sqrt(config.n_layer))
+        self.initialise_scan(config.dt_min, config.dt_max)
+        if not self.A_log.is_meta:  # which has no values
+            with torch.no_grad():
+                self.out_proj.weight.div_(math.sqrt(config.n_layer))
 
     def projected(self) -> list[Tensor]:
         """The weights of the projections, those within adapters too."""
@@ -134,14 +114,7 @@ class Mixer(nn.Module):
         conv_state, scan_state = (None, None) if state is None else state
         x, z = halves(self.in_proj(hidden))
         x, conv_state = self._convolve(x, conv_state, document_start, keep_state)
-        projected = self.x_proj(x)
-        step_size, B, C = projected.split([self.rank, self.d_state, self.d_state], dim=-1)
-        delta = self.dt_proj(step_size)  # its bias is added in fp32, inside the scan
-        y, scan_state = selective_scan(
-            used_again(x, projected), delta, minus_exp(self.A_log), B, C, self.D, z, self.dt_proj.bias,
-            delta_softplus=True, initial_state=scan_state, return_final_state=True,
-            document_start=document_start,
-        )  # fmt: skip
+        y, scan_state = self.scan(x, z, scan_state, document_start)
         return self.out_proj(y), None if conv_state is None else (conv_state, scan_state)
 
     def _convolve(
@@ -342,12 +315,10 @@ class MambaByte(ByteLM):
         return [block.mixer.in_proj, block.mixer.out_proj]  # type: ignore[union-attr, list-item]
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """Matrix products, convolution, 7 per state of the scan (dt A, exp, dt u B, a h +, C h +), the head,
-        at any context length."""
+        """Matrix products, convolution, scan, the head, at any context length."""
         config = self.config
         d, inner, rank, states = config.d_model, config.d_inner, config.time_step_rank, config.d_state
-        products = inner * (3 * d + 2 * rank + 2 * states + config.d_conv)
-        layer = 2 * products + 7 * inner * states
+        layer = 2 * inner * (3 * d + config.d_conv) + scan_flops(inner, rank, states)
         ngrams = 2 * (config.ngram - 1) * config.ngram_width * d
         return FlopsPerByte(float(config.n_layer * layer + 2 * d * VOCABULARY + ngrams))
 

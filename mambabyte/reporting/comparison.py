@@ -33,6 +33,11 @@ class Comparison:
     models: list[str]
     labels: list[str]
 
+    @property
+    def of_task(self) -> bool:
+        """Whether the runs learn a task (data/tasks.py), of which only answers are scored."""
+        return any(run.accuracy_curve or (run.validation and run.validation.accuracy) for run in self.runs)
+
 
 def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
     """Group ``runs`` into comparisons; also return notes on what must not be compared.
@@ -57,7 +62,7 @@ def compare(runs: Sequence[Run]) -> tuple[list[Comparison], list[str]]:
     comparisons = []
     for members in groups.values():
         members.sort(key=lambda run: run.validation.bits_per_byte if run.validation else float("inf"))
-        measured_on = next((_in_words(run.validation) for run in members if run.validation), None)
+        measured_on = next((_in_words(run, run.validation) for run in members if run.validation), None)
         words = zip(*(told[run.directory] for run in members), strict=True)
         comparisons.append(Comparison(measured_on, members, *map(list, words)))
     return comparisons, list(_notes(comparisons))
@@ -72,7 +77,14 @@ def _setting_key(run: Run) -> str:
     return json.dumps([data, run.context_length], default=str)
 
 
-def _in_words(figure: Measurement) -> str:
+def _in_words(run: Run, figure: Measurement) -> str:
+    if figure.accuracy is not None:
+        task = str(run.data["source"]["_target_"]).rpartition(".")[2]
+        sequences = f"{counted(figure.documents, 'sequence')} of {figure.protocol['context_length']:,} bytes"
+        return (
+            f"{counted(figure.bytes, 'answer')} in {sequences} ({task} {figure.data_fingerprint[:8]}), "
+            f"{figure.precision}"
+        )
     return (
         f"{counted(figure.bytes, 'validation byte')} in {counted(figure.documents, 'document')} "
         f"(data {figure.data_fingerprint[:8]}), protocol {protocol_in_words(figure.protocol)}, "

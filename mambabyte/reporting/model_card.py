@@ -9,7 +9,7 @@ import yaml
 
 from mambabyte.models import ByteLM
 from mambabyte.runtime.terminal import visible
-from mambabyte.runtime.units import counted, protocol_in_words
+from mambabyte.runtime.units import accuracy_in_words, counted, protocol_in_words
 
 _COMMAND = 'mambabyte generate ckpt=FOLDER prompt="Once "'
 _NOT_OURS = ("gguf", "adapter")  # what ckpt= does not take
@@ -82,6 +82,8 @@ def _training(config: Mapping[str, Any] | None, step: int) -> str:
 
 
 def _figures(summary: Mapping[str, Any] | None, format: str) -> str:
+    if summary and (task := summary.get("validation")) and "accuracy" in task:
+        return f"Trained on a task, of which only answers are scored: {accuracy_in_words(task)}."
     found = [summary[key] for key in ("validation", "validation_stateful") if summary and summary.get(key)]
     if not found:
         return "Not measured by the run; `mambabyte eval --bpb` measures it on any data."

@@ -46,10 +46,19 @@ class _Column(NamedTuple):
         return _UNKNOWN if value is None else self.text(value)
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
 _BITS_PER_BYTE = _Column(
     "bits/byte", lambda run: run.validation and run.validation.bits_per_byte, "{:.4f}".format
 )
-# Columns beside run, bits per byte and model.
+_OF_TASKS = (  # what is measured on a task, whose bits are those of the answers alone
+    _Column("accuracy", lambda run: run.validation and run.validation.accuracy, _percent),
+    _Column("all right", lambda run: run.validation and run.validation.sequence_accuracy, _percent),
+    _BITS_PER_BYTE._replace(title="bits/answer"),
+)
+# Columns beside run, what is measured, and model.
 _COLUMNS = (
     _Column("stateful", lambda run: run.stateful and run.stateful.bits_per_byte, "{:.4f}".format),
     _Column("learning rate", lambda run: run.learning_rate, "{:g}".format),
@@ -86,12 +95,18 @@ def _run_table(comparison: Comparison) -> Table:
     different = {title: cells for title, cells in columns.items() if len(set(cells)) > 1}
     shared = {title: cells[0] for title, cells in columns.items() if title not in different}
     alike = [f"{title} {cell}" for title, cell in shared.items() if cell != _UNKNOWN]
-    bits_per_byte = [_BITS_PER_BYTE.cell(run) for run in comparison.runs]
-    rows = zip(comparison.names, bits_per_byte, *different.values(), strict=True)
-    header = ["run", _BITS_PER_BYTE.title, *different]
+    measured = _OF_TASKS if comparison.of_task else (_BITS_PER_BYTE,)
+    figures = [[column.cell(run) for run in comparison.runs] for column in measured]
+    rows = zip(comparison.names, *figures, *different.values(), strict=True)
+    header = ["run", *(column.title for column in measured), *different]
     title = f"Measured on {comparison.measured_on}" if comparison.measured_on else "Not measured yet"
     whose = "The same in all runs" if len(comparison.runs) > 1 else "This run"
     remarks = [f"{whose}: {', '.join(alike)}."] if alike else []
+    if comparison.of_task:
+        remarks.append(
+            "Accuracy is the share of answers that are right, all right that of the sequences whose answers "
+            "all are; bits/answer covers the answers and no other byte."
+        )
     return Table(title, header, [list(row) for row in rows], remarks=remarks)
 
 
@@ -196,6 +211,9 @@ def measured_records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
             record |= {"data": figure and figure.data_fingerprint, "protocol": protocol}
             record["bits_per_byte"] = figure and figure.bits_per_byte
             record["stateful_bits_per_byte"] = stateful and stateful.bits_per_byte
+            if comparison.of_task:
+                record["accuracy"] = figure and figure.accuracy
+                record["sequence_accuracy"] = figure and figure.sequence_accuracy
             records.append(record)
     return records
 

@@ -16,6 +16,8 @@ COLUMNS = (
     *("A_mean", "A_minimum", "A_maximum"),
 )
 PART = "validation_bits_per_byte/"  # with the name of a mixture's part, a column of such a run
+# of a task's run: the shares of answers that are right, and of sequences whose answers all are
+ACCURACY = ("validation_accuracy", "validation_sequence_accuracy")
 _NEVER_EMPTY = ("step", "bytes", "seconds", "bits_per_byte")
 _INTEGERS = ("step", "bytes", "peak_memory_bytes", "skipped_steps")
 
@@ -30,7 +32,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             for name in reader.fieldnames or ():
-                if name not in COLUMNS and not name.startswith(PART):
+                if name not in COLUMNS and not is_of_some_runs(name):
                     raise ValueError(f"there is no column {name[:40]!r}")
             return [_numbers(row) for row in reader if None not in row.values()]
     except (FileNotFoundError, NotADirectoryError):
@@ -54,10 +56,16 @@ def _number(column: str, cell: str) -> float:
         raise ValueError(f"{column or 'a cell too many'} is {str(cell)[:40]!r}") from None
 
 
-def write_metrics(path: Path, rows: Iterable[Mapping[str, Any]], parts: Iterable[str] = ()) -> None:
-    """Write ``rows`` to a metrics.csv, replacing an existing one; ``parts`` are the columns of a mixture."""
+def is_of_some_runs(column: str) -> bool:
+    """Whether only the runs of a mixture or of a task have a column of this name."""
+    return column.startswith(PART) or column in ACCURACY
+
+
+def write_metrics(path: Path, rows: Iterable[Mapping[str, Any]], further: Iterable[str] = ()) -> None:
+    """Write ``rows`` to a metrics.csv, replacing an existing one; ``further`` are the columns that only some
+    runs have."""
     text = StringIO(newline="")
-    writer = csv.DictWriter(text, (*COLUMNS, *parts))
+    writer = csv.DictWriter(text, (*COLUMNS, *further))
     writer.writeheader()
     writer.writerows(rows)
     with atomic_write(path) as file:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,14 +23,18 @@ from mambabyte.models.hyperparameters import LoraSettings
 from mambabyte.models.meta_device import on_meta_device
 from mambabyte.models.training_flops import training_flops_per_byte
 from mambabyte.runs.changes import with_new_names
-from mambabyte.runs.metrics_csv import read_metrics
+from mambabyte.runs.metrics_csv import ACCURACY, read_metrics
 
 _NO_RUNS_INSIDE = ("checkpoints", "wandb", "tensorboard")  # wandb writes a config.yaml too
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A figure of summary.json, over all validation bytes, and how it was measured."""
+    """A figure of summary.json, over all validation bytes, and how it was measured.
+
+    accuracy, sequence_accuracy: of a task (data/tasks.py) only. Its ``bytes`` are answers, ``bits_per_byte``
+        is over them alone, and ``documents`` are its sequences.
+    """
 
     bits_per_byte: float
     bytes: int
@@ -38,10 +42,16 @@ class Measurement:
     protocol: dict[str, Any]
     data_fingerprint: str
     precision: str
+    accuracy: float | None = None
+    sequence_accuracy: float | None = None
 
     @classmethod
     def of(cls, values: dict[str, Any] | None) -> Measurement | None:
-        return None if values is None else cls(**{field.name: values[field.name] for field in fields(cls)})
+        if values is None:
+            return None
+        needed = [field.name for field in fields(cls) if field.default is MISSING]
+        given = {field.name for field in fields(cls)} & values.keys()
+        return cls(**{name: values[name] for name in {*needed, *given}})
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class Run:
     device, validation, stateful: None unless the run is complete and measured; the last also if the model's
         state grows.
     curve: (bytes trained, seconds, bits per byte) at each validation during training.
+    accuracy_curve: (bytes trained, seconds, share of answers right) at each validation of a task's run.
     curve_bytes: how many of the validation bytes the curve is measured on.
     training: (bytes trained, seconds, bits per byte) of the training windows, a row of metrics.csv each.
     data: the ``data`` section of the configuration.
@@ -85,6 +96,7 @@ class Run:
     validation: Measurement | None
     stateful: Measurement | None
     curve: list[tuple[int, float, float]]
+    accuracy_curve: list[tuple[int, float, float]]
     curve_bytes: int
     training: list[tuple[int, float, float]]
     data: dict[str, Any]
@@ -164,6 +176,8 @@ def read_run(directory: Path) -> Run:
     with _reading(directory / "metrics.csv"):
         points = [(row["bytes"], row["seconds"], row["validation_bits_per_byte"]) for row in rows]
         curve = [point for point in points if point[2] is not None]
+        answered = [row for row in rows if row.get(ACCURACY[0]) is not None]
+        accuracy_curve = [(row["bytes"], row["seconds"], row[ACCURACY[0]]) for row in answered]
         training = [(row["bytes"], row["seconds"], row["bits_per_byte"]) for row in rows]
         rates = [row["bytes_per_second"] for row in rows]
         peaks = [row["peak_memory_bytes"] for row in rows if row.get("peak_memory_bytes")]
@@ -196,6 +210,7 @@ def read_run(directory: Path) -> Run:
         validation=validation,
         stateful=stateful,
         curve=curve,
+        accuracy_curve=accuracy_curve,
         curve_bytes=curve_bytes,
         training=[point for point in training if math.isfinite(point[2])],  # nan: all steps were skipped
         data=data,

@@ -7,7 +7,7 @@ from typing import Any
 
 from mambabyte.runtime.atomic_write import atomic_write
 from mambabyte.runtime.terminal import visible
-from mambabyte.runtime.units import counted, protocol_in_words
+from mambabyte.runtime.units import accuracy_in_words, counted, protocol_in_words
 from mambabyte.runtime.valid_json import valid_json
 
 
@@ -49,7 +49,9 @@ def report(summary: Mapping[str, Any]) -> str:
     """The end of a run in a few lines."""
     result, stateful = summary["validation"], summary["validation_stateful"]
     lines = ["validation: not measured, as callbacks.evaluate_bytes=0 asks"]
-    if result:
+    if result and "accuracy" in result:
+        lines = [f"validation: {accuracy_in_words(result)}"]
+    elif result:
         lines = [
             f"validation: {result['bits_per_byte']:.4f} bits per byte (protocol "
             f"{protocol_in_words(result['protocol'])}, {counted(result['bytes'], 'byte')} in "
@@ -67,9 +69,10 @@ def report(summary: Mapping[str, Any]) -> str:
         lines.append(f"worst document: {visible(worst['name'])} ({bits})")
     if rivals:
         lines.append(f"on the same bytes: {rivals}")
-    sample = visible(summary["sample"]).split("\n")  # an untrained model writes control characters too
+    if "sample" in summary:  # a task's run has none
+        sample = visible(summary["sample"]).split("\n")  # an untrained model writes control characters too
+        lines += ["sample:", *(f"  {line}" for line in sample)]
     size = f"{summary['parameters']:,} parameters, {summary['step']:,} steps"
-    lines += ["sample:", *(f"  {line}" for line in sample)]
     size += f", from '{visible(summary['ckpt'])}'" if summary.get("ckpt") else ""
     lines += [f"run: {summary['run_dir']} ({size})", f"loss curve: {summary['loss_curve']}"]
     return "\n".join(lines)

@@ -38,6 +38,20 @@ def short_count(number: float, unit: str = "") -> str:
     return f"{float(f'{number / scale:.3g}'):g}{' ' if unit else ''}{prefix}{unit}"
 
 
+def accuracy_in_words(figure: Mapping[str, Any]) -> str:
+    """What a model answered to a task: "96.90 % of 4,096 answers right (guessing: 7.14 %), ..."."""
+    return (
+        f"{_percent(figure['accuracy'])} of {counted(figure['bytes'], 'answer')} right (guessing: "
+        f"{_percent(figure['chance'])}), all of them in {_percent(figure['sequence_accuracy'])} of "
+        f"{counted(figure['documents'], 'sequence')} of {figure['protocol']['context_length']:,} bytes; "
+        f"{figure['bits_per_byte']:.4f} bits per answer, {figure['precision']}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
 def protocol_in_words(protocol: Mapping[str, Any]) -> str:
     """An evaluation protocol in words: "sliding, context 1,024 bytes, stride 512"."""
     stride = f", stride {protocol['stride']:,}" if "stride" in protocol else ""

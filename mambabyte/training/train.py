@@ -76,7 +76,7 @@ def _train_and_measure(run: Plan) -> dict[str, Any] | None:
     if summary := read_summary(run.settings.run_dir, step, run.settings.callbacks.evaluate_bytes):
         return summary
     with explaining_full_disk(run.settings.run_dir):
-        return summarize(run.settings, step, run.data.validation_corpus())
+        return summarize(run.settings, step, run.data.validation_data())
 
 
 def _check_data(run: Plan) -> None:
@@ -100,7 +100,7 @@ def _fit(run: Plan, module: ByteLMModule) -> int:
     """Train, from the run's checkpoint if it has one; return the optimizer step that was reached."""
     settings = run.settings
     run_dir = settings.run_dir
-    callbacks, preemption = build_callbacks(settings, run.data.validation_corpus(), run.callbacks)
+    callbacks, preemption = build_callbacks(settings, run.data.validation_data(), run.callbacks)
     if run.main_process:  # when the checkpoint has been loaded, and turned out to be whole
         callbacks = [LambdaCallback(on_train_start=lambda *_: _begin(run)), *callbacks]
     loggers = build_loggers(settings, run.config) if run.main_process else []

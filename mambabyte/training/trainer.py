@@ -11,13 +11,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mambabyte.checkpoints import checkpoint_folder
 from mambabyte.data import ByteCorpus
+from mambabyte.data.tasks import TaskSequences
 from mambabyte.errors import UserError
 from mambabyte.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from mambabyte.training.callbacks.metrics import Metrics
 from mambabyte.training.callbacks.preemption import Preemption
 from mambabyte.training.callbacks.samples import Samples
 from mambabyte.training.callbacks.scan_statistics import ScanStatistics
-from mambabyte.training.callbacks.step_callback import Spikes
+from mambabyte.training.callbacks.step_callback import Spikes, StepCallback
+from mambabyte.training.callbacks.task_validation import TaskValidation
 from mambabyte.training.callbacks.time_budget import TimeBudget
 from mambabyte.training.callbacks.validation import Validation
 from mambabyte.training.distributed.launching import SameCheckpoint, started_by_srun
@@ -81,17 +83,22 @@ def build_trainer(settings: TrainSettings, callbacks: list[Callback], loggers: l
 
 
 def build_callbacks(
-    settings: TrainSettings, corpus: ByteCorpus, extra: list[Callback]
+    settings: TrainSettings, held_out: ByteCorpus | TaskSequences, extra: list[Callback]
 ) -> tuple[list[Callback], Preemption]:
-    """The callbacks of a run with validation ``corpus`` and the ``extra`` ones of its user; also the one that
-    knows whether a signal stopped it.
+    """The callbacks of a run that validates on ``held_out`` and the ``extra`` ones of its user; also the one
+    that knows whether a signal stopped it.
 
     They see a step in this order: a validation's result belongs in that step's row of metrics, and a
     checkpoint is saved when all others, the user's included, are done.
     """
     config = settings.callbacks
     metrics = Metrics(settings)
-    statistics, validation = ScanStatistics(metrics.is_logged), Validation(settings, corpus)
+    statistics = ScanStatistics(metrics.is_logged)
+    validation: StepCallback
+    if isinstance(held_out, TaskSequences):
+        validation = TaskValidation(settings)
+    else:
+        validation = Validation(settings, held_out)
     ours = [Spikes(), statistics, validation, metrics, TimeBudget(settings, metrics), Samples(settings)]
     folder = checkpoint_folder(settings.run_dir)
     checkpoints = Checkpoints(folder, config.checkpoint_every, config.checkpoints_kept)

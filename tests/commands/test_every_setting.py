@@ -43,6 +43,7 @@ NEEDED = {
 }
 COMPOSED = [name for name in NAMES if hasattr(commands.find(name).settings, "yaml")]
 MODELS = ["small", "cnn", "gated_s4d", "lstm", "megabyte", "perceiver_ar", "transformer"]
+MODELS.append("mixer_stack mixer=ssd")
 Place = tuple[Any, ...]
 
 
@@ -115,10 +116,11 @@ def test_a_mutated_setting_is_obeyed_or_answered_with_one_sentence(name):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_mutated_setting_of_train_is_obeyed_or_answered_with_one_sentence(model):
-    values = composed(TrainSettings, f"model={model}", "trainer.accelerator=cpu")
+    choices = [*f"model={model}".split(), "trainer.accelerator=cpu"]
+    values = composed(TrainSettings, *choices)
     if model == "small":
         return assert_obeyed_or_one_sentence(TrainSettings, values)
-    base = TrainSettings.compose(f"model={model}", "trainer.accelerator=cpu")
+    base = TrainSettings.compose(*choices)
     assert_obeyed_or_one_sentence(TrainSettings, {"model": values["model"]}, base)
 
 

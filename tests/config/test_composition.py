@@ -48,12 +48,16 @@ def test_the_settings_of_a_command_are_those_of_its_yaml(command):
             for group in ("data", "model", "optimizer", "lora", "trainer", "budget", "logger", "callbacks")
             for path in sorted((config_dir() / group).glob("*.yaml"))
         ),
+        *(
+            ("train", f"model=mixer_stack mixer={path.stem}")
+            for path in sorted((config_dir() / "mixer").glob("*.yaml"))
+        ),
     ],
 )
 def test_help_describes_every_setting(command, choice, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")
     monkeypatch.setenv("SLURM_NNODES", "1")
-    text = describe_settings(commands.find(command).settings, [choice] if choice else [], None)
+    text = describe_settings(commands.find(command).settings, choice.split(), None)
     lines = text.partition("Settings (key=value):\n")[2].splitlines()
     keys = [line for line in lines if re.match(r" *\w+: ", line) or re.match(r" *\w+:  #", line)]
     assert keys

@@ -23,6 +23,7 @@ NEEDED = {
     "files": ["data.path=notes"],
     "hf": ["data.name=someone/texts"],
     "mixture": ["data.parts={a: {data: stdlib, weight: 2}}"],
+    "mixer_stack": ["mixer=s6"],
 }
 LEFT_OUT = ["wikipedia_mixture", "of_ckpt"]  # a mixture like any other, and no model of its own
 # Of a model that is built and run.
@@ -98,3 +99,11 @@ def test_every_setting_of_every_source_is_obeyed_or_refused_in_one_sentence(choi
 def test_every_setting_of_every_model_is_obeyed_or_refused_in_one_sentence(choice: str) -> None:
     values = section("model", choice)
     check({**values, **{key: value for key, value in SMALL.items() if key in values}}, run)
+
+
+@pytest.mark.parametrize("choice", choices("mixer"))
+def test_every_setting_of_every_mixer_is_obeyed_or_refused_in_one_sentence(choice: str) -> None:
+    stack = plain(TrainSettings.compose_yaml(["model=mixer_stack", f"mixer={choice}"])[0])["model"]
+    stack |= {"d_model": 16, "n_layer": 1, "mlp": "none"}
+    mixer = {**stack["mixer"], **{key: value for key, value in SMALL.items() if key in stack["mixer"]}}
+    check(mixer, lambda values: run({**stack, "mixer": values}))

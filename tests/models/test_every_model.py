@@ -17,9 +17,16 @@ from mambabyte.models import (
     LSTMConfig,
     MambaByteConfig,
     MegaByteConfig,
+    MixerStackConfig,
     PerceiverARConfig,
     TransformerConfig,
+    mixers,
 )
+
+
+def mixer_stack(mixer, **settings):
+    return MixerStackConfig(mixer=mixer, d_model=16, n_layer=2, **settings)
+
 
 MODELS = {
     "mambabyte": MambaByteConfig(d_model=32, n_layer=2, d_state=4),
@@ -38,6 +45,11 @@ MODELS = {
     "gated_s4d": GatedS4DConfig(d_model=32, n_layer=2, d_state=8),
     "lstm": LSTMConfig(d_model=32, n_layer=2),
     "cnn": CNNConfig(d_model=32, n_layer=3, kernel_size=3, dilation_cycle=2),
+    "mamba-s6": mixer_stack(mixers.S6Config(d_state=4), block="mamba", mlp="none"),
+    "h3-s6": mixer_stack(mixers.S6Config(d_state=4), block="h3", mlp="none"),
+    "linear_attention": mixer_stack(mixers.LinearAttentionConfig(n_head=2), mlp="gelu"),
+    "ssd": mixer_stack(mixers.SSDConfig(d_state=4, n_head=2, chunk=8)),
+    "attention": mixer_stack(mixers.AttentionConfig(n_head=2)),
 }
 # fp32 sums in another order, logits of order 1
 CLOSE = {"atol": 2e-5, "rtol": 0}

@@ -7,6 +7,7 @@ from mambabyte.commands import train
 from mambabyte.training.settings import TrainSettings
 
 SMALL = ["small", "mambabyte", "transformer", "megabyte", "perceiver_ar", "gated_s4d", "lstm", "cnn"]
+SMALL.append("mixer_stack mixer=linear_attention")
 
 
 @pytest.mark.parametrize("choice", SMALL)
@@ -16,7 +17,8 @@ def test_small_configs_take_real_steps(choice, tmp_path):
     for number in range(8):
         (folder / f"{number}.txt").write_text(f"{number}: all happy families are alike. " * (3 + 5 * number))
     overrides = [
-        f"model={choice}", "data=files", f"data.path={folder}", "data.windows=packed", "context_length=64",
+        *f"model={choice}".split(),
+        "data=files", f"data.path={folder}", "data.windows=packed", "context_length=64",
         "data.validation_fraction=0.2", "trainer.max_steps=3", "optimizer.warmup_steps=2",
         "trainer.micro_batch_size=2", "trainer.global_batch_bytes=256", "trainer.accelerator=cpu",
         "callbacks.validate_bytes=256",

@@ -36,3 +36,17 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest deviation relative to the expected tensor's largest magnitude. A NaN fails every comparison."""
     scale = expected.abs().max().clamp_min(1e-12)
     return ((actual.double() - expected.double()).abs().max() / scale).item()
+
+
+def naive_ssd(x, log_decay, B, C, initial_state, document_start=None):
+    """arXiv 2405.21060, equation 1, with a scalar decay for each head; the output and the last state."""
+    h, out = initial_state, []
+    share = x.shape[2] // B.shape[2]
+    for t in range(x.shape[1]):
+        if document_start is not None:
+            h = torch.where(document_start[:, t, None, None, None], torch.zeros_like(h), h)
+        if log_decay is not None:
+            h = log_decay[:, t, :, None, None].exp() * h
+        h = h + x[:, t, :, :, None] * B[:, t].repeat_interleave(share, 1)[:, :, None]
+        out.append((h * C[:, t].repeat_interleave(share, 1)[:, :, None]).sum(-1))
+    return torch.stack(out, 1), h

@@ -60,6 +60,8 @@ def _composed(values: Mapping[str, Any]) -> DataSettings:
     settings = _Composed.from_composed(composed, choices).data
     if settings.is_mixture:
         raise UserError(f"data={file} is a mixture itself: name its parts beside the others")
+    if settings.is_task:
+        raise UserError(f"data={file} is a task, which has no documents to mix: train on it alone")
     return settings
 
 

@@ -26,6 +26,11 @@ def hash64_each(*numbers: int, last: np.ndarray) -> np.ndarray:
     return np.frombuffer(digests, dtype="<u8")
 
 
+def random_words(key: int, count: int) -> np.ndarray:
+    """(count,) uint64, uniformly distributed: a pure function of the key, the same on every machine."""
+    return _mix(np.arange(count, dtype=np.uint64), key, 0)
+
+
 def permuted(indices: np.ndarray, size: int, key: int, shuffle: int = SHUFFLE) -> np.ndarray:
     """What a keyed permutation of range(size) maps the (n,) indices to, as int64.
 

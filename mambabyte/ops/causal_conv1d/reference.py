@@ -11,15 +11,23 @@ def causal_conv1d_reference(
     x: Tensor, weight: Tensor, bias: Tensor, initial_state: Tensor | None, document_start: Tensor | None
 ) -> Tensor:
     """As `mambabyte.ops.causal_conv1d`, in fp32 (fp64 if x is); the output in x's dtype."""
+    return silu(causal_sum(x, weight, bias, initial_state, document_start)).to(x.dtype)
+
+
+def causal_sum(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None,
+    document_start: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The convolution without SiLU, in fp32 (fp64 if x is)."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     history, length = weight.shape[1] - 1, x.shape[1]
     padded = _with_history(x.to(dtype), initial_state, history)
     age = None if document_start is None else _age(document_start, history)
-    total = bias.to(dtype)
+    total = x.new_zeros((), dtype=dtype) if bias is None else bias.to(dtype)
     for back in range(history + 1):
         tap = padded[:, history - back : history - back + length] * weight[:, history - back].to(dtype)
         total = total + (tap if age is None else tap.masked_fill((age < back).unsqueeze(-1), 0.0))
-    return silu(total).to(x.dtype)
+    return total
 
 
 def last_inputs(

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from mambabyte.models.training_flops import training_flops_per_byte
-from mambabyte.runs.metrics_csv import PART, append_metrics, read_metrics, write_metrics
+from mambabyte.runs.metrics_csv import ACCURACY, append_metrics, is_of_some_runs, read_metrics, write_metrics
 from mambabyte.runtime.memory import PeakMemory
 from mambabyte.runtime.progress import StatusLine
 from mambabyte.runtime.units import byte_count, duration
@@ -61,12 +61,13 @@ class Metrics(StepCallback):
                 self._bytes_per_step,
                 trainer.global_step,
                 self._settings.budget.training_seconds,
+                self._settings.data.is_task,
             )
             self._line.begin()
             # steps after the checkpoint are repeated: drop their rows
             keep = [row for row in read_metrics(self._path) if row["step"] <= trainer.global_step]
             columns = [name for each in self._others(trainer) for name in each.columns()]
-            write_metrics(self._path, keep, [name for name in columns if name.startswith(PART)])
+            write_metrics(self._path, keep, filter(is_of_some_runs, columns))
             self._flops_per_byte = training_flops_per_byte(
                 module.model.config, self._settings.context_length, self._settings.lora, self._settings.freeze
             )
@@ -140,6 +141,7 @@ class ProgressLine:
 
     Args:
         training_seconds: of the run, where ``max_steps`` is not decided yet.
+        of_task: only answers are scored, and validation is shown as the share of them that is right.
 
     Attributes:
         max_steps: the run's; None while the clock has not decided them.
@@ -151,11 +153,13 @@ class ProgressLine:
         bytes_per_step: int,
         first_step: int,
         training_seconds: float | None = None,
+        of_task: bool = False,
     ) -> None:
         self.max_steps = max_steps
         self._bytes_per_step = bytes_per_step
         self._training_seconds = training_seconds
         self._validation: float | None = None
+        self._of_task = of_task
         self._bar = StatusLine(initial=first_step, bar_format="{desc}")
 
     def begin(self) -> None:
@@ -165,7 +169,8 @@ class ProgressLine:
 
     def show(self, row: Mapping[str, Any], final: bool = False, urgent: bool = False) -> None:
         """Show a row of metrics if it is ``final`` or ``urgent``, or if the last was shown long ago."""
-        self._validation = row.get("validation_bits_per_byte") or self._validation
+        validation = row.get(ACCURACY[0] if self._of_task else "validation_bits_per_byte")
+        self._validation = self._validation if validation is None else validation
         self._bar.set_description_str(self._text(row), refresh=False)
         if urgent:
             self._bar.mininterval = 0
@@ -185,8 +190,8 @@ class ProgressLine:
         used, validation = row["model_flops_utilization"], self._validation
         parts = {
             "step": self._of_all(step),
-            "loss": f"{row['bits_per_byte']:.3f} bpb",
-            "validation": f"{validation:.3f} validation bpb" if validation else None,
+            "loss": f"{row['bits_per_byte']:.3f} {'bits per answer' if self._of_task else 'bpb'}",
+            "validation": None if validation is None else self._in_words(validation),
             "learning rate": f"lr {row['learning_rate']:.1e}",
             "gradient": f"gradient {row['gradient_norm']:.2f}",
             "speed": f"{byte_count(row['bytes_per_second'])}/s",
@@ -199,6 +204,9 @@ class ProgressLine:
             if self._bar.width is not None and len(" | ".join(shown.values())) > self._bar.width:
                 shown.pop(name, None)
         return " | ".join(shown.values())
+
+    def _in_words(self, validation: float) -> str:
+        return f"{100 * validation:.1f} % right" if self._of_task else f"{validation:.3f} validation bpb"
 
     def _of_all(self, step: int) -> str:
         return f"step {step}" if self.max_steps is None else f"step {step}/{self.max_steps}"

@@ -86,9 +86,7 @@ class Validation(StepCallback):
         return [float(nats) / scored / math.log(2) if scored else None for nats, scored in rows]
 
     def _precision(self, device: torch.device) -> PrecisionName:
-        trainer = self._settings.trainer
-        needed = device.type == "cuda" or (trainer.strategy == "fsdp" and trainer.world_size > 1)
-        return "bf16" if trainer.precision == "bf16" and needed else "fp32"
+        return validation_precision(self._settings, device)
 
     @cached_property
     def _sample(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -101,6 +99,13 @@ class Validation(StepCallback):
         first_bytes = np.bincount(parts[begin], minlength=len(self._ends))
         predicting = np.flatnonzero([len(window) > 1 for window in windows])
         return [windows[i] for i in predicting], parts[predicting], first_bytes
+
+
+def validation_precision(settings: TrainSettings, device: torch.device) -> PrecisionName:
+    """In which precision a run validates while it trains on this device."""
+    trainer = settings.trainer
+    needed = device.type == "cuda" or (trainer.strategy == "fsdp" and trainer.world_size > 1)
+    return "bf16" if trainer.precision == "bf16" and needed else "fp32"
 
 
 def spread_windows(

@@ -48,7 +48,8 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
     if by_clock is not None and step_seconds:
         steps = run.step + max(1, round((by_clock - run.seconds) / step_seconds))
     total = None if steps is None else steps * trainer.global_batch_bytes
-    corpus = None if run.data.settings.streaming else run.data.train_corpus().num_bytes
+    data = run.data.settings
+    corpus = None if data.streaming or data.is_task else run.data.train_corpus().num_bytes
     return {
         "name": settings.name,
         "model": type(model).__name__,
@@ -70,6 +71,7 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
         "training_seconds": by_clock,
         "steps_done": run.step,
         "bytes": total,
+        "task": data.is_task,
         "corpus_bytes": corpus,
         "epochs": corpus and total and total / corpus,
         "seconds_per_step": step_seconds,
@@ -92,7 +94,7 @@ def describe(run: dict[str, Any]) -> str:
     left = f" for the {run['steps'] - run['steps_done']:,} steps left" if run["steps_done"] else ""
     alone = "; measured on one of them, without what passes between them" if world > 1 else ""
     reason = f" ({run['precision_reason']})" if run["precision_reason"] else ""
-    corpus = "a streamed corpus"
+    corpus = "sequences of a task" if run["task"] else "a streamed corpus"
     if run["corpus_bytes"] is not None:
         epochs = "" if run["epochs"] is None else f"{run['epochs']:.2f} epochs of "
         corpus = f"{epochs}{byte_count(run['corpus_bytes'])}"

@@ -96,7 +96,11 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
     if keep_measurements and not _is_complete(settings, step):
         callbacks = settings.callbacks.build_extra()
         _check_parts(settings, main_process)
-        settings.data.prepare("validation")  # what is wrong with it is found before there is a run directory
+        # what is wrong with the data is found before there is a run directory
+        if settings.data.is_task:
+            settings.data.task_sequences(settings.context_length)
+        else:
+            settings.data.prepare("validation")
     settings = with_measurements(settings, keep_measurements)
     if main_process and about_the_end is not None:
         print(f"mambabyte: {about_the_end}", file=sys.stderr)

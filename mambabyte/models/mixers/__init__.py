@@ -1,0 +1,25 @@
+"""Sequence mixers behind one contract (`mixers/mixer.py`), each in a file of its own."""
+# ruff: noqa: F401, as every import of a config is an export
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mambabyte.models.mixers.attention import AttentionConfig
+    from mambabyte.models.mixers.linear_attention import LinearAttentionConfig
+    from mambabyte.models.mixers.mixer import MixerConfig, Place, SequenceMixer
+    from mambabyte.models.mixers.s6 import S6Config
+    from mambabyte.models.mixers.ssd import SSDConfig
+
+# The names of the configs, without `Config`, and of their modules, which are those of the group `mixer` too.
+MIXERS = {"Attention": "attention", "LinearAttention": "linear_attention", "S6": "s6", "SSD": "ssd"}
+
+
+def __getattr__(name: str) -> Any:
+    modules = {**MIXERS, "Mixer": "mixer", "Place": "mixer", "SequenceMixer": "mixer"}
+    module = modules.get(name.removesuffix("Config"))
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)
