@@ -46,8 +46,8 @@ class DataSettings(Settings):
     def __post_init__(self) -> None:
         if self.is_mixture and self.streaming:
             raise UserError(
-                "data.streaming=true, perhaps an experiment's, and a mixture is prepared on the disk before it "
-                "is trained on: set data.streaming=false, or stream one of its parts alone"
+                "data.streaming=true, perhaps an experiment's, and a mixture is prepared on the disk before "
+                "it is trained on: set data.streaming=false, or stream one of its parts alone"
             )
         if self.is_mixture and self.validation_bytes is not None:
             raise UserError(

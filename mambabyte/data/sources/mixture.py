@@ -97,7 +97,8 @@ class MixtureSource(Settings):
                 "data.parts must say what to mix, as in "
                 "'data.parts={old: {data: stdlib}, new: {data: files, path: FOLDER, weight: 3}}'"
             )
-        self._weights, self._settings = {}, {}
+        self._weights: dict[str, float] = {}
+        self._settings: dict[str, DataSettings] = {}
         for name, values in sorted(self.parts.items(), key=lambda part: str(part[0])):  # as in any order
             if type(name) not in (str, int) or not _NAME.fullmatch(str(name)):
                 raise UserError(
