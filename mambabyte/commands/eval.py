@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from mambabyte.checkpoints import Checkpoint
     from mambabyte.data import ByteCorpus
+    from mambabyte.evaluation.published import PublishedModel
     from mambabyte.runtime.precision import PrecisionName
 
 Metric = Literal["bpb", "word_perplexity", "compressors", "noise", "lengths", "utf8", "proof", "heatmap"]
@@ -33,7 +34,7 @@ class EvalSettings(CommandSettings):
 
     yaml: ClassVar[str] = "eval"
     ckpt: Path
-    split: Literal["train", "validation", "test"]
+    split: Literal["train", "validation", "test"] | None
     protocol: Literal["disjoint", "sliding", "stateful"]
     context_length: int | None = setting(at_least=1, at_most=2**30)
     stride: int | None = setting(at_least=1, at_most=2**30)
@@ -89,7 +90,7 @@ def run(settings: EvalSettings) -> None:
     from mambabyte.runtime.terminal import print_coloured
     from mambabyte.runtime.units import counted
 
-    metrics, split = settings.metrics, settings.split
+    metrics = settings.metrics
     with process_group(choose_device(settings.device)) as (device, rank):
         checkpoint = checkpoints.read(settings.ckpt)
         model, training_length = checkpoint.build_model(), _training_length(checkpoint, settings)
@@ -103,8 +104,13 @@ def run(settings: EvalSettings) -> None:
             raise UserError(
                 "furthest= is how long a task's sequences get, and this data is none: leave it out"
             )
+        published = _published(checkpoint)
+        of_paper = published if settings.data is None else None
+        split = settings.split or ("test" if of_paper else "validation")
         if settings.data and split == "validation":
             data = data.measured_whole()
+        if of_paper and rank == 0:
+            print(f"mambabyte: {_of_paper(checkpoint, of_paper, settings, split)}", file=sys.stderr)
         corpus = data.prepare(split, only_ours=settings.data is None)
         context_length = settings.context_length or training_length
         protocol = Protocol(
@@ -196,7 +202,8 @@ def _answer(
     model, batch_size = checkpoint.build_model(), settings.batch_size
     length = settings.context_length or training_length
     precision = _precision(settings.precision, device, rank)
-    sequences = data.task_sequences(length, settings.split, settings.max_bytes)
+    split = settings.split or "validation"
+    sequences = data.task_sequences(length, split, settings.max_bytes)
     progress = progress_bar("answers") if rank == 0 else None
     chunk_length = max(CHUNK_LENGTH, training_length)
     result = evaluate_task(
@@ -213,10 +220,10 @@ def _answer(
             *(folder / "lengths.png", progress_bar),
         )
     if settings.json:
-        found = {"checkpoint": checkpoint.name, "split": settings.split}
+        found = {"checkpoint": checkpoint.name, "split": split}
         print(valid_json({**result.to_dict(), **found, **({"lengths": study.values} if study else {})}))
     else:
-        print("\n".join([f"{settings.split}: {result}", *(study.lines if study else [])]))
+        print("\n".join([f"{split}: {result}", *(study.lines if study else [])]))
     if study and study.fault is not None:
         raise UserError(study.fault)
 
@@ -237,19 +244,53 @@ def _precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device, ran
     return gather_objects(chosen)[0] if asked == "auto" else asked
 
 
+def _published(checkpoint: Checkpoint) -> PublishedModel | None:
+    """What the paper says about a model of its authors' that does not say it itself; None of another."""
+    from mambabyte.evaluation.published import PUBLISHED
+
+    foreign = checkpoint.content["mambabyte"].get("config") is None
+    return PUBLISHED.get(checkpoint.hub.name) if foreign and checkpoint.hub is not None else None
+
+
+def _of_paper(checkpoint: Checkpoint, published: PublishedModel, settings: EvalSettings, split: str) -> str:
+    """What is measured where nothing else was asked for, and what to compare it with."""
+    length = settings.context_length or published.context_length
+    said = f"'{checkpoint.name}' is one of the paper's models: measuring data={published.data} split={split}"
+    said += f" context_length={length}"
+    if split == "test" and length == published.context_length and published.figure is not None:
+        said += f"; the paper reports {published.figure}"
+    return said
+
+
 def _training_length(checkpoint: Checkpoint, settings: EvalSettings) -> int:
-    """The context of training; for a model that was saved without its configuration, the one asked for."""
+    """The context of training; for a model that does not say it, the paper's or the one asked for."""
+    published = _published(checkpoint)
+    if published is not None:
+        return published.context_length
     try:
         return checkpoint.context_length
     except UserError as fault:
         if settings.context_length is None:
-            raise UserError(f"{fault}; set context_length= and data=") from fault
+            wanted = "context_length=" if settings.data else "context_length= and data="
+            raise UserError(f"{fault}; set {wanted}") from fault
         return settings.context_length
 
 
 def _data_of(checkpoint: Checkpoint) -> DataSettings:
     """The data it was trained on. An export does not say where on its machine that lay."""
-    data = DataSettings.from_settings(checkpoint.config.get("data"), "data")
+    published = _published(checkpoint)
+    if published is not None and published.data is not None:
+        composed = EvalSettings.compose(f"ckpt={checkpoint.name}", f"data={published.data}").data
+        assert composed is not None
+        return composed
+    try:
+        data = DataSettings.from_settings(checkpoint.config.get("data"), "data")
+    except UserError as fault:
+        if checkpoint.content["mambabyte"].get("config") is not None:
+            raise
+        raise UserError(
+            f"'{checkpoint.name}' does not say on which data it was trained; set data= to what to measure"
+        ) from fault
     try:
         data.build_source(only_ours=True)
     except UserError as fault:

@@ -118,6 +118,9 @@ def _refused_override(message: str, cause: BaseException | None) -> UserError:
             "or add -m to run one job for each"
         )
     parts = [_first_line(message), _first_line(str(cause)) if cause else ""]
+    if parts[1].startswith("Incompatible key type 'NoneType'"):
+        override = parts[0].removeprefix("Error merging override ")
+        return UserError(f"{override} has null as a key: choose another name")
     return UserError(": ".join(part for part in parts if part))
 
 

@@ -28,6 +28,7 @@ _ONE_CHOICE = (
         "launcher",
     ),
 )
+_OF_A_PART = re.compile(r"data\.parts\.[^.]+\.[^.]+")  # a setting of a mixture's part
 
 
 class Text(NamedTuple):
@@ -89,8 +90,11 @@ def _as_meant(override: str, texts: dict[str, Text], sweeping: bool) -> str:
         raise UserError("logger=[] chooses none, and metrics.csv is written in any case: write logger=csv")
     if key == "+experiment":  # the defaults list names this group, so that it cannot be added
         return f"experiment={value}"
+    if key == name and _OF_A_PART.fullmatch(name):  # which need not be written yet to have its default
+        override = f"++{override}"
     if name in texts and equals:
         return f"{key}={_as_text(value, texts[name], sweeping)}"
+    key, _, value = override.partition("=")
     return f"{key}={quoted(os.path.expanduser(value))}" if _below_home(value) else override
 
 

@@ -46,6 +46,11 @@ class DataSettings(Settings):
     block_windows: int = setting(default=1024, at_least=1, at_most=10**7)
 
     def __post_init__(self) -> None:
+        if self.is_mixture and self.streaming:
+            raise UserError(
+                "data.streaming=true, perhaps an experiment's, and a mixture is prepared on the disk before "
+                "it is trained on: set data.streaming=false, or stream one of its parts alone"
+            )
         if self.is_mixture and self.validation_bytes is not None:
             raise UserError(
                 f"data.validation_bytes={self.validation_bytes}, perhaps an experiment's, would be the first "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
@@ -81,7 +82,8 @@ def refuse_other_run(run_dir: Path, changed: Changes) -> None:
 def in_words(changed: Changes, then: str) -> str:
     """ "seed (0 there, 1 now), ..."."""
     return ", ".join(
-        f"{key} ({_written(old)} {then}, {_written(new)} now)" for key, (old, new) in changed.items()
+        f"{key.replace('data.source.parts.', 'data.parts.')} ({_written(old)} {then}, {_written(new)} now)"
+        for key, (old, new) in changed.items()
     )
 
 
@@ -90,6 +92,8 @@ def _written(value: Any) -> str:
 
 
 def _may_change(key: str) -> bool:
+    if re.fullmatch(r"data\.source\.parts\.[^.]+\.retries", key):  # of a mixture's part
+        return True
     return any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
 
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from mambabyte.commands import eval as evaluate
+from mambabyte.config.settings import to_plain
 from mambabyte.data import ByteDataModule, DataSettings, MixtureSource, prepare
 from mambabyte.data.sources.mixture import BLOCK, parts_of, windows_per_block
 from mambabyte.data.windows.mixed import MixedWindows
 from mambabyte.data.windows.shuffled import ShuffledWindows
 from mambabyte.errors import UserError
+from mambabyte.runs.changes import changes, refuse_other_run
 from mambabyte.runs.metrics_csv import read_metrics
 
 LENGTH = 8
@@ -175,7 +177,15 @@ WRONG = {
     "no parts": ({}, "data.parts must say what to mix"),
     "a name with a slash": ({"a/b": {"data": "stdlib"}}, "unlike 'a/b'"),
     "no section": ({"a": "stdlib"}, "data.parts.a must be a section"),
-    "no data": ({"a": {"path": "x"}}, "data.parts.a: data must be a file of conf/data, not null"),
+    "no data": ({"a": {"path": "x"}}, "data.parts.a does not say which data it is: set data.parts.a.data$"),
+    "a slip in a name": (
+        {"old": {"data": "stdlib"}, "odl": {"weight": 2}},
+        "data.parts.odl does not say .*, or one of the other parts, which are old",
+    ),
+    "data of null": ({"a": {"data": None}}, "data.parts.a: data must be a file of conf/data, not null"),
+    "null for a name": ({None: {"data": "stdlib"}}, "unlike null"),
+    "true for a name": ({True: {"data": "stdlib"}}, "unlike true"),
+    "a number and its text": ({1: {"data": "stdlib"}, "1": {"data": "stdlib"}}, "two parts 1"),
     "unknown data": ({"a": {"data": "file"}}, "data.parts.a: data must be .* did you mean files"),
     "another mixture": ({"a": {"data": "wikipedia_mixture"}}, "data.parts.a: .* is a mixture itself"),
     "itself": ({"a": {"data": "mixture"}}, "data.parts.a: data must be a file of conf/data"),
@@ -232,3 +242,37 @@ def test_a_run_and_its_evaluation_report_each_part(start, described, configure, 
         assert last[f"validation_bits_per_byte/{name}"] == pytest.approx(part["bits_per_byte"], rel=1e-6)
     evaluate.run(configure("eval", f"ckpt={run_dir}"))
     assert "\n  new: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["data.parts={a: {data: stdlib}, b: {data: wikipedia}}", "data.parts.a.weight=3"],
+        ["data.parts={a: {data: stdlib, weight: 1}, b: {data: wikipedia}}", "data.parts.a.weight=3"],
+        ["data.parts.a.data=stdlib", "data.parts.a.weight=3", "data.parts.b.data=wikipedia"],
+    ],
+    ids=["not written", "written", "one by one"],
+)
+def test_a_parts_settings_can_be_set_whether_or_not_they_are_written(configure, parts) -> None:
+    source = configure("train", "data=mixture", *parts).data.build_source()
+    assert source.weights == {"a": 0.75, "b": 0.25}
+
+
+def test_a_part_that_is_called_null_is_one_sentence(configure) -> None:
+    with pytest.raises(UserError, match="has null as a key: choose another name"):
+        configure("train", "data=mixture", "data.parts={null: {data: stdlib}}")
+
+
+def test_a_mixture_is_not_streamed(configure) -> None:
+    with pytest.raises(UserError, match=r"a mixture is prepared on the disk .*: set data\.streaming=false"):
+        configure("train", "data=wikipedia_mixture", "data.streaming=true")
+
+
+def test_a_resumed_run_may_change_the_retries_of_a_part_and_nothing_else_of_it(configure, tmp_path) -> None:
+    recorded = to_plain(configure("train", "data=wikipedia_mixture"))
+    again = configure("train", "data=wikipedia_mixture", "data.parts.de.retries=2")
+    refuse_other_run(tmp_path, changes(recorded, again))
+    for key, value in {"revision": "abc", "language": "fr", "weight": 5}.items():
+        other = configure("train", "data=wikipedia_mixture", f"data.parts.de.{key}={value}")
+        with pytest.raises(UserError, match=rf"another configuration: data\.parts\.de\.{key} \(.*go back to"):
+            refuse_other_run(tmp_path, changes(recorded, other))

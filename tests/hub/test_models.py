@@ -6,15 +6,18 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import close_session
 
 import mambabyte
-from mambabyte import checkpoints
+from mambabyte import checkpoints, evaluation
 from mambabyte.commands import eval as evaluate
 from mambabyte.commands import export, generate
+from mambabyte.data import ByteCorpus, DataSettings
 from mambabyte.errors import UserError
+from mambabyte.evaluation import Protocol
 from mambabyte.models import ByteLM
 from tests.checkpoints.formats.models import mamba_ssm_config, small_model, write_folder
 from tests.hub.server import COMMIT, Hub
@@ -236,3 +239,65 @@ def test_a_push_to_no_place_is_refused_before_anything_is_written(
         UserError, match=r"out' is written, but could not be sent to .*403.*hf upload owner/bytes"
     ):
         export.run(configure("export", f"ckpt={tmp_path}/local", f"out={tmp_path}/out", f"push={HUB}"))
+
+
+PG19_353M = "JunxiongWang/MambaByte_PG19_353M"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
+    """(source, split, context length) of each measurement; the data are four bytes that stand for any."""
+    done: list[tuple[str, str, int]] = []
+    evaluate_really = evaluation.evaluate
+
+    def prepare(data: DataSettings, split: str, only_ours: bool) -> ByteCorpus:
+        done.append((data.source["_target_"].rpartition(".")[2], split, 0))
+        return ByteCorpus(np.frombuffer(b"text", np.uint8), np.array([0, 4]), ["a"])
+
+    def evaluate_with(model: ByteLM, corpus: ByteCorpus, protocol: Protocol, *rest: object, **more: object):
+        done[-1] = (*done[-1][:2], protocol.context_length)
+        return evaluate_really(model, corpus, protocol, *rest, **more)
+
+    monkeypatch.setattr(DataSettings, "prepare", prepare)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate_with)
+    return done
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], ("PG19Source", "test", 8192)),
+        (["split=validation"], ("PG19Source", "validation", 8192)),
+        (["context_length=64"], ("PG19Source", "test", 64)),
+        (["data=stdlib"], ("StandardLibrarySource", "validation", 8192)),
+    ],
+    ids=["nothing", "a split", "a length", "data"],
+)
+def test_the_papers_models_are_measured_as_in_the_paper(
+    overrides, expected, hub, folder, configure, measured, monkeypatch, tmp_path, capsys
+) -> None:
+    hub.name = PG19_353M
+    publish(hub, folder("pytorch_model.bin"))
+    monkeypatch.chdir(tmp_path)
+    evaluate.run(configure("eval", f"ckpt=hub:{PG19_353M}", *overrides))
+    assert measured == [expected]
+    said = capsys.readouterr().err
+    assert ("the paper reports 0.930 bits per byte" in said) == (overrides == [])
+    assert ("one of the paper's models: measuring data=pg19" in said) == (overrides != ["data=stdlib"])
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "sentence"),
+    [
+        ("JunxiongWang/MambaByte_Code", [], "on which data it was trained; set data= to what to measure"),
+        (NAME, [], "with which configuration it was trained; set context_length= and data="),
+        (NAME, ["data=stdlib"], r"with which configuration it was trained; set context_length=$"),
+        (NAME, ["context_length=9"], "on which data it was trained; set data= to what to measure"),
+    ],
+    ids=["the paper's, on data of its own", "neither", "no length", "no data"],
+)
+def test_what_a_model_does_not_say_is_asked_for(name, overrides, sentence, hub, folder, configure) -> None:
+    hub.name = name
+    publish(hub, folder("pytorch_model.bin"))
+    with pytest.raises(UserError, match=sentence):
+        evaluate.run(configure("eval", f"ckpt=hub:{name}", *overrides))

@@ -99,14 +99,23 @@ class MixtureSource(Settings):
                 "data.parts must say what to mix, as in "
                 "'data.parts={old: {data: stdlib}, new: {data: files, path: FOLDER, weight: 3}}'"
             )
-        self._weights, self._settings = {}, {}
+        self._weights: dict[str, float] = {}
+        self._settings: dict[str, DataSettings] = {}
         for name, values in sorted(self.parts.items(), key=lambda part: str(part[0])):  # as in any order
-            if not _NAME.fullmatch(str(name)):
+            if type(name) not in (str, int) or not _NAME.fullmatch(str(name)):
                 raise UserError(
                     f"data.parts: a name must be of letters, digits, - and _, unlike {shown(name)}"
                 )
+            if str(name) in self._settings:
+                raise UserError(f"data.parts names two parts {name}")
             if not isinstance(values, Mapping):
                 raise UserError(f"data.parts.{name} must be a section of key: value, not {shown(values)}")
+            if "data" not in values:
+                known = ", ".join(str(other) for other in self.parts if other != name)
+                raise UserError(
+                    f"data.parts.{name} does not say which data it is: set data.parts.{name}.data"
+                    + (f", or one of the other parts, which are {known}" if known else "")
+                )
             weight = {key: value for key, value in values.items() if key == "weight"}
             others = {key: value for key, value in values.items() if key != "weight"}
             with _named(name):
