@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 
+@functools.cache
 def normal_and_low_rank(states: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The matrix A[n, k] = -sqrt(2n + 1) sqrt(2k + 1) for n > k, -(n + 1) for n = k, as V (L - P P*) V*.
 

@@ -33,7 +33,7 @@ Init = Literal["lin", "inv", "legs", "real"]
 
 @dataclass
 class S4DConfig(MixerConfig):
-    d_state: int = setting(default=64, at_least=1, at_most=10**4)  # N, in conjugate pairs
+    d_state: int = setting(default=64, at_least=2, at_most=1024)  # N, in conjugate pairs
     init: Init = "lin"
     dt_min: float = setting(default=1e-3, at_least=1e-10, at_most=10**3)
     dt_max: float = setting(default=1e-1, above=0, at_most=10**3)
