@@ -9,8 +9,8 @@ Woodbury's identity inverts a diagonal plus low rank matrix, so that a step take
 the input, so y is also the convolution of u with K_l = 2 Re(C A'^l B'), which training computes by FFT.
 
 The paper finds K's FFT from L, P, B and C (1 - A'^length) by a Cauchy kernel. The last factor takes powers of
-A', and with the powers A', A'^2, A'^4, .. the kernel itself is a product of rows C A'^(iS) and columns A'^j B',
-l = i S + j; so it is what is computed here, exactly and for any length.
+A', and with the powers A', A'^2, A'^4, .. the kernel itself is a product of rows C A'^(iS) and columns
+A'^j B', l = i S + j; so it is what is computed here, exactly and for any length.
 """
 
 from __future__ import annotations
