@@ -55,13 +55,20 @@ class GatedConvolution(nn.Module):
         self, residual: Tensor, update: Tensor | None, state: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None]:
         normed, residual = self.norm(residual, update)
-        batch, length, width = normed.shape
-        history = normed.new_zeros(batch, self.reach, width) if state is None else state[0].to(normed.dtype)
-        x = torch.cat([history, normed], dim=1)
-        shifted = [x[:, back : back + length] for back in range(0, self.reach + 1, self.dilation)]
-        filtered, gate = self.taps(torch.cat(shifted, dim=-1)).chunk(2, dim=-1)
-        update = self.out_proj(filtered.tanh() * gate.sigmoid())
-        return residual, update, None if state is None else (x[:, length:],)
+        gated, last = gated_taps(normed, state, self.taps, self.reach, self.dilation)
+        return residual, self.out_proj(gated), last
+
+
+def gated_taps(
+    x: Tensor, state: tuple[Tensor, ...] | None, taps: nn.Linear, reach: int, dilation: int
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """tanh(conv x) * sigmoid(conv' x) for x (B, L, d), and, if there was a state, the last `reach` inputs."""
+    batch, length, width = x.shape
+    history = x.new_zeros(batch, reach, width) if state is None else state[0].to(x.dtype)
+    x = torch.cat([history, x], dim=1)
+    shifted = [x[:, back : back + length] for back in range(0, reach + 1, dilation)]
+    filtered, gate = taps(torch.cat(shifted, dim=-1)).chunk(2, dim=-1)
+    return filtered.tanh() * gate.sigmoid(), None if state is None else (x[:, length:],)
 
 
 class CNN(LayerStack):

@@ -32,11 +32,7 @@ class LSTM(DocumentwiseByteLM):
         self.lstm = nn.LSTM(config.d_model, config.d_model, config.n_layer, batch_first=True)
         self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        # Forget gate biases of 1 (Jozefowicz et al., 2015), so that gradients reach back.
-        forget = slice(config.d_model, 2 * config.d_model)
-        for layer in range(config.n_layer):
-            nn.init.ones_(getattr(self.lstm, f"bias_ih_l{layer}")[forget])
-            nn.init.zeros_(getattr(self.lstm, f"bias_hh_l{layer}")[forget])
+        open_forget_gates(self.lstm)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
 
@@ -49,19 +45,38 @@ class LSTM(DocumentwiseByteLM):
         if state is not None:
             outputs, cells = zip(*state, strict=True)
             before = (torch.stack(outputs), torch.stack(cells))
-        embedded, device = self.embedding(bytes.long()), bytes.device.type
-        # A CPU without bf16 instructions has no bf16 LSTM.
-        with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
-            out, (last, cell) = self.lstm(embedded, before)
+        out, (last, cell) = run_lstm(self.lstm, self.embedding(bytes.long()), before)
         return self.lm_head(out), list(zip(last.unbind(), cell.unbind(), strict=True))
 
     def blocks(self) -> list[nn.Module]:
         return [self.lstm]  # PyTorch runs its layers in one call
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
-        """Four gates of two (d, d) products and 9 operations per cell, at any context length."""
         d = self.config.d_model
-        return FlopsPerByte(float(self.config.n_layer * (2 * 8 * d * d + 9 * d) + 2 * d * VOCABULARY))
+        return FlopsPerByte(float(self.config.n_layer * lstm_flops(d) + 2 * d * VOCABULARY))
+
+
+def open_forget_gates(lstm: nn.LSTM) -> None:
+    """Biases of 1 (Jozefowicz et al., 2015), so that gradients reach back."""
+    forget = slice(lstm.hidden_size, 2 * lstm.hidden_size)
+    for layer in range(lstm.num_layers):
+        nn.init.ones_(getattr(lstm, f"bias_ih_l{layer}")[forget])
+        nn.init.zeros_(getattr(lstm, f"bias_hh_l{layer}")[forget])
+
+
+def run_lstm(
+    lstm: nn.LSTM, x: Tensor, before: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The LSTM's output for x (B, L, d), in fp32 under a CPU's autocast, and its state."""
+    device = x.device.type
+    # A CPU without bf16 instructions has no bf16 LSTM.
+    with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
+        return lstm(x, before)
+
+
+def lstm_flops(width: int) -> float:
+    """Of one position and layer, at any context length: four gates of two products, 9 operations per cell."""
+    return 2 * 8 * width * width + 9 * width
 
 
 LSTMConfig.model = LSTM

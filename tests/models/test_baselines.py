@@ -16,8 +16,8 @@ from mambabyte.models import (
     PerceiverARConfig,
     TransformerConfig,
 )
-from mambabyte.models.gated_s4d import S4D
 from mambabyte.models.layers import apply_rotary, causal_attention, rotary_factors
+from mambabyte.models.mixers.s4d import S4D
 
 MEGABYTE = MegaByteConfig(
     patch_size=4,
@@ -103,7 +103,7 @@ def test_s4d_is_its_recurrence(length):
         outputs.append(2 * (torch.view_as_complex(layer.C) * h).sum(-1).real + layer.D * u[:, t])
     expected = torch.stack(outputs, 1)
     assert torch.allclose(layer(u, None)[0], expected, atol=1e-9)
-    y, state = layer(u, torch.zeros(2, 5, 4, 2, dtype=torch.float64))
+    y, (state,) = layer(u, layer.initial_state(2))
     assert torch.allclose(y, expected, atol=1e-9)
     assert torch.allclose(torch.view_as_complex(state), h, atol=1e-9)
 

@@ -50,6 +50,13 @@ MODELS = {
     "linear_attention": mixer_stack(mixers.LinearAttentionConfig(n_head=2), mlp="gelu"),
     "ssd": mixer_stack(mixers.SSDConfig(d_state=4, n_head=2, chunk=8)),
     "attention": mixer_stack(mixers.AttentionConfig(n_head=2)),
+    "s4": mixer_stack(mixers.S4Config(d_state=4)),
+    "s4d": mixer_stack(mixers.S4DConfig(d_state=4, init="legs")),
+    "mamba-s4d-real": mixer_stack(mixers.S4DConfig(d_state=4, init="real"), block="mamba"),
+    "h3": mixer_stack(mixers.H3Config(d_state=4), mlp="none"),
+    "rwkv": mixer_stack(mixers.RWKVConfig(), mlp="rwkv"),
+    "lstm-mixer": mixer_stack(mixers.LSTMConfig(), mlp="none"),
+    "cnn-mixer": mixer_stack(mixers.CNNConfig(kernel_size=2, dilation=2), mlp="none"),
 }
 # fp32 sums in another order, logits of order 1
 CLOSE = {"atol": 2e-5, "rtol": 0}
@@ -94,6 +101,8 @@ def receptive_field(config):
         return config.receptive_field
     if isinstance(config, TransformerConfig) and config.window is not None:
         return 1 + config.n_layer * (config.window - 1)
+    if isinstance(config, MixerStackConfig) and isinstance(config.mixer, mixers.CNNConfig):
+        return 1 + sum(config.mixer.reach(layer) for layer in range(config.n_layer))
     return 10**9
 
 

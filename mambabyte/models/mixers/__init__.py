@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mambabyte.models.mixers.attention import AttentionConfig
+    from mambabyte.models.mixers.cnn import CNNConfig
+    from mambabyte.models.mixers.h3 import H3Config
     from mambabyte.models.mixers.linear_attention import LinearAttentionConfig
+    from mambabyte.models.mixers.lstm import LSTMConfig
     from mambabyte.models.mixers.mixer import MixerConfig, Place, SequenceMixer
+    from mambabyte.models.mixers.rwkv import RWKVConfig
+    from mambabyte.models.mixers.s4 import S4Config
+    from mambabyte.models.mixers.s4d import S4DConfig
     from mambabyte.models.mixers.s6 import S6Config
     from mambabyte.models.mixers.ssd import SSDConfig
 
 # The names of the configs, without `Config`, and of their modules, which are those of the group `mixer` too.
-MIXERS = {"Attention": "attention", "LinearAttention": "linear_attention", "S6": "s6", "SSD": "ssd"}
+MIXERS = {
+    "Attention": "attention", "CNN": "cnn", "H3": "h3", "LinearAttention": "linear_attention", "LSTM": "lstm",
+    "RWKV": "rwkv", "S4": "s4", "S4D": "s4d", "S6": "s6", "SSD": "ssd",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

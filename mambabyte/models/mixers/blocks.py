@@ -27,7 +27,7 @@ class PlainBlock(SequenceMixer):
         self, x: Tensor, state: MixerState | None, document_start: Tensor | None = None
     ) -> tuple[Tensor, MixerState | None]:
         y, after = self.mixer(x, state, document_start)
-        return y if self.out_proj is None else self.out_proj(gelu(y)), after
+        return y if self.out_proj is None else self.out_proj(gelu(y.to(x.dtype))), after
 
     def initial_state(self, batch_size: int) -> MixerState:
         return self.mixer.initial_state(batch_size)
@@ -38,11 +38,13 @@ class PlainBlock(SequenceMixer):
 
 
 class H3Block(SequenceMixer):
-    """H3 (arXiv 2212.14052, section 3): y = W_o (q * mixer(shift(k) * v)), q, k and v linear in x.
+    """H3 (arXiv 2212.14052, section 3.1): y = W_o (q * mixer(shift(k) * v)), q, k and v linear in x.
 
     The shift SSM, whose matrix moves its states on by one, is a convolution with as many free taps as it has
     states. Here a head is one channel. The state is the last taps - 1 keys (B, taps - 1, d) and the mixer's.
     """
+
+    projects = True
 
     def __init__(self, mixer: SequenceMixer, d_model: int, taps: int) -> None:
         super().__init__()

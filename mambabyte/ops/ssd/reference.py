@@ -44,10 +44,10 @@ def ssd_reference(
     if surviving is not None:
         whole = surviving.to(dtype).expand(added.shape[:3]) if whole is None else whole * surviving
     before = []
-    for index in range(added.shape[1]):
+    decays = [None] * added.shape[1] if whole is None else whole[..., None, None].unbind(1)
+    for decay, addition in zip(decays, added.unbind(1), strict=True):
         before.append(carried)
-        kept_on = carried if whole is None else carried * whole[:, index, :, None, None]
-        carried = kept_on + added[:, index]
+        carried = carried + addition if decay is None else torch.addcmul(addition, carried, decay)
 
     if state is not None or len(before) > 1:
         entered = torch.stack(before, dim=1)  # (B, n, H, P, N)

@@ -1,0 +1,151 @@
+"""The mixers as their papers write them, one position at a time in fp64, on the weights of ours."""
+
+import math
+
+import torch
+from torch.nn.functional import softplus
+
+from tests.ops.naive import naive_selective_scan, naive_ssd
+
+
+def s6(mixer, x):
+    rank, states = mixer.rank, mixer.d_state
+    dt, B, C = (x @ mixer.x_proj.weight.T).split([rank, states, states], -1)
+    zero = torch.zeros(len(x), *mixer.A_log.shape, dtype=x.dtype)
+    gate = torch.full_like(x, 1.2784645427610738)  # silu of it is 1
+    delta, A = dt @ mixer.dt_proj.weight.T, -mixer.A_log.exp()
+    return naive_selective_scan(x, delta, A, B, C, mixer.D, gate, mixer.dt_proj.bias, zero)[0]
+
+
+def ssd(mixer, x):
+    batch, length, width = x.shape
+    heads, states = mixer.heads, mixer.d_state
+    B, C, dt = (x @ mixer.x_proj.weight.T).split([states, states, heads], -1)
+    dt = softplus(dt + mixer.dt_bias)
+    u = x.view(batch, length, heads, -1)
+    zero = torch.zeros(batch, heads, width // heads, states, dtype=x.dtype)
+    inputs = (u * dt[..., None], -dt * mixer.A_log.exp(), B[:, :, None], C[:, :, None])
+    y = naive_ssd(*inputs, zero)[0]
+    return (y + mixer.D[:, None] * u).flatten(2)
+
+
+def linear_attention(mixer, x):
+    heads, size = mixer.heads, mixer.width // mixer.heads
+    q, k, v = (part.unflatten(-1, (heads, size)) for part in (x @ mixer.qkv.weight.T).chunk(3, -1))
+
+    def feature(x):
+        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+
+    out = []
+    for t in range(x.shape[1]):
+        similarity = (feature(q[:, t, None]) * feature(k[:, : t + 1])).sum(-1, keepdim=True)
+        out.append(((similarity * v[:, : t + 1]).sum(1) / (similarity.sum(1) + mixer.epsilon)).flatten(1))
+    return torch.stack(out, 1) @ mixer.out_proj.weight.T
+
+
+def attention(mixer, x):
+    layer = mixer.attention
+    heads, size = layer.heads, mixer.width // layer.heads
+    q, k, v = (part.unflatten(-1, (heads, size)) for part in (x @ layer.qkv.weight.T).chunk(3, -1))
+    frequency = mixer.rope_base ** (-torch.arange(0, size, 2, dtype=x.dtype) / size)
+
+    def rotate(x, t):
+        cos, sin = (t * frequency).cos(), (t * frequency).sin()
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+    keys = [rotate(k[:, t], t) for t in range(x.shape[1])]
+    out = []
+    for t in range(x.shape[1]):
+        first = 0 if layer.window is None else max(0, t + 1 - layer.window)
+        scores = (rotate(q[:, t], t)[:, None] * torch.stack(keys[first : t + 1], 1)).sum(-1)
+        weights = (scores / math.sqrt(size)).softmax(1)
+        out.append((weights[..., None] * v[:, first : t + 1]).sum(1).flatten(1))
+    return torch.stack(out, 1) @ layer.out.weight.T
+
+
+def shifted(x, mix):
+    before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+    return [weight * x + (1 - weight) * before for weight in mix]
+
+
+def rwkv(mixer, x):
+    """Equations 11 to 16, the sums as they are written: of all positions before, and may overflow."""
+    r, k, v = shifted(x, mixer.mix)
+    r, k, v = r @ mixer.receptance.weight.T, k @ mixer.key.weight.T, v @ mixer.value.weight.T
+    w, u, out = mixer.decay.exp(), mixer.bonus, []
+    for t in range(x.shape[1]):
+        own = (u + k[:, t]).exp()
+        numerator, denominator = own * v[:, t], own
+        for i in range(t):
+            weight = (-(t - 1 - i) * w + k[:, i]).exp()
+            numerator, denominator = numerator + weight * v[:, i], denominator + weight
+        out.append(r[:, t].sigmoid() * numerator / denominator)
+    return torch.stack(out, 1) @ mixer.out_proj.weight.T
+
+
+def channel_mixing(mixer, x):
+    r, k = shifted(x, mixer.mix)
+    hidden = (k @ mixer.up.weight.T).clamp(min=0) ** 2
+    return (r @ mixer.receptance.weight.T).sigmoid() * (hidden @ mixer.down.weight.T)
+
+
+def s4d(mixer, x):
+    decay = -mixer.log_decay.exp()
+    A = torch.complex(decay, getattr(mixer, "frequency", torch.zeros_like(decay)))
+    step, C = mixer.log_step.exp()[:, None], torch.view_as_complex(mixer.C)
+    h, out = torch.zeros_like(A), []
+    for t in range(x.shape[1]):
+        h = (step * A).exp() * h + ((step * A).exp() - 1) / A * x[:, t, :, None]
+        out.append(2 * (C * h).sum(-1).real + mixer.D * x[:, t])
+    return torch.stack(out, 1)
+
+
+def s4(mixer, x):
+    """With both states of each pair and A as a matrix."""
+    L = torch.complex(-mixer.log_decay.exp(), mixer.frequency)
+    P, B, C = (torch.view_as_complex(each) for each in (mixer.P, mixer.B, mixer.C))
+    L, P, B, C = (torch.cat([each, each.conj()], -1) for each in (L, P, B, C))
+    A = torch.diag_embed(L) - P[:, :, None] * P.conj()[:, None]
+    step, one = mixer.log_step.exp()[:, None, None], torch.eye(A.shape[-1], dtype=A.dtype)
+    inverse = torch.linalg.inv(one - step / 2 * A)
+    matrix, column = inverse @ (one + step / 2 * A), inverse @ (step * B[..., None])
+    h, out = torch.zeros(len(x), *B.shape, 1, dtype=A.dtype), []
+    for t in range(x.shape[1]):
+        h = matrix @ h + column * x[:, t, :, None, None]
+        out.append((C * h.squeeze(-1)).sum(-1).real + mixer.D * x[:, t])
+    return torch.stack(out, 1)
+
+
+def h3(mixer, x):
+    q, k, v = (x @ mixer.qkv.weight.T).chunk(3, -1)
+    taps = mixer.shift.shape[1]
+    padded = torch.cat([torch.zeros_like(k[:, :1]).expand(-1, taps - 1, -1), k], 1)
+    keys = torch.stack([(padded[:, t : t + taps] * mixer.shift.T).sum(1) for t in range(x.shape[1])], 1)
+    return (q * s4d(mixer.mixer, keys * v)) @ mixer.out_proj.weight.T
+
+
+def lstm(mixer, x):
+    cell = output = torch.zeros_like(x[:, 0])
+    weights, out = mixer.lstm, []
+    for t in range(x.shape[1]):
+        gates = x[:, t] @ weights.weight_ih_l0.T + weights.bias_ih_l0
+        gates = gates + output @ weights.weight_hh_l0.T + weights.bias_hh_l0
+        i, f, g, o = gates.chunk(4, -1)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        output = o.sigmoid() * cell.tanh()
+        out.append(output)
+    return torch.stack(out, 1) @ mixer.out_proj.weight.T
+
+
+def cnn(mixer, x):
+    count = mixer.reach // mixer.dilation + 1
+    taps, out = mixer.taps.weight.view(-1, count, x.shape[-1]), []
+    for t in range(x.shape[1]):
+        total = 0
+        for tap in range(count):
+            place = t - mixer.reach + tap * mixer.dilation
+            total = total + (x[:, place] if place >= 0 else 0 * x[:, 0]) @ taps[:, tap].T
+        filtered, gate = total.chunk(2, -1)
+        out.append(filtered.tanh() * gate.sigmoid())
+    return torch.stack(out, 1) @ mixer.out_proj.weight.T
