@@ -2,8 +2,8 @@
 #   PYTHON       the interpreter that creates .venv where there is none; `make gpu-check` and its dry run use it directly
 #   TORCH_INDEX  the package index for torch, for example one with PyTorch's CPU builds
 #                (on Linux the default package is the CUDA build, several GB)
-#   ARGS         overrides for `make train`, for example ARGS="seed=1 name=second", or options for `make lock` and
-#                `make gpu-check`, for example ARGS="--seconds 300 --only scan,step"
+#   ARGS         overrides for `make train`, for example ARGS="seed=1 name=second", or options for `make lineage`,
+#                `make lock` and `make gpu-check`, for example ARGS="--seconds 300 --only scan,step"
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint wheel lock audit clean gpu-check gpu-check-dry
+.PHONY: help train test lint lineage wheel lock audit clean gpu-check gpu-check-dry
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -28,6 +28,9 @@ lint: .venv/installed-dev ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lineage: .venv/installed-dev ## build the page on state space models, S6 and Mamba: lineage/lineage.html
+	$(BIN)/mambabyte lineage $(ARGS)
 
 wheel: .venv/installed-dev ## build dist/mambabyte-*.whl
 	$(BIN)/python -m build --wheel --no-isolation

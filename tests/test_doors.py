@@ -8,8 +8,8 @@ PACKAGE = Path(__file__).parents[1] / "mambabyte"
 # The modules and folders of mambabyte/, top first: each may import itself and those after it.
 ROOMS = [
     "__main__", "__init__", "cli", "commands", "doctor", "integrations", "api", "training", "reporting",
-    "serving", "evaluation", "coding", "generation", "runs", "checkpoints", "data", "models", "config",
-    "runtime", "errors", "ops",
+    "serving", "evaluation", "coding", "generation", "runs", "checkpoints", "data", "lineage", "models",
+    "config", "runtime", "errors", "ops",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 NAMES = (
     *("train", "eval", "generate", "compress", "decompress", "export"),
-    *("data prepare", "data inspect", "report", "doctor"),
+    *("data prepare", "data inspect", "report", "lineage", "doctor"),
 )
 
 

@@ -59,7 +59,18 @@ def make(tmp_path: Path) -> Make:
 def test_help_names_every_target(make):
     done = make("help")
     assert done.returncode == 0
-    for target in ("train", "test", "lint", "wheel", "lock", "audit", "clean", "gpu-check", "gpu-check-dry"):
+    for target in (
+        "train",
+        "test",
+        "lint",
+        "lineage",
+        "wheel",
+        "lock",
+        "audit",
+        "clean",
+        "gpu-check",
+        "gpu-check-dry",
+    ):
         assert f"make {target} " in done.stdout
 
 
@@ -120,6 +131,12 @@ def test_a_failed_installation_is_explained_and_tried_again(make, fail, message)
     assert "mambabyte train experiment=quickstart" not in make.calls
     assert make("train").returncode == 0
     assert make.calls[-1] == "mambabyte train experiment=quickstart"
+
+
+def test_lineage_builds_the_page_with_the_development_tools(make):
+    assert make("lineage", "ARGS=--ckpt runs/quickstart").returncode == 0
+    assert make.calls[-2].endswith("--editable .[dev]")
+    assert make.calls[-1] == "mambabyte lineage --ckpt runs/quickstart"
 
 
 def test_audit_installs_its_tools_and_runs(make):
