@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any, NoReturn
 
 from mambabyte.commands import Command, Flag
-from mambabyte.config.overrides import as_meant, quoted
+from mambabyte.config.overrides import as_meant, gathered, quoted
 from mambabyte.config.settings import fill, suggestion
 from mambabyte.errors import UserError
 
@@ -57,7 +57,7 @@ def command_parser(name: str, command: Command) -> Parser:
                 groups[flag.key] = parser.add_mutually_exclusive_group()
             into = groups[flag.key]
         names = [each for each in (flag.short, flag.flag) if each]
-        into.add_argument(*names, help=_help(flag, composed), **_argument(flag))
+        into.add_argument(*names, help=_help(flag, composed), **_argument(flag, command.settings))
     if composed:
         parser.add_argument("-h", "--help", action="store_true", help="show options, groups and settings")
         parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"), help="print the configuration")
@@ -67,8 +67,9 @@ def command_parser(name: str, command: Command) -> Parser:
             "-m", "--multirun", action="store_true", help="run one job per value, as in seed=0,1,2"
         )
         parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder of your own YAML")
+        short_info = [] if any(flag.short == "-i" for flag in command.flags) else ["-i"]
         parser.add_argument(
-            "-i", "--info", choices=("config", "defaults", "searchpath"), help="how it is composed"
+            *short_info, "--info", choices=("config", "defaults", "searchpath"), help="how it is composed"
         )
         parser.add_argument("-sc", "--shell-completion", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -93,6 +94,9 @@ def hydra_arguments(name: str, command: Command, argv: list[str]) -> tuple[list[
                 raise UserError(f"{which}, and {key} is set beside it: leave one out")
         overrides += added
     for key, value in given.items():
+        if key in command.settings.repeated:  # type: ignore[attr-defined]
+            overrides += [f"{key}={each}" for each in value]
+            continue
         if isinstance(value, list):  # flags add to a list that is typed out
             typed = [each for each in overrides if re.fullmatch(rf"{key}=\[.*\]", each)]
             overrides = [each for each in overrides if each not in typed]
@@ -100,6 +104,7 @@ def hydra_arguments(name: str, command: Command, argv: list[str]) -> tuple[list[
             value = [*filter(None, items), *value]
         text = f"[{','.join(value)}]" if isinstance(value, list) else "true" if value is True else value
         overrides.append(f"{key}={text}")
+    overrides = gathered(overrides, command.settings.repeated)  # type: ignore[attr-defined]
     flags = []
     for flag in HYDRA_FLAGS:
         value = getattr(options, flag)
@@ -137,11 +142,15 @@ def settings_from_flags(command: Command, options: argparse.Namespace) -> Any:
     return fill(command.settings, {**words, **_given(command, options, str)})
 
 
-def _argument(flag: Flag) -> dict[str, Any]:
-    destination = flag.flag.lstrip("-").replace("-", "_")
+def _argument(flag: Flag, settings: Any) -> dict[str, Any]:
     if flag.metavar is None:
-        return {"dest": destination, "action": "store_true"}
-    return {"dest": destination, "metavar": flag.metavar}
+        return {"dest": _destination(flag), "action": "store_true"}
+    action = "append" if flag.key in getattr(settings, "repeated", ()) else "store"
+    return {"dest": _destination(flag), "action": action, "metavar": flag.metavar}
+
+
+def _destination(flag: Flag) -> str:
+    return flag.flag.lstrip("-").replace("-", "_")
 
 
 def _help(flag: Flag, composed: bool) -> str:
@@ -155,10 +164,12 @@ def _given(command: Command, options: argparse.Namespace, quote: Callable[[str],
     """The settings that the given flags set, text as ``quote`` writes it."""
     values: dict[str, Any] = {}
     for flag in command.flags:
-        found = getattr(options, _argument(flag)["dest"])
+        found = getattr(options, _destination(flag))
         if found in (None, False):
             continue
-        if flag.metavar is not None:
+        if isinstance(found, list):
+            values[flag.key] = [quote(each) for each in found]
+        elif flag.metavar is not None:
             values[flag.argument or flag.key] = found if flag.metavar == "N" else quote(found)
         if isinstance(flag.value, list):
             values.setdefault(flag.key, []).extend(flag.value)

@@ -30,10 +30,12 @@ class CommandSettings(Settings):
     Attributes:
         yaml: the file in conf/, without its suffix, that composes them.
         not_kept: keys that may hold a secret, since nothing keeps or logs them.
+        repeated: keys that may be given several times, for a list of values.
     """
 
     yaml: ClassVar[str]
     not_kept: ClassVar[tuple[str, ...]] = ()
+    repeated: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def compose(cls: type[C], *overrides: str) -> C:

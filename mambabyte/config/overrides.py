@@ -54,7 +54,9 @@ def text_settings(schema: Any, above: str = "") -> dict[str, Text]:
         choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         lists = [each for each in choices if get_origin(each) is list]
         if {str, Path} & {*choices, *(item for each in lists for item in get_args(each))}:
-            found[above + field.name] = Text(NoneType in choices, bool(lists), place=field.name != "name")
+            found[above + field.name] = Text(
+                NoneType in choices, bool(lists), place=field.name not in ("name", "stop")
+            )
         for choice in filter(is_dataclass, choices):
             found |= text_settings(choice, f"{above}{field.name}.")
     return found
@@ -62,7 +64,8 @@ def text_settings(schema: Any, above: str = "") -> dict[str, Text]:
 
 def as_meant(overrides: Iterable[str], schema: Any, sweeping: bool = False) -> list[str]:
     """The overrides in Hydra's grammar. It reads 1.10 as a number, a comma as a sweep and quotes as syntax,
-    but a setting that holds text gets the text that was typed.
+    but a setting that holds text gets the text that was typed. One that the schema names in `repeated` is a
+    list of all that was typed for it.
 
     Hydra's own quotation ('...' around the whole) and interpolations still mean what they do in Hydra.
 
@@ -74,7 +77,19 @@ def as_meant(overrides: Iterable[str], schema: Any, sweeping: bool = False) -> l
         UserError: several choices for a group that takes one, or a new setting of Hydra.
     """
     texts = text_settings(schema)
-    return [_as_meant(override, texts, sweeping) for override in overrides]
+    return gathered([_as_meant(override, texts, sweeping) for override in overrides], schema.repeated)
+
+
+def gathered(overrides: list[str], repeated: Iterable[str]) -> list[str]:
+    """The overrides in Hydra's grammar, with one list for each of the `repeated` keys that stands there more
+    than once."""
+    for key in repeated:
+        values = [each.partition("=")[2] for each in overrides if each.startswith(f"{key}=")]
+        if len(values) > 1:
+            items = filter(None, (value[1:-1] if value.startswith("[") else value for value in values))
+            overrides = [each for each in overrides if not each.startswith(f"{key}=")]
+            overrides.append(f"{key}=[{','.join(items)}]")
+    return overrides
 
 
 def _as_meant(override: str, texts: dict[str, Text], sweeping: bool) -> str:

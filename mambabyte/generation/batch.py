@@ -27,7 +27,7 @@ class Row:
         keep_context: whether to keep the model's state at the end, which costs one more step.
 
     Attributes:
-        finished: why it has ended: "length" or "stop"; None while it goes on.
+        finished: why it has ended: "length", "stop" or "interrupted"; None while it goes on.
         drawn: the number of bytes drawn so far, those of a stop string included.
         context: what the model has read when the row has ended, with `keep_context`: all bytes drawn.
     """
@@ -37,7 +37,7 @@ class Row:
     ) -> None:
         self.sampler, self.length, self.stops = sampler, length, Stops(stop)
         self.keep_context = keep_context
-        self.finished: Literal["length", "stop"] | None = None
+        self.finished: Literal["length", "stop", "interrupted"] | None = None
         self.drawn = 0
         self.context: Context | None = None
 
@@ -51,6 +51,11 @@ class Row:
             self.finished = "length"
             text += self.stops.rest()
         return text
+
+    def interrupt(self) -> bytes:
+        """End it here; return what was held back of its text."""
+        self.finished = "interrupted"
+        return self.stops.rest()
 
 
 class Drawn(NamedTuple):
@@ -118,7 +123,8 @@ class Batch:
         self._logits = np.concatenate([self._logits, np.repeat(logits, len(rows), axis=0)])
 
     def remove(self, row: Row) -> None:
-        """Give a row up; one that has ended is no longer here."""
+        """Let a row go, with its context so far if it keeps one; one that has ended is no longer here."""
+        self._keep_contexts([i for i, p in enumerate(self._places) if p.row is row and row.keep_context])
         self._select([place for place in self._places if place.row is not row])
 
     @torch.no_grad()
@@ -133,7 +139,7 @@ class Batch:
         if self._places:
             bytes = torch.tensor([p.byte for p in self._places], dtype=torch.uint8, device=self.model.device)
             self._logits = self._stepper(bytes).float().cpu().numpy()
-        self._keep_contexts()
+        self._keep_contexts([i for i, p in enumerate(self._places) if p.row.finished is not None])
         self._select([place for place in self._places if place.row.finished is None])
         return drawn
 
@@ -142,8 +148,7 @@ class Batch:
         while self._places:
             yield from self.step()
 
-    def _keep_contexts(self) -> None:
-        ended = [i for i, place in enumerate(self._places) if place.row.finished is not None]
+    def _keep_contexts(self, ended: list[int]) -> None:
         for i in ended:
             place = self._places[i]
             logits = torch.from_numpy(self._logits[i : i + 1]).to(self.model.device)

@@ -68,7 +68,7 @@ def fake(name: str, run: Callable[[Any], Any]) -> commands.Command:
         "Fake",
         fields,
         bases=(CommandSettings,),
-        namespace={"yaml": real.yaml, "not_kept": real.not_kept},
+        namespace={"yaml": real.yaml, "not_kept": real.not_kept, "repeated": real.repeated},
         kw_only=True,
     )
     return dataclasses.replace(command, settings=settings, run=run, check=lambda values: None)

@@ -48,7 +48,7 @@ def test_wrong_settings_are_told_in_a_sentence(override: str, configure, finishe
 def made_up(monkeypatch):
     """Have a model continue every prompt by an escape sequence, a letter of two bytes and an invalid byte."""
     produced = b"\x1b[31m\r" + "é".encode() + b"\xff"
-    monkeypatch.setattr("mambabyte.generation.generate", lambda *arguments: iter(produced))
+    monkeypatch.setattr("mambabyte.generation.continuations.generate", lambda *arguments: iter(produced))
 
 
 def test_control_characters_are_shown_as_symbols(configure, finished: Path, made_up, capsys) -> None:

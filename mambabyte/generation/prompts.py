@@ -1,0 +1,106 @@
+"""Prompts: text that was typed, or files of any bytes and any length."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mambabyte.errors import UserError
+from mambabyte.generation.context import CHUNK, EMPTY_PROMPT, Context, read, read_pieces
+from mambabyte.models import ByteLM
+from mambabyte.runtime.progress import Progress
+from mambabyte.runtime.terminal import visible
+
+STANDARD_INPUT = Path("-")
+_SHOWN = 40  # characters of a typed prompt in its name
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a text begins with.
+
+    typed: the bytes themselves, where a user typed them; those of a file are not kept.
+    file: where to read it otherwise; "-" for standard input.
+    """
+
+    typed: bytes = b""
+    file: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """One line by which a reader knows it."""
+        if self.file == STANDARD_INPUT:
+            return "standard input"
+        if self.file is not None:
+            return visible(str(self.file), keep="")
+        text = self.typed.decode("utf-8", "replace")
+        return visible(f"'{text}'" if len(text) <= _SHOWN else f"'{text[:_SHOWN]}…'", keep="")
+
+    def check(self) -> None:
+        """Refuse what can be seen not to be readable, without reading.
+
+        Raises:
+            UserError: there is no such file, it is a folder, or may not be read.
+        """
+        if self.file is None or self.file == STANDARD_INPUT:
+            return
+        if self.file.is_dir():
+            raise UserError(f"'{self.file}' is a folder: name a file with the prompt")
+        if not self.file.exists():
+            raise UserError(f"there is no file '{self.file}' with a prompt")
+        if not os.access(self.file, os.R_OK):
+            raise UserError(f"'{self.file}' cannot be read: change its permissions")
+
+    def read(self, model: ByteLM, context: Context | None = None) -> tuple[Context, int]:
+        """Have the model read it after a context, in memory that does not grow with its length if the model
+        is recurrent; a bar on stderr shows how far it is. With neither bytes nor a context, it reads a line
+        feed.
+
+        Returns:
+            The context after the prompt, and the number of the prompt's bytes.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        if self.file is None:
+            pieces = iter([self.typed[i : i + CHUNK] for i in range(0, len(self.typed), CHUNK)])
+            return self._read(model, context, pieces, len(self.typed))
+        try:
+            with _opened(self.file) as file:
+                status = os.fstat(file.fileno())
+                total = status.st_size if stat.S_ISREG(status.st_mode) else None
+                return self._read(model, context, iter(lambda: file.read(CHUNK), b""), total)
+        except OSError as error:
+            raise UserError(f"'{self.name}' cannot be read: {error.strerror}") from error
+
+    def _read(
+        self, model: ByteLM, context: Context | None, pieces: Iterator[bytes], total: int | None
+    ) -> tuple[Context, int]:
+        before = 0 if context is None else context.length
+        bar = Progress(f"reading {self.name}", total)
+        after = context
+        for after in read_pieces(model, pieces, context):
+            bar.show(after.length - before)
+        bar.close()
+        if after is None:
+            return read(model, EMPTY_PROMPT), 0
+        return after, after.length - before
+
+
+def _opened(file: Path) -> BinaryIO:
+    if file == STANDARD_INPUT:
+        return open(0, "rb", closefd=False)
+    return open(file, "rb")
+
+
+def input_is_redirected() -> bool:
+    """Whether standard input is a pipe or a file, and neither a terminal nor /dev/null."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:  # it is closed
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
