@@ -35,6 +35,7 @@ VALUES = [
 NEEDED = {
     "eval": ["ckpt=a", "data=hf", "data.name=a/b"],
     "generate": ["ckpt=a"],
+    "serve": ["ckpt=a"],
     "export": ["ckpt=a", "out=b"],
     "compress": ["ckpt=a", "file=b"],
     "decompress": ["ckpt=a", "file=b"],

@@ -19,6 +19,7 @@ from mambabyte.training.settings import TrainSettings
 NEEDED = {
     "eval": ["ckpt=a"],
     "generate": ["ckpt=a"],
+    "serve": ["ckpt=a"],
     "export": ["ckpt=a", "out=b"],
     "compress": ["ckpt=a", "file=b"],
     "decompress": ["ckpt=a", "file=b"],

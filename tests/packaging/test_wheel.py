@@ -45,7 +45,7 @@ def test_the_wheel_holds_the_program_its_kernels_and_every_yaml(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
     yaml = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     assert {f"mambabyte/{path}" for path in yaml} <= names
-    for pattern in ("*.py", "*.cpp", "*.h", "*.cu", "*.cuh"):
+    for pattern in ("*.py", "*.cpp", "*.h", "*.cu", "*.cuh", "*.html"):
         assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "mambabyte").rglob(pattern)} <= names
     assert not [
         name for name in names if name.startswith(("conf/", "tests/", "data/")) or "__pycache__" in name
@@ -98,6 +98,7 @@ def section(name: str) -> str:
 def test_every_import_is_declared():
     provides = {"hydra": "hydra-core", "yaml": "pyyaml"}
     optional = {"mamba_ssm", "causal_conv1d", "triton", "tensorboard", "lm_eval", "gguf", "peft"}
+    optional |= {"starlette", "uvicorn"}
     declared = requirements(section("dependencies"))
     undeclared = set()
     for path in (ROOT / "mambabyte").rglob("*.py"):
