@@ -3,6 +3,7 @@
 from mambabyte.generation.speculative.drafter import Drafter, Guess
 from mambabyte.generation.speculative.drafting import Drafting, Statistics
 from mambabyte.generation.speculative.lengths import AdaptiveLengths, FixedLengths
+from mambabyte.generation.speculative.model import ModelDrafter
 from mambabyte.generation.speculative.ngram import NgramDrafter
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Drafting",
     "FixedLengths",
     "Guess",
+    "ModelDrafter",
     "NgramDrafter",
     "Statistics",
 ]

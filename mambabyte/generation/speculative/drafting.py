@@ -36,15 +36,13 @@ class Statistics:
 
     rounds: steps in which guesses were verified.
     drafted, accepted: guesses that were verified, and those of them that were accepted.
-    seconds: of all steps.
-    plain: for each number of rows, what its plain steps took, and how many there would have been.
+    paces: for each number of rows, how long steps took.
     """
 
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
-    seconds: float = 0.0
-    plain: dict[int, PlainSteps] = field(default_factory=lambda: defaultdict(PlainSteps))
+    paces: dict[int, Pace] = field(default_factory=lambda: defaultdict(Pace))
 
     @property
     def acceptance(self) -> float | None:
@@ -55,18 +53,20 @@ class Statistics:
     def speedup(self) -> float | None:
         """The time that plain steps would have taken for the same bytes, by those that were timed in between,
         over what was taken; None if too few were timed."""
-        if not all(steps.timed for steps in self.plain.values()) or not self.seconds:
-            return None
-        return sum(s.replaced * s.seconds / s.timed for s in self.plain.values()) / self.seconds
+        timed = [pace for pace in self.paces.values() if pace.plain]
+        seconds = sum(pace.seconds for pace in timed)
+        return sum(p.bytes * p.plain_seconds / p.plain for p in timed) / seconds if seconds else None
 
 
 @dataclass
-class PlainSteps:
-    """seconds: of the `timed` ones. replaced: the number of steps for the same bytes without a drafter."""
+class Pace:
+    """seconds: of all steps with so many rows. bytes: of a row, drawn in them. plain, plain_seconds: the
+    number of those without a draft, but for the first, and their time without the drafter's."""
 
-    timed: int = 0
     seconds: float = 0.0
-    replaced: float = 0.0
+    bytes: float = 0.0
+    plain: int = 0
+    plain_seconds: float = 0.0
 
 
 @dataclass
@@ -150,8 +150,10 @@ class Drafting:
         self.drafter.push(texts)
         drafts = [Draft() for _ in draws]
         self._asked = 0
-        known = self._plain[len(draws)].seen >= _PLAIN_STEPS and self._rounds < _ROUNDS
-        if known and any(left) and self._lengths.starts():
+        # With top_beta, what is written depends on what is drafted, and that must not depend on other rows.
+        counts = self._plain.values() if self._top_beta else [self._plain[len(draws)]]
+        timed = sum(plain.seen for plain in counts) >= _PLAIN_STEPS and self._rounds < _ROUNDS
+        if timed and any(left) and self._lengths.starts():
             self._guess(drafts, draws, left)
         self._seconds = perf_counter() - begin
         return drafts
@@ -242,21 +244,21 @@ class Drafting:
             length: of the longest draft that was verified; 0: a plain step.
             seconds: of the step, with `propose`.
         """
-        statistics, recent, rest = self.statistics, self._plain[rows], seconds - self._seconds
-        plain = statistics.plain[rows]
+        pace, plain, rest = self.statistics.paces[rows], self._plain[rows], seconds - self._seconds
         if length:
-            statistics.rounds += 1
+            self.statistics.rounds += 1
             self._rounds += 1
         else:
             self._rounds = 0
-            if recent.seen:  # the first one finds nothing in the caches
-                plain.timed += 1
-                plain.seconds += rest
-            recent.add(min(rest, OUTLIER * recent.value) if recent.seen else rest)
-        statistics.seconds += seconds
-        plain.replaced += drawn / rows
-        times = self._seconds / recent.value, rest / recent.value
-        self._lengths.spent(Round(drawn / rows, self._asked, length, *times))
+            if plain.seen:  # the first one finds nothing in the caches
+                pace.plain += 1
+                pace.plain_seconds += rest
+            plain.add(min(rest, OUTLIER * plain.value) if plain.seen else rest)
+        pace.seconds += seconds
+        pace.bytes += drawn / rows
+        if plain.seen:
+            times = self._seconds / plain.value, rest / plain.value
+            self._lengths.spent(Round(drawn / rows, self._asked, length, *times))
 
 
 def _ranks(byte: int, logits: NDArray[np.floating], among: int) -> bool:
