@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from time import perf_counter
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from mambabyte.generation.context import Context
 from mambabyte.generation.sampler import Draws, Sampler, draw
+from mambabyte.generation.speculative.drafter import Guess
+from mambabyte.generation.speculative.drafting import Draft, Drafting
 from mambabyte.generation.stepping import stepper_for
 from mambabyte.generation.stopping import Stops
 from mambabyte.models import ByteLM
@@ -80,6 +83,9 @@ class _Place:
         self._begin = context
         self._drawn = bytearray()  # only kept for a context at the end
         self.byte = 0  # the last one
+        self.next: int | None = None  # the one after it, if the draws are ahead by one
+        self.untold = bytearray()  # what a drafter has not been told yet
+        self.untested: Guess | None = None  # at the next byte
 
     def push(self, byte: int) -> bytes:
         self.byte = byte
@@ -97,13 +103,17 @@ class Batch:
 
     Args:
         weights: how the model's linear layers are stored: see `generate`.
+        drafting: guesses at the next bytes, of which a step takes as many as are right. The text is that of
+            plain steps, for every seed, wherever the model's windows round as its steps do, as MambaByte's do
+            on a CPU; elsewhere a tie within rounding may fall the other way.
 
     Raises:
         UserError: such weights are not to be had for this model here.
     """
 
-    def __init__(self, model: ByteLM, weights: str = "fp32") -> None:
+    def __init__(self, model: ByteLM, weights: str = "fp32", drafting: Drafting | None = None) -> None:
         self.model = model
+        self._drafting = drafting
         self._places: list[_Place] = []
         self._stepper = stepper_for(model, model.initial_state(0), weights)
         self._logits = np.empty((0, 256), dtype=np.float32)
@@ -114,8 +124,15 @@ class Batch:
         return [place.row for place in self._places]
 
     @torch.no_grad()
-    def add(self, context: Context, rows: Sequence[Row]) -> None:
-        """Rows that all go on from one context."""
+    def add(self, context: Context, rows: Sequence[Row], text: bytes | None = None) -> None:
+        """Rows that all go on from one context.
+
+        Args:
+            text: what was read for it, or the end of that, from which a drafter learns; the context's tail if
+                it is left out.
+        """
+        if self._drafting is not None:
+            self._drafting.drafter.append(context.tail if text is None else text, len(rows))
         for row in rows:
             self._stepper.append(context.state)
             self._places.append(_Place(row, context))
@@ -129,24 +146,87 @@ class Batch:
 
     @torch.no_grad()
     def step(self) -> list[Drawn]:
-        """Draw a byte for each row, and read it; rows that have ended leave."""
-        logits, drawn = self._logits, []
-        for place, byte, seen in zip(
-            self._places, draw([place.draws for place in self._places], logits), logits, strict=True
-        ):
-            drawn.append(Drawn(place.row, byte, place.push(byte), seen))
+        """Draw a byte for each row, and read it; rows that have ended leave. With drafting, some rows may get
+        several bytes, in their order."""
+        begin = perf_counter()
+        drawn = self._draw()
         self._select([p for p in self._places if p.row.finished is None or p.row.keep_context])
-        if self._places:
-            bytes = torch.tensor([p.byte for p in self._places], dtype=torch.uint8, device=self.model.device)
-            self._logits = self._stepper(bytes).float().cpu().numpy()
+        rows, length = len(self._places), 0
+        if rows and self._drafting is not None:
+            more, length = self._read_drafted(self._drafting)
+            drawn += more
+        elif rows:
+            self._read()
         self._keep_contexts([i for i, p in enumerate(self._places) if p.row.finished is not None])
         self._select([place for place in self._places if place.row.finished is None])
+        if rows and self._drafting is not None:
+            self._drafting.spent(rows, len(drawn), length, perf_counter() - begin)
         return drawn
 
     def __iter__(self) -> Iterator[Drawn]:
         """Every byte, until all rows have ended."""
         while self._places:
             yield from self.step()
+
+    def _draw(self) -> list[Drawn]:
+        """The next byte of each row."""
+        fresh = [i for i, place in enumerate(self._places) if place.next is None]
+        if fresh:
+            draws = [self._places[i].draws for i in fresh]
+            for i, byte in zip(fresh, draw(draws, self._logits[fresh]), strict=True):
+                self._places[i].next = byte
+        drawn = []
+        for place, logits in zip(self._places, self._logits, strict=True):
+            assert place.next is not None
+            if self._drafting is not None:
+                self._drafting.resolve(place.untested, place.next)
+            drawn.append(self._take(place, place.next, logits))
+            place.next = place.untested = None
+        return drawn
+
+    def _take(self, place: _Place, byte: int, logits: NDArray[np.float32]) -> Drawn:
+        if self._drafting is not None:
+            place.untold.append(byte)
+        return Drawn(place.row, byte, place.push(byte), logits)
+
+    def _read(self) -> None:
+        """The last byte of each row."""
+        bytes = torch.tensor([p.byte for p in self._places], dtype=torch.uint8, device=self.model.device)
+        self._logits = self._stepper(bytes).float().cpu().numpy()
+
+    def _drafts(self, drafting: Drafting) -> list[Draft]:
+        """What may follow the last byte of each row."""
+        told = [bytes(place.untold) for place in self._places]
+        for place in self._places:
+            place.untold.clear()
+        left = [0 if p.row.finished else p.row.length - p.row.drawn for p in self._places]
+        return drafting.propose(told, [place.draws for place in self._places], left)
+
+    def _read_drafted(self, drafting: Drafting) -> tuple[list[Drawn], int]:
+        """The last byte of each row and the guesses that follow it and are right, and the longest draft."""
+        drafts = self._drafts(drafting)
+        length = max(len(draft.guesses) for draft in drafts)
+        if not length:
+            for place, draft in zip(self._places, drafts, strict=True):
+                place.untested = draft.untested
+            self._read()
+            return [], 0
+        window = np.zeros((len(drafts), 1 + length), dtype=np.uint8)  # short drafts are followed by anything
+        for row, place, draft in zip(window, self._places, drafts, strict=True):
+            row[: 1 + len(draft.guesses)] = [place.byte, *(guess.byte for guess in draft.guesses)]
+        logits = self._stepper.window(torch.from_numpy(window).to(self.model.device)).float().cpu().numpy()
+        verified = drafting.verify(drafts, [place.draws for place in self._places], logits)
+        drawn, kept = [], []
+        for place, draft, its, seen in zip(self._places, drafts, verified, logits, strict=True):
+            count = 0
+            while count < its.accepted and place.row.finished is None:
+                drawn.append(self._take(place, draft.guesses[count].byte, seen[count]))
+                count += 1
+            place.draws, place.next = its.draws, its.byte
+            kept.append(1 + count)
+        self._stepper.keep(kept)
+        self._logits = logits[range(len(kept)), [count - 1 for count in kept]]
+        return drawn, length
 
     def _keep_contexts(self, ended: list[int]) -> None:
         for i in ended:
@@ -161,3 +241,5 @@ class Batch:
         kept = [index[id(place)] for place in places]
         self._places, self._logits = places, self._logits[kept]
         self._stepper.select(kept)
+        if self._drafting is not None:
+            self._drafting.drafter.select(kept)

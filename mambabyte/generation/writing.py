@@ -91,8 +91,7 @@ class Writing:
             for sample in range(self.samples):
                 sampler = replace(self.sampler, sample=sample)
                 row = Continuation(
-                    *(len(texts), prompt, count),
-                    *(sampler, self.length, self.stop, self.keep_context),
+                    len(texts), prompt, count, sampler, self.length, self.stop, self.keep_context
                 )
                 texts.append(row)
                 output.begin(row)

@@ -242,7 +242,7 @@ class Engine:
             # A copy, since each row's logits are a part of the whole batch's.
             job.tell(Written(job.choices[row], byte, text, logits.copy() if job.logits else None))
         for row in {each.row for each in drawn}:
-            if row.finished is not None:
+            if row.finished is not None and row.finished != "interrupted":  # which none of these rows is
                 self._end(self._writing.pop(row), row, row.finished)
 
     def _end(self, job: Job, row: Row, reason: Literal["length", "stop"]) -> None:

@@ -1,0 +1,18 @@
+"""Speculative decoding: several bytes guessed, verified in one window of the model, and corrected."""
+
+from mambabyte.generation.speculative.drafter import Drafter, Guess
+from mambabyte.generation.speculative.drafting import Drafting, Statistics
+from mambabyte.generation.speculative.lengths import AdaptiveLengths, FixedLengths
+from mambabyte.generation.speculative.model import ModelDrafter
+from mambabyte.generation.speculative.ngram import NgramDrafter
+
+__all__ = [
+    "AdaptiveLengths",
+    "Drafter",
+    "Drafting",
+    "FixedLengths",
+    "Guess",
+    "ModelDrafter",
+    "NgramDrafter",
+    "Statistics",
+]

@@ -1,0 +1,266 @@
+"""Rounds of guesses and their verification, for `Batch`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambabyte.errors import UserError
+from mambabyte.generation.sampler import Draws, draw
+from mambabyte.generation.speculative.drafter import Drafter, Guess
+from mambabyte.generation.speculative.lengths import (
+    OUTLIER,
+    AdaptiveLengths,
+    FixedLengths,
+    Lengths,
+    Mean,
+    Round,
+)
+
+MOST = 32  # guesses in a round, where nothing else is said
+MOST_TOP_BETA = 8
+_PLAIN_STEPS = 4  # of each number of rows, which are timed before anything is drafted
+_ROUNDS = 64  # drafted ones, after which a plain step is timed again
+Acceptance = Literal["exact", "top_beta"]
+
+
+@dataclass
+class Statistics:
+    """What drafting has done so far.
+
+    rounds: steps in which guesses were verified.
+    drafted, accepted: guesses that were verified, and those of them that were accepted.
+    paces: for each number of rows, how long steps took.
+    """
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    paces: dict[int, Pace] = field(default_factory=lambda: defaultdict(Pace))
+
+    @property
+    def acceptance(self) -> float | None:
+        """The share of the verified guesses that were accepted."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def speedup(self) -> float | None:
+        """The time that plain steps would have taken for the same bytes, by those that were timed in between,
+        over what was taken; None if too few were timed."""
+        timed = [pace for pace in self.paces.values() if pace.plain]
+        seconds = sum(pace.seconds for pace in timed)
+        return sum(p.bytes * p.plain_seconds / p.plain for p in timed) / seconds if seconds else None
+
+
+@dataclass
+class Pace:
+    """seconds: of all steps with so many rows. bytes: of a row, drawn in them. plain, plain_seconds: the
+    number of those without a draft, but for the first, and their time without the drafter's."""
+
+    seconds: float = 0.0
+    bytes: float = 0.0
+    plain: int = 0
+    plain_seconds: float = 0.0
+
+
+@dataclass
+class Draft:
+    """The guesses for one row.
+
+    untested: the one after them, which was made and is not verified.
+    chance: the odds that all of them are right.
+    """
+
+    guesses: list[Guess] = field(default_factory=list)
+    untested: Guess | None = None
+    chance: float = 1.0
+
+
+class Verified(NamedTuple):
+    """What is known of a row after its draft.
+
+    accepted: the number of its guesses that are its next bytes.
+    byte: what the model draws after those.
+    draws: the row's, after that byte.
+    """
+
+    accepted: int
+    byte: int
+    draws: Draws
+
+
+class Drafting:
+    """Drafts for a batch's rows, and which of their bytes are accepted.
+
+    Args:
+        most: the most guesses in a round. Up to there as many are verified as their acceptance so far, and
+            the times measured in this run, promise to be faster; that changes nothing in what is written.
+            With top_beta, always as many.
+        acceptance: `exact` accepts a guess if it is the byte that the model draws itself, with its own noise:
+            what is written is what would be written without a drafter (with greedy decoding as with sampling,
+            where this is the coupling by shared noise of speculative sampling, arXiv 2211.17192: a guess that
+            does not depend on the noise is accepted with the model's probability of it). `top_beta` accepts
+            it if it is among the model's `top_beta` likeliest bytes (arXiv 2401.13660, section 3): faster,
+            but then the drafter decides what is written, which no longer follows the model's distribution.
+        lengths: decides how many are verified, instead.
+
+    Raises:
+        UserError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        most: int | None = None,
+        acceptance: Acceptance = "exact",
+        top_beta: int = 3,
+        lengths: Lengths | None = None,
+    ) -> None:
+        if acceptance not in get_args(Acceptance):
+            raise UserError(f"acceptance must be {' or '.join(get_args(Acceptance))}, not {acceptance}")
+        if not 1 <= top_beta <= 256:
+            raise UserError(f"top_beta must be from 1 to 256, not {top_beta}")
+        if most is not None and most < 1:
+            raise UserError(f"a draft has one byte or more, not {most}")
+        self.drafter = drafter
+        self.statistics = Statistics()
+        self._top_beta = top_beta if acceptance == "top_beta" else None
+        if lengths is None and self._top_beta:
+            lengths = FixedLengths(most or MOST_TOP_BETA)
+        self._lengths = lengths or AdaptiveLengths(most or MOST)
+        self._plain: dict[int, Mean] = defaultdict(Mean)  # seconds of a plain step of so many rows
+        self._rounds = 0  # since the last plain step
+        self._asked = 0
+        self._seconds = 0.0  # of drafting, in this round
+
+    def propose(self, texts: Sequence[bytes], draws: Sequence[Draws], left: Sequence[int]) -> list[Draft]:
+        """A draft for each row, which may be empty.
+
+        Args:
+            texts: what came to each row's text since the last call.
+            left: the most bytes that each row can still take.
+        """
+        begin = perf_counter()
+        self.drafter.push(texts)
+        drafts = [Draft() for _ in draws]
+        self._asked = 0
+        # With top_beta, what is written depends on what is drafted, and that must not depend on other rows.
+        counts = self._plain.values() if self._top_beta else [self._plain[len(draws)]]
+        timed = sum(plain.seen for plain in counts) >= _PLAIN_STEPS and self._rounds < _ROUNDS
+        if timed and any(left) and self._lengths.starts():
+            self._guess(drafts, draws, left)
+        self._seconds = perf_counter() - begin
+        return drafts
+
+    def _guess(self, drafts: list[Draft], draws: Sequence[Draws], left: Sequence[int]) -> None:
+        lengths, chance, gain = self._lengths, 1.0, 0.0
+        guesses = self.drafter.guesses([row.ahead() for row in draws])
+        while self._asked < max(left) and lengths.asks(self._asked, chance):
+            some = next(guesses, None)
+            if some is None:
+                break
+            self._asked += 1
+            open = [
+                (draft, guess)
+                for draft, guess, most in zip(drafts, some, left, strict=True)
+                if guess is not None and len(draft.guesses) < most
+            ]
+            for draft, guess in open:
+                draft.chance *= lengths.rate(guess.kind)
+            chance = sum(draft.chance for draft, _ in open) / len(drafts)
+            if not open or not lengths.adds(chance):
+                for draft, guess in open:
+                    draft.untested = guess
+                break
+            for draft, guess in open:
+                draft.guesses.append(guess)
+            gain += chance
+        if not lengths.suffices(max(len(draft.guesses) for draft in drafts), gain):
+            for draft in drafts:
+                if draft.guesses:
+                    draft.untested = draft.guesses[0]
+                    draft.guesses = []
+
+    def verify(
+        self, drafts: Sequence[Draft], draws: Sequence[Draws], logits: NDArray[np.float32]
+    ) -> list[Verified]:
+        """Which guesses are accepted, and the byte that the model draws after those.
+
+        Args:
+            draws: of each row, from its first guess on.
+            logits: (B, L + 1, 256), of each guess of at most L and of the byte after the last.
+
+        Raises:
+            UserError: the logits give no probabilities.
+        """
+        ahead: list[Draws] = []
+        for row, draft in zip(draws, drafts, strict=True):
+            ahead.append(row.ahead())
+            for guess in draft.guesses:
+                ahead.append(ahead[-1].ahead())
+                ahead[-1].push(guess.byte)
+        counts = [len(draft.guesses) for draft in drafts]
+        seen = np.concatenate([its[: count + 1] for its, count in zip(logits, counts, strict=True)])
+        likely = (
+            [row.constrained(its) for row, its in zip(ahead, seen, strict=True)] if self._top_beta else []
+        )
+        drawn = draw(ahead, seen)
+        verified, first = [], 0
+        for draft, count in zip(drafts, counts, strict=True):
+            accepted = 0
+            for guess in draft.guesses:
+                place = first + accepted
+                right = guess.byte == drawn[place]
+                self._lengths.tell(guess.kind, right)
+                if not right and not (self._top_beta and _ranks(guess.byte, likely[place], self._top_beta)):
+                    break
+                accepted += 1
+            place = first + accepted
+            if accepted == count:
+                self.resolve(draft.untested, drawn[place])
+            verified.append(Verified(accepted, drawn[place], ahead[place]))
+            self.statistics.drafted += count
+            self.statistics.accepted += accepted
+            first += count + 1
+        return verified
+
+    def resolve(self, untested: Guess | None, byte: int) -> None:
+        """The byte that came where a guess was made but not verified."""
+        if untested is not None:
+            self._lengths.tell(untested.kind, untested.byte == byte)
+
+    def spent(self, rows: int, drawn: int, length: int, seconds: float) -> None:
+        """A step is over.
+
+        Args:
+            rows: that were read.
+            drawn: the bytes that all of them gave.
+            length: of the longest draft that was verified; 0: a plain step.
+            seconds: of the step, with `propose`.
+        """
+        pace, plain, rest = self.statistics.paces[rows], self._plain[rows], seconds - self._seconds
+        if length:
+            self.statistics.rounds += 1
+            self._rounds += 1
+        else:
+            self._rounds = 0
+            if plain.seen:  # the first one finds nothing in the caches
+                pace.plain += 1
+                pace.plain_seconds += rest
+            plain.add(min(rest, OUTLIER * plain.value) if plain.seen else rest)
+        pace.seconds += seconds
+        pace.bytes += drawn / rows
+        if plain.seen:
+            times = self._seconds / plain.value, rest / plain.value
+            self._lengths.spent(Round(drawn / rows, self._asked, length, *times))
+
+
+def _ranks(byte: int, logits: NDArray[np.floating], among: int) -> bool:
+    """Whether a byte is among so many likeliest ones, and not ruled out."""
+    return bool(np.isfinite(logits[byte]) and (logits > logits[byte]).sum() < among)
