@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +54,7 @@ def download(wanted: HubId) -> tuple[Path, HubId]:
     Raises:
         UserError: there is no such model, it cannot be reached and is not in the cache, or it is incomplete.
     """
-    with _explaining(wanted):
+    with _explaining(wanted), _in_our_words():
         try:
             config = _file(wanted, CONFIG)
         except Exception as error:
@@ -82,17 +84,30 @@ def upload(folder: Path, target: HubId) -> str:
 
     api = HfApi(library_name="mambabyte")
     try:
-        api.create_repo(target.name, private=True, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=target.name, folder_path=folder, revision=target.revision,
-            commit_message="Upload by mambabyte export",
-        )  # fmt: skip
+        with _in_our_words():
+            api.create_repo(target.name, private=True, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=target.name, folder_path=folder, revision=target.revision,
+                commit_message="Upload by mambabyte export",
+            )  # fmt: skip
     except Exception as error:
         raise UserError(
-            f"'{folder}' is written, but could not be sent to '{target}': {_reason(error)}; log in with "
-            f"`hf auth login` or HF_TOKEN, and send it by `hf upload {target.name} {folder}`"
+            f"'{folder}' is written, but could not be sent to '{target}': {_reason(error)}; "
+            f"{_before_sending(error, target)}send it by `hf upload {target.name} {folder}`"
         ) from error
     return str(done.commit_url)
+
+
+def _before_sending(error: Exception, target: HubId) -> str:
+    """What to do about the cause of a failed upload."""
+    status = _status([error, error.__cause__, error.__context__])
+    if status in (401, 403) or "LocalTokenNotFoundError" in _kinds(error):
+        return f"log in with `hf auth login` or HF_TOKEN as one who may write to {target.name}, and "
+    if status == 404:
+        return f"see whether {target.name} is the name of a repository of yours, and "
+    if _kinds(error) & _UNREACHABLE:
+        return "go online, and "
+    return ""
 
 
 def _file(wanted: HubId, name: str) -> Path:
@@ -124,6 +139,28 @@ def _listing(wanted: HubId) -> list[str]:
 
 
 @contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Leave out what the hub's library logs, a line for each attempt, but for one that says we wait."""
+    from huggingface_hub.utils import logging as theirs
+
+    logger = theirs.get_logger("huggingface_hub")
+    before, logger.handlers = logger.handlers, [_Waiting()]
+    try:
+        yield
+    finally:
+        logger.handlers = before
+
+
+class _Waiting(logging.Handler):
+    _said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._said and "Retry" in record.getMessage():
+            self._said = True
+            print("mambabyte: the hub cannot be reached: trying for half a minute", file=sys.stderr)
+
+
+@contextmanager
 def _explaining(wanted: HubId) -> Iterator[None]:
     try:
         yield
@@ -136,9 +173,7 @@ def _explaining(wanted: HubId) -> Iterator[None]:
 def _explanation(wanted: HubId, error: Exception) -> str:
     chain = [error, error.__cause__, error.__context__]  # the library wraps some in "not found locally"
     kinds = set[str]().union(*map(_kinds, chain))
-    status = next(
-        filter(None, (getattr(getattr(e, "response", None), "status_code", None) for e in chain)), None
-    )
+    status = _status(chain)
     if "GatedRepoError" in kinds:
         return (
             f"'{wanted}' asks for a login with access to it: accept its terms on its page, and set HF_TOKEN"
@@ -159,6 +194,12 @@ def _explanation(wanted: HubId, error: Exception) -> str:
     reason = _reason(error) if status is None else f"HTTP {status}"
     advice = remedy(error, "HF_HOME") or "try again later, or set HF_ENDPOINT to a hub that works"
     return f"the hub's '{wanted}' cannot be used: {reason}; {advice}"
+
+
+def _status(errors: Iterable[BaseException | None]) -> int | None:
+    """The HTTP status of the first of the errors that has one."""
+    statuses = (getattr(getattr(error, "response", None), "status_code", None) for error in errors)
+    return next(filter(None, statuses), None)
 
 
 def _reason(error: Exception) -> str:

@@ -53,11 +53,6 @@ def adapted_layers(model: nn.Module, lora: LoraSettings) -> list[str]:
     return [name for name in layers if any(_is_named(name, target) for target in lora.targets)]
 
 
-def adapter_names(layer: str) -> tuple[str, str]:
-    """The names of a layer's A and B among the parameters of an adapted model."""
-    return layer + _A, layer + _B
-
-
 def peft_config(lora: LoraSettings, base: str | None = None) -> LoraConfig:
     """What peft calls these settings.
 
@@ -112,7 +107,7 @@ def merged(weights: Mapping[str, Tensor], lora: LoraSettings) -> dict[str, Tenso
     for name, tensor in weights.items():
         layer, adapted, parameter = name.partition(_BASE)
         if adapted and parameter == "weight":
-            A, B = (left.pop(name, torch.empty(0)) for name in adapter_names(layer))
+            A, B = (left.pop(layer + end, torch.empty(0)) for end in (_A, _B))
             _check(tensor, A, B, lora.rank)
             tensor = tensor + (B @ A) * (lora.alpha / lora.rank)
         if not name.endswith((_A, _B)):

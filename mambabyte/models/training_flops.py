@@ -9,7 +9,7 @@ from torch import nn
 
 from mambabyte.models.byte_lm import ByteLM
 from mambabyte.models.hyperparameters import ByteLMConfig, LoraSettings
-from mambabyte.models.lora import adapted_layers, adapter_names
+from mambabyte.models.lora import adapted_layers
 from mambabyte.models.meta_device import on_meta_device
 
 
@@ -51,10 +51,12 @@ class _Count:
     """
 
     def __init__(self, model: ByteLM, lora: LoraSettings | None, freeze: Sequence[str]) -> None:
-        self._model, self._freeze, self._rank = model, freeze, lora.rank if lora else 0
+        self._model, self._rank = model, lora.rank if lora else 0
         self._adapted = set() if lora is None else set(adapted_layers(model, lora))
         weights = model.named_parameters() if lora is None else ()
-        self._trained = {id(weight) for name, weight in weights if self._is_trained(name)}
+        self._trained = {
+            id(weight) for name, weight in weights if not any(fnmatchcase(name, each) for each in freeze)
+        }
         self._below = False  # whether anything before is trained
         self.products = self.further = 0.0
         self.reached: set[int] = set()
@@ -69,18 +71,13 @@ class _Count:
                 self._add_gradients(flops, trained)
             self._below |= trained
         if name in self._adapted and isinstance(module, nn.Linear):
-            for adapter, width in zip(
-                adapter_names(name), (module.in_features, module.out_features), strict=True
-            ):
-                flops, trained = 2 * self._rank * width * uses, self._is_trained(adapter)
+            for width in (module.in_features, module.out_features):  # of A, and of B
+                flops = 2 * self._rank * width * uses
                 self.further += flops
-                self._add_gradients(flops, trained)
-                self._below |= trained
+                self._add_gradients(flops, trained=True)
+                self._below = True
         if self._below:
             self.reached.add(id(module))
 
     def _add_gradients(self, flops: float, trained: bool) -> None:
         self.further += flops * (int(trained) + int(self._below))
-
-    def _is_trained(self, name: str) -> bool:
-        return not any(fnmatchcase(name, pattern) for pattern in self._freeze)

@@ -24,6 +24,7 @@ _MAY_CHANGE = (
     *("trainer.threads", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.sharded_checkpoints", "trainer.activation_checkpointing"),
 )
+_UNORDERED = ("freeze", "lora.targets")  # lists whose order means nothing
 _OF_ONE_COMMAND = ("run_dir", "dry_run", "json")
 
 
@@ -35,8 +36,16 @@ def changes(recorded: Mapping[str, Any], settings: Any) -> Changes:
     recorded["data"] = to_plain(data.with_absolute_paths())
     settings = replace(settings, data=settings.data.with_absolute_paths())
     then, now = _flat(_as_now(recorded, settings)), _flat(to_plain(settings))
+    for key in _UNORDERED:
+        if _is_same_set(then.get(key), now.get(key)):
+            then[key] = now[key]
     differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     return {key: (then.get(key), now.get(key)) for key in differing if key not in _OF_ONE_COMMAND}
+
+
+def _is_same_set(then: Any, now: Any) -> bool:
+    both = isinstance(then, list) and isinstance(now, list)
+    return both and sorted(map(str, set(then))) == sorted(map(str, set(now)))
 
 
 def refuse_recorded_run(run_dir: Path, settings: Any, model: Any) -> None:

@@ -82,9 +82,15 @@ def freeze_weights(model: nn.Module, patterns: Sequence[str]) -> None:
         UserError: a pattern matches no parameter, or all are matched.
     """
     parameters = dict(model.named_parameters())
+    every = dict(model.named_parameters(remove_duplicate=False))
     for pattern in patterns:
         matching = [name for name in parameters if fnmatchcase(name, pattern)]
         if not matching:
+            for name in (name for name in every if fnmatchcase(name, pattern)):
+                first = next(other for other in parameters if parameters[other] is every[name])
+                raise UserError(
+                    f"freeze: '{name}' is tied to '{first}' in this model: name that, and both stay"
+                )
             raise UserError(
                 f"freeze: no weight of this model matches '{pattern}'{suggestion(pattern, parameters)}"
             )

@@ -32,7 +32,7 @@ class Hub:
     faults: list[Fault | None] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     created: list[dict[str, Any]] = field(default_factory=list)
-    refuse_pushes: bool = False
+    refuse_pushes: int | None = None  # the status of every answer to one
     refuse_reads: int | None = None  # the status of every answer
     port: int = 0  # 0: any; a restart uses the same again
 
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/api/validate-yaml":
             self.send_json({"errors": [], "warnings": []})
         elif hub.refuse_pushes:
-            self.send_status(403)
+            self.send_status(hub.refuse_pushes)
         elif self.path == "/api/repos/create":
             hub.created.append(body)
             self.send_json({"url": f"{hub.endpoint}/{hub.name}"})

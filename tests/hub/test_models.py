@@ -234,11 +234,51 @@ def test_a_push_to_no_place_is_refused_before_anything_is_written(
         with pytest.raises(UserError, match=sentence):
             export.run(configure("export", f"ckpt={tmp_path}/local", f"out={tmp_path}/out", f"push={place}"))
         assert not (tmp_path / "out").exists()
-    hub.refuse_pushes = True
-    with pytest.raises(
-        UserError, match=r"out' is written, but could not be sent to .*403.*hf upload owner/bytes"
-    ):
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (
+            401,
+            "; log in with `hf auth login` or HF_TOKEN as one who may write to owner/bytes, and send it by",
+        ),
+        (
+            403,
+            "; log in with `hf auth login` or HF_TOKEN as one who may write to owner/bytes, and send it by",
+        ),
+        (404, "; see whether owner/bytes is the name of a repository of yours, and send it by"),
+        (None, ": the hub cannot be reached; go online, and send it by"),
+        (418, "; send it by"),
+    ],
+    ids=["401", "403", "404", "gone", "another"],
+)
+def test_what_to_do_about_a_push_that_failed(
+    status, advice, hub, folder, configure, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    folder("model.safetensors")
+    hub.refuse_pushes = status
+    if status is None:
+        hub.stop()
+        close_session()
+        monkeypatch.setattr(hub, "stop", lambda: None)
+    with pytest.raises(UserError) as refusal:
         export.run(configure("export", f"ckpt={tmp_path}/local", f"out={tmp_path}/out", f"push={HUB}"))
+    said = str(refusal.value)
+    assert said.startswith(f"'{tmp_path}/out' is written, but could not be sent to '{HUB}': ")
+    assert said.endswith(f"{advice} `hf upload {NAME} {tmp_path}/out`")
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("mambabyte: ") for line in lines), lines
+
+
+def test_waiting_for_the_hub_is_one_line(hub, folder, monkeypatch, capsys) -> None:
+    hub.stop()
+    close_session()
+    monkeypatch.setattr(hub, "stop", lambda: None)
+    with pytest.raises(UserError, match="is not in the cache, and the hub cannot be reached"):
+        mambabyte.load(HUB)
+    said = capsys.readouterr().err
+    assert said == "mambabyte: the hub cannot be reached: trying for half a minute\n"
 
 
 PG19_353M = "JunxiongWang/MambaByte_PG19_353M"

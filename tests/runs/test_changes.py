@@ -144,3 +144,14 @@ def test_changes_are_written_as_in_yaml() -> None:
     changed = {"a": (None, ["packed"]), "b": ("text", True), "c": ((0.9, 1.0), 3)}
     said = "a (null then, [packed] now), b (text then, true now), c ([0.9, 1.0] then, 3 now)"
     assert in_words(changed, "then") == said
+
+
+def test_the_order_of_patterns_and_targets_means_nothing() -> None:
+    def of(*overrides: str) -> TrainSettings:
+        return TrainSettings.compose("ckpt=runs/given", *overrides)
+
+    frozen, adapted = of("freeze=[a.*,b.*]"), of("lora=default", "lora.targets=[x_proj,in_proj]")
+    assert changes(to_plain(frozen), of("freeze=[b.*,a.*]")) == {}
+    assert changes(to_plain(frozen), of("freeze=[b.*]")) == {"freeze": (["a.*", "b.*"], ["b.*"])}
+    assert changes(to_plain(adapted), of("lora=default", "lora.targets=[in_proj,x_proj]")) == {}
+    assert list(changes(to_plain(adapted), of("lora=default", "lora.targets=[in_proj]"))) == ["lora.targets"]

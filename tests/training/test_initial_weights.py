@@ -82,6 +82,10 @@ REFUSED = {
     "another model": (["model=small"], r"holds another model \(d_model 32 there, 192 now"),
     "a size": (["budget.parameters=1e5"], "budget.parameters chooses a model's size"),
     "no such weight": (["freeze=[*.nothing]"], r"no weight of this model matches '\*.nothing'"),
+    "a tied head": (
+        ["freeze=[lm_head.*]"],
+        r"'lm_head\.weight' is tied to 'backbone\.embedding\.weight' in this model: name that",
+    ),
     "all frozen": (['freeze=["*"]'], "leaves no weight to train"),
 }
 

@@ -23,6 +23,7 @@ _READ = {"d_model", "n_layer", "vocab_size", "ssm_cfg", "rms_norm", "tie_embeddi
 _ONE_VALUE = {"d_intermediate": 0, "attn_layer_idx": [], "attn_cfg": {}}
 _WITHOUT_EFFECT = {"residual_in_fp32", "fused_add_norm", "pad_vocab_size_multiple"}
 _SSM_READ = {"d_state", "d_conv", "expand", "dt_rank"}
+NAMES = {"norm": "rms_norm", **{key: f"ssm_cfg.{key}" for key in sorted(_SSM_READ)}}  # where not ours
 _SSM_ONE_VALUE = {"layer": "Mamba1", "conv_bias": True, "bias": False}
 _SSM_WITHOUT_EFFECT = {
     *("dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "use_fast_path"),  # of its start and speed

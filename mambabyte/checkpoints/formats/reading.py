@@ -25,16 +25,16 @@ def read_model_folder(
     """
     kind = description.get("model_type")
     if kind == transformers.MODEL_TYPE:
-        given = transformers.given(description, where)
+        given, names = transformers.given(description, where), transformers.NAMES
     elif kind is not None:
         raise UserError(
             f"'{where}' holds a model of type {reprlib.repr(kind)}: of transformers' models, only "
             f"MambaForCausalLM (model_type {transformers.MODEL_TYPE!r}) can be read"
         )
     elif "d_model" in description and "n_layer" in description:
-        given = mamba_ssm.given(description, where)
+        given, names = mamba_ssm.given(description, where), mamba_ssm.NAMES
     else:
         raise UserError(
             f"the config.json of '{where}' is neither mambabyte's, nor mamba_ssm's, nor transformers'"
         )
-    return understand(read_weights(folder), given, where)
+    return understand(read_weights(folder), given, where, names)

@@ -38,7 +38,7 @@ Given = Mapping[str, Any]  # what a config file sets: fields of MambaByteConfig,
 
 
 def understand(
-    weights: Mapping[str, Tensor], given: Given, where: str
+    weights: Mapping[str, Tensor], given: Given, where: str, names: Mapping[str, str] | None = None
 ) -> tuple[MambaByteConfig, dict[str, Tensor]]:
     """The config of a MambaByte with these weights, and the weights by our names, the head included.
 
@@ -47,6 +47,8 @@ def understand(
 
     Args:
         where: what the user calls the model, for messages.
+        names: the keys of the config file, by ours; ``rms_norm`` is true where ``norm`` is "rms". Without
+            ``norm``, the layout's norms are all RMSNorms.
 
     Raises:
         UserError: names are missing or unknown, shapes do not fit, or contradict what is given.
@@ -69,10 +71,7 @@ def understand(
         )
     for key, value in given.items():
         if key in found and found[key] != value:
-            raise UserError(
-                f"the config of '{where}' says {key}={reprlib.repr(value)}, and its weights are of a model "
-                f"with {key}={found[key]}: they do not belong together"
-            )
+            raise _contradiction(where, key, value, found[key], names or {})
     if found["dt_rank"] == math.ceil(found["d_model"] / 16):
         found["dt_rank"] = None  # the default
     config = MambaByteConfig(**{**given, **found})
@@ -83,6 +82,22 @@ def understand(
     named = _without_padding(named, where)
     _check_shapes(named, wanted, where)
     return config, named
+
+
+def _contradiction(where: str, key: str, said: Any, found: Any, names: Mapping[str, str]) -> UserError:
+    """What a config says and its weights do not hold, in the words of its file."""
+    name = names.get(key, key)
+    if key == "norm" and key not in names:
+        return UserError(
+            f"the weights of '{where}' have norms with a bias, and its config is of a layout that has "
+            "RMSNorms alone: they do not belong together"
+        )
+    if name == "rms_norm":
+        said, found = said == "rms", found == "rms"
+    return UserError(
+        f"the config of '{where}' says {name}={reprlib.repr(said)}, and its weights are of a model with "
+        f"{name}={found}: they do not belong together"
+    )
 
 
 def _with_our_names(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:

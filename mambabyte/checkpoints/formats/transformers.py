@@ -22,6 +22,7 @@ _OURS = {
     "conv_kernel": "d_conv", "time_step_rank": "dt_rank", "layer_norm_epsilon": "norm_epsilon",
     "tie_word_embeddings": "tie_embeddings",
 }  # fmt: skip
+NAMES = {ours: theirs for theirs, ours in _OURS.items()}
 _ONE_VALUE = {"hidden_act": "silu", "use_bias": False, "use_conv_bias": True}
 _NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # all 256 are data
 

@@ -148,11 +148,17 @@ class MemoryBudget:
         if not self._settings.activation_checkpointing:
             remedies.append("set trainer.activation_checkpointing=true")
         remedies.append("lower context_length")
-        estimate = self.estimate(micro_batch_size)
+        estimate, available = self.estimate(micro_batch_size), self.available or 0
+        margin, usable = "", int(_COMFORTABLE * available)
+        if usable < estimate.total <= available:
+            margin = (
+                f" ({byte_count(usable)} without the quarter that trainer.micro_batch_size=auto keeps free)"
+            )
+            remedies.append(f"try it by trainer.micro_batch_size={micro_batch_size}")
         raise UserError(
             f"a step at trainer.micro_batch_size={micro_batch_size} takes {byte_count(estimate.total)}, "
             f"{byte_count(estimate.activations)} of it activations, and {self._place} has "
-            f"{byte_count(self.available or 0)} left: {', or '.join(remedies)}"
+            f"{byte_count(available)} left{margin}: {', or '.join(remedies)}"
         )
 
     def _peak_of_a_pass(self, micro_batch_size: int) -> int:

@@ -170,7 +170,7 @@ def configured(**changes: Any) -> Callable:
         (configured(vocab_size=255), "vocab_size=255, and"),
         (configured(vocab_size="256"), "vocab_size='256', and"),
         (configured(model_type="mamba", layer_norm_epsilon="x" * 10**5), "layer_norm_epsilon='x"),
-        (configured(rms_norm=True), "norm='rms', and its weights are of a model with norm=layer"),
+        (configured(rms_norm=True), "rms_norm=True, and its weights are of a model with rms_norm=False"),
         (configured(tie_embeddings=True), "tie_embeddings=True, and its weights"),
         (configured(ssm_cfg={"layer": "Mamba2"}), "layer='Mamba2', which mambabyte has not"),
         (configured(ssm_cfg={"conv_bias": False}), "conv_bias=False, which mambabyte has not"),
@@ -181,7 +181,19 @@ def configured(**changes: Any) -> Callable:
         (configured(model_type="mamba2"), "a model of type 'mamba2'"),
         (configured(model_type=["mamba"]), "a model of type"),
         (configured(model_type="mamba", use_bias=True), "use_bias=True, which mambabyte has not"),
-        (configured(model_type="mamba", tie_word_embeddings=False), "norm='rms', and its weights"),
+        (configured(ssm_cfg={"d_state": 7}), r"says ssm_cfg\.d_state=7, and its .* with ssm_cfg\.d_state="),
+        (
+            configured(model_type="mamba", tie_word_embeddings=False, hidden_size=5),
+            "says hidden_size=5, and its .* with hidden_size=24",
+        ),
+        (
+            configured(model_type="mamba", tie_word_embeddings=False, num_hidden_layers=5),
+            "says num_hidden_layers=5, and its",
+        ),
+        (
+            configured(model_type="mamba", tie_word_embeddings=False),
+            "have norms with a bias, and its config is of a layout that has RMSNorms alone",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(change: Callable, sentence: str, tmp_path: Path) -> None:
@@ -197,7 +209,7 @@ def test_what_does_not_fit_is_one_sentence(change: Callable, sentence: str, tmp_
 def test_norms_without_bias_that_are_no_rms_norm_are_refused(tmp_path: Path) -> None:
     model = small_model(norm="rms")
     write_folder(tmp_path / "a", model.state_dict(), mamba_ssm_config(model, rms_norm=False))
-    with pytest.raises(UserError, match="norm='layer', and its weights are of a model with norm=rms"):
+    with pytest.raises(UserError, match="rms_norm=False, and its weights are of a model with rms_norm=True"):
         mambabyte.load(tmp_path / "a")
     double = {**model.state_dict(), "backbone.embeddings.weight": model.backbone.embedding.weight.detach()}
     write_folder(tmp_path / "b", double, mamba_ssm_config(model))

@@ -144,6 +144,11 @@ def test_a_step_that_does_not_fit_is_refused_with_a_remedy(monkeypatch) -> None:
     tight = budget_of(two + 1, monkeypatch)
     tight.check(2)
     assert not tight.fits(2), "it can run, but with nothing to spare"
+    said = r" left \(.* without the quarter that .*auto keeps free\): .*, or try it by trainer\.micro_batch_size=2$"
+    with pytest.raises(UserError, match=said):
+        tight.refuse(2)
+    with pytest.raises(UserError, match=r" left: "):
+        budget_of(2 * two, monkeypatch).refuse(2)  # tried in vain
 
 
 def test_a_model_whose_weights_alone_are_too_large_is_refused_at_once(monkeypatch) -> None:
