@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mambabyte.runs.loss_curve import literal
 
@@ -65,8 +65,8 @@ def draw_split(results: Sequence[TaskResult]) -> Canvas:
         axes.set(title=literal(task), ylabel="answers right, in %", ylim=(0, 112))
         axes.set_yticks(range(0, 101, 25))
     panels[-1].set_xticks(range(len(mixers)), [mixer.replace("_", "\n") for mixer in mixers])
-    handles: dict[str, object] = {}
+    handles: dict[str, Any] = {}
     for axes in panels:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    canvas.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    canvas.legend([*handles.values()], [*handles], loc="outside lower center", ncols=len(handles))
     return canvas
