@@ -147,27 +147,32 @@ class SelectiveScan(Layer):
     def forward(self, x: Tensor) -> Tensor:
         return self.out(functional.gelu(self.mixer(x, None)[0]))
 
-    def state_after(self, length: int) -> tuple[Tensor, ...]:
-        return tuple(torch.randn_like(part) for part in self.mixer.initial_state(1))
+    def state_after(self, length: int) -> Tensor:
+        return torch.randn_like(self.mixer.A_log)
 
-    def step(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, state = self.mixer(x[:, None], state)
-        return self.out(functional.gelu(y[:, 0])), state
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        delta, A, B, C = self._selected(x)
+        state = torch.exp(delta[0, :, None] * A) * state + (delta * x)[0, :, None] * B
+        return self.out(functional.gelu((state @ C[0] + self.mixer.D * x[0])[None])), state
+
+    def _selected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Step sizes (L, D), A (D, N), B and C (L, N) for inputs (L, D)."""
+        mixer = self.mixer
+        low, B, C = mixer.x_proj(x).split((mixer.rank, STATES, STATES), dim=-1)
+        delta = functional.softplus(mixer.dt_proj(low) + mixer.dt_proj.bias)
+        return delta, -mixer.A_log.exp(), B, C
 
 
 class LoopedScan(SelectiveScan):
     """The same S6, position by position in PyTorch's operators, all of which autograd keeps."""
 
     def forward(self, x: Tensor) -> Tensor:
-        mixer = self.mixer
-        low, B, C = mixer.x_proj(x[0]).split((mixer.rank, STATES, STATES), dim=-1)
-        delta = functional.softplus(mixer.dt_proj(low) + mixer.dt_proj.bias)
-        A = -mixer.A_log.exp()
+        delta, A, B, C = self._selected(x[0])
         state, outputs = x.new_zeros(A.shape), []
         for u, step, b, c in zip(x[0], delta, B, C, strict=True):
             state = torch.exp(step[:, None] * A) * state + (step * u)[:, None] * b
             outputs.append(state @ c)
-        return self.out(functional.gelu((torch.stack(outputs) + mixer.D * x[0])[None]))
+        return self.out(functional.gelu((torch.stack(outputs) + self.mixer.D * x[0])[None]))
 
 
 LAYERS: dict[str, type[Layer]] = {

@@ -29,9 +29,9 @@ Mamba's figure 8 (arXiv 2312.00752) on a CPU: one layer, one sequence, fp32. Thi
 ```bash
 python benchmarks/scaling.py --out docs/benchmarks
 ```
-and, from the figures in [scaling.csv](scaling.csv) alone, by the same with `--page`. How they are taken stands at
-the top of [the script](../../benchmarks/scaling.py); the layers are in
-[scaling_layers.py](../../benchmarks/scaling_layers.py).
+and, from the figures in [scaling.csv](scaling.csv) alone, by the same with `--page`. How they are taken is
+said at the top of [the script](../../benchmarks/scaling.py); the layers are in
+[scaling_layers.py](../../benchmarks/scaling_layers.py), and each takes one byte more by PyTorch's operators.
 """
 
 

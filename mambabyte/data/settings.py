@@ -169,7 +169,8 @@ class DataSettings(Settings):
     @property
     def is_task(self) -> bool:
         """Whether this is a synthetic task (data/tasks.py), which has no documents."""
-        return self.source.get("_target_") in _TASKS
+        target = self.source.get("_target_")
+        return isinstance(target, str) and target in _TASKS
 
     @property
     def _is_undivided(self) -> bool:

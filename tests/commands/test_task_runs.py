@@ -29,7 +29,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learned to copy 2 bytes, not to be changed."""
     run_dir = tmp_path_factory.mktemp("learned") / "copying"
     overrides = [
-        *("experiment=copying_small", "model=gated_s4d", "model.d_model=32", "model.n_layer=1"),
+        *("experiment=copying_small", "mixer=s4d", "model.d_model=32", "model.n_layer=1"),
         *("data.tokens=2", "data.vocabulary=6", "context_length=12", "trainer.global_batch_bytes=384"),
         *(f"trainer.max_steps={STEPS}", "optimizer.learning_rate=1e-2", "optimizer.warmup_steps=10"),
         *("callbacks.validate_every=10", "callbacks.validate_bytes=600", "data.validation_bytes=1200"),
