@@ -163,6 +163,11 @@ def compose(later: tuple[Tensor, Tensor], earlier: tuple[Tensor, Tensor]) -> tup
 #     round 2        (a_4 a_3 a_2 a_1, a_4 a_3 (a_2 b_1 + b_2) + a_4 b_3 + b_4)
 #     round 3        (a_3 a_2 a_1, a_3 (a_2 b_1 + b_2) + b_3)
 #
+# >>> a, b = torch.full((4,), 0.5), torch.tensor([1.0, 2.0, 3.0, 4.0])
+# >>> first, second = compose((a[1], b[1]), (a[0], b[0])), compose((a[3], b[3]), (a[2], b[2]))
+# >>> compose(second, first)
+# (tensor(0.0625), tensor(6.1250))
+#
 # The general rule (Blelloch, 1990): compose neighbours, scan the half that results, which gives every second
 # state, and compose once more for the states between.
 
@@ -185,6 +190,9 @@ def scan(a: Tensor, B_bar: Tensor, C: Tensor, u: Tensor) -> Tensor:
     return (h @ C).real
 
 
+# >>> associative_scan(a, b)[1]
+# tensor([1.0000, 2.5000, 4.2500, 6.1250])
+#
 # Scanning L steps takes nearly 2L compositions where the recurrence takes L − 1. In exchange, those of a
 # round can run at the same time: with t processors the rounds take about 2L/t + 2 log₂ L compositions' time.
 
