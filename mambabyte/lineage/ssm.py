@@ -50,20 +50,12 @@ def bilinear(A: Tensor, B: Tensor, step: float) -> tuple[Tensor, Tensor]:
 
 
 # ![A damped oscillator after a switch is thrown. Left: steps of 0.35 s, at which Euler's rule explodes and
-# leaves the figure. Right: halving the step quarters the bilinear rule's error and at best halves Euler's;
-# zero-order hold has none, because this input is constant.](discretisation)
+# leaves the figure. Right: halving the step quarters the bilinear rule's error and, once the steps are short,
+# halves Euler's; zero-order hold has none, because this input is constant.](discretisation)
 #
 # The rules share A and B, which belong to the system, and not Δ, which belongs to the data. **Δ is the
 # resolution**: a model of speech at 16 kHz runs at 8 kHz with 2Δ. For an input that is held, two half steps
 # are one step:
-#
-# >>> A, B, C = random_system(6)
-# >>> A_bar, B_bar = zero_order_hold(A, B, 0.1)
-# >>> A_half, B_half = zero_order_hold(A, B, 0.05)
-# >>> torch.allclose(A_half @ A_half, A_bar, atol=1e-11)
-# True
-# >>> torch.allclose(A_half @ B_half + B_half, B_bar, atol=1e-11)
-# True
 
 
 def random_system(size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,6 +66,14 @@ def random_system(size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return G - G.T - 0.5 * torch.eye(size, dtype=torch.float64), B, C
 
 
+# >>> A, B, C = random_system(6)
+# >>> A_bar, B_bar = zero_order_hold(A, B, 0.1)
+# >>> A_half, B_half = zero_order_hold(A, B, 0.05)
+# >>> torch.allclose(A_half @ A_half, A_bar, atol=1e-11)
+# True
+# >>> torch.allclose(A_half @ B_half + B_half, B_bar, atol=1e-11)
+# True
+#
 # The smallest example has one state, A = −1 and B = C = 1. It is the **exponential moving average**, and its
 # gate g is set by the step size:
 #
