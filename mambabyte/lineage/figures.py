@@ -199,15 +199,17 @@ def traffic() -> Figure:
         "all states in memory": selection.scan_in_memory,
         f"our op ({backend_for(inputs[0].device)})": selective_scan,
     }
+    counted = [count_traffic(form, *inputs) for form in forms.values()]
+    titles = ("moved in forward", "kept between", "moved in backward")
     figure = _canvas(1.9)
-    for axes, field, title in zip(
-        figure.subplots(1, 2, sharey=True), ("moved", "kept"), ("moved in forward", "kept for backward"),
-        strict=True,
-    ):  # fmt: skip
-        counted = [getattr(count_traffic(form, *inputs), field) / elements for form in forms.values()]
-        bars = axes.barh(list(forms), counted, color=("C3", "C0"), height=0.55)
-        axes.bar_label(bars, [f"{value:,.0f}" for value in counted], padding=4)
-        axes.set(title=title, xscale="log", xlim=(1, 3e4), xlabel="bytes per element of u")
+    for axes, title, values in zip(
+        figure.subplots(1, 3, sharey=True), titles, zip(*counted, strict=True), strict=True
+    ):
+        bars = axes.barh(list(forms), [value / elements for value in values], color=("C3", "C0"), height=0.55)
+        axes.bar_label(bars, [f"{value / elements:,.0f}" for value in values], padding=4)
+        axes.set(title=title, xscale="log", xlim=(1, 1e5), xlabel="bytes per element of u")
+        axes.set_xticks([1, 10, 100, 1000, 10_000], minor=False)
+        axes.minorticks_off()
         axes.grid(axis="y", visible=False)
     axes.invert_yaxis()  # shared
     return figure

@@ -159,8 +159,8 @@ def scan_in_memory(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
 # This can be counted, as `traffic.py` does: an operator moves its inputs and its outputs, and autograd keeps
 # what it is given to keep.
 #
-# ![Bytes for each element of u, fp32, L = 2,048, D = 1,024, N = 16: moved in forward, and kept for
-# backward.](traffic)
+# ![Bytes for each element of u, fp32, L = 2,048, D = 1,024, N = 16: moved in forward, kept between the
+# passes, and moved in backward.](traffic)
 #
 # ![A layer's forward and backward pass against the length of the sequence, as `benchmarks/scaling.py`
 # measured it.](scaling)
