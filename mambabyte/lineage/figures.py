@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mambabyte.errors import UserError
 from mambabyte.lineage import hippo, s4, selection, ssm
 from mambabyte.lineage.traffic import count_traffic
 from mambabyte.ops import backend_for, selective_scan
@@ -25,7 +26,7 @@ DPI = 150
 SENTENCE = b"I want to order a hamburger"
 WITHOUT_MODEL = (
     "*Here stands the Δ of a trained model where the page is built with one: "
-    "`mambabyte lineage --ckpt runs/quickstart`.*"
+    "`mambabyte lineage ckpt=runs/quickstart`.*"
 )
 _STYLE = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.spines.top": False, "axes.spines.right": False,
@@ -198,15 +199,17 @@ def traffic() -> Figure:
         "all states in memory": selection.scan_in_memory,
         f"our op ({backend_for(inputs[0].device)})": selective_scan,
     }
+    counted = [count_traffic(form, *inputs) for form in forms.values()]
+    titles = ("moved in forward", "kept between", "moved in backward")
     figure = _canvas(1.9)
-    for axes, field, title in zip(
-        figure.subplots(1, 2, sharey=True), ("moved", "kept"), ("moved in forward", "kept for backward"),
-        strict=True,
-    ):  # fmt: skip
-        counted = [getattr(count_traffic(form, *inputs), field) / elements for form in forms.values()]
-        bars = axes.barh(list(forms), counted, color=("C3", "C0"), height=0.55)
-        axes.bar_label(bars, [f"{value:,.0f}" for value in counted], padding=4)
-        axes.set(title=title, xscale="log", xlim=(1, 3e4), xlabel="bytes per element of u")
+    for axes, title, values in zip(
+        figure.subplots(1, 3, sharey=True), titles, zip(*counted, strict=True), strict=True
+    ):
+        bars = axes.barh(list(forms), [value / elements for value in values], color=("C3", "C0"), height=0.55)
+        axes.bar_label(bars, [f"{value / elements:,.0f}" for value in values], padding=4)
+        axes.set(title=title, xscale="log", xlim=(1, 1e5), xlabel="bytes per element of u")
+        axes.set_xticks([1, 10, 100, 1000, 10_000], minor=False)
+        axes.minorticks_off()
         axes.grid(axis="y", visible=False)
     axes.invert_yaxis()  # shared
     return figure
@@ -214,7 +217,7 @@ def traffic() -> Figure:
 
 def selective_copying(path: Path) -> Figure:
     """Bars of a CSV with the columns mixer, task and accuracy (0 to 1)."""
-    rows = _rows(path)
+    rows = _rows(path, "mixer", "task", "accuracy")
     mixers, tasks = (list(dict.fromkeys(row[column] for row in rows)) for column in ("mixer", "task"))
     accuracy = {(row["mixer"], row["task"]): 100 * float(row["accuracy"]) for row in rows}
     figure = _canvas(2.8)
@@ -232,22 +235,29 @@ def selective_copying(path: Path) -> Figure:
 
 
 def scaling(path: Path) -> Figure:
-    """Lines of a CSV with the columns mixer, length (bytes) and seconds."""
-    rows = _rows(path)
+    """Lines of the CSV that benchmarks/scaling.py writes: layer, length (steps) and training_seconds."""
+    rows = _rows(path, "layer", "length", "training_seconds")
     figure = _canvas(3.6, 5.6)
     axes = figure.subplots()
-    for mixer in dict.fromkeys(row["mixer"] for row in rows):
-        points = sorted((int(row["length"]), float(row["seconds"])) for row in rows if row["mixer"] == mixer)
-        axes.loglog(*zip(*points, strict=True), "o-", markersize=3.5, base=2, label=mixer)
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        own = [row for row in rows if row["layer"] == layer]
+        points = sorted((int(row["length"]), float(row["training_seconds"])) for row in own)
+        axes.loglog(*zip(*points, strict=True), "o-", markersize=3.5, base=2, label=layer.replace("_", " "))
     axes.set_yscale("log", base=10)
-    axes.set(xlabel="bytes", ylabel="seconds")
+    axes.set(xlabel="length", ylabel="seconds, forward and backward")
     axes.legend()
     return figure
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not rows or not set(columns) <= set(rows[0]):
+        raise UserError(f"{path} is not drawn: it must have rows and the columns {', '.join(columns)}")
+    return rows
 
 
 COMPUTED: dict[str, Callable[[], Figure]] = {
@@ -269,10 +279,16 @@ def draw(name: str, model: MambaByte | None, records: Path) -> bytes | str:
     Args:
         model: for the figure of Δ.
         records: the folder of the recorded figures' CSV files.
+
+    Raises:
+        UserError: a CSV file that is there cannot be drawn.
     """
     if name == "delta":
         return png(partial(delta, model)) if model is not None else WITHOUT_MODEL
     if name in RECORDED:
         path = records / f"{name}.csv"
-        return png(partial(RECORDED[name], path)) if path.is_file() else ""
+        try:
+            return png(partial(RECORDED[name], path)) if path.is_file() else ""
+        except ValueError as error:
+            raise UserError(f"{path} is not drawn: {error}") from error
     return png(COMPUTED[name])

@@ -78,7 +78,7 @@ def build(model: MambaByte | None, records: Path) -> Page:
         records: the folder with the CSV files of `figures.RECORDED`; what is not there is left out.
 
     Raises:
-        UserError: a package is missing that only this page needs.
+        UserError: a package is missing that only this page needs, or a CSV file cannot be drawn.
     """
     images: dict[str, bytes] = {}
 

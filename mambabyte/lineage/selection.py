@@ -31,7 +31,7 @@ from mambabyte.ops import selective_scan
 #     y_t = C_t h_t
 #
 # A is diagonal, as in S4D, so this is N × D separate recurrences. The decay comes from zero-order hold, the
-# input's factor from Euler's rule: Mamba's code simplifies B̄ so, because it then need not divide by A.
+# input's factor from Euler's rule: Mamba simplifies B̄ so, and need not divide by A.
 
 
 def select(
@@ -159,10 +159,11 @@ def scan_in_memory(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
 # This can be counted, as `traffic.py` does: an operator moves its inputs and its outputs, and autograd keeps
 # what it is given to keep.
 #
-# ![Bytes for each element of u, fp32, L = 2,048, D = 1,024, N = 16: moved in forward, and kept for
-# backward.](traffic)
+# ![Bytes for each element of u, fp32, L = 2,048, D = 1,024, N = 16: moved in forward, kept between the
+# passes, and moved in backward.](traffic)
 #
-# ![Time against length, both on logarithmic scales.](scaling)
+# ![A layer's forward and backward pass against the length of the sequence, as `benchmarks/scaling.py`
+# measured it.](scaling)
 #
 # The random inputs of the figures and the identities, of one sequence:
 

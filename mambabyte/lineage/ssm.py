@@ -50,20 +50,12 @@ def bilinear(A: Tensor, B: Tensor, step: float) -> tuple[Tensor, Tensor]:
 
 
 # ![A damped oscillator after a switch is thrown. Left: steps of 0.35 s, at which Euler's rule explodes and
-# leaves the figure. Right: halving the step quarters the bilinear rule's error and at best halves Euler's;
-# zero-order hold has none, because this input is constant.](discretisation)
+# leaves the figure. Right: halving the step quarters the bilinear rule's error and, once the steps are short,
+# halves Euler's; zero-order hold has none, because this input is constant.](discretisation)
 #
 # The rules share A and B, which belong to the system, and not Δ, which belongs to the data. **Δ is the
 # resolution**: a model of speech at 16 kHz runs at 8 kHz with 2Δ. For an input that is held, two half steps
 # are one step:
-#
-# >>> A, B, C = random_system(6)
-# >>> A_bar, B_bar = zero_order_hold(A, B, 0.1)
-# >>> A_half, B_half = zero_order_hold(A, B, 0.05)
-# >>> torch.allclose(A_half @ A_half, A_bar, atol=1e-11)
-# True
-# >>> torch.allclose(A_half @ B_half + B_half, B_bar, atol=1e-11)
-# True
 
 
 def random_system(size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,6 +66,14 @@ def random_system(size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return G - G.T - 0.5 * torch.eye(size, dtype=torch.float64), B, C
 
 
+# >>> A, B, C = random_system(6)
+# >>> A_bar, B_bar = zero_order_hold(A, B, 0.1)
+# >>> A_half, B_half = zero_order_hold(A, B, 0.05)
+# >>> torch.allclose(A_half @ A_half, A_bar, atol=1e-11)
+# True
+# >>> torch.allclose(A_half @ B_half + B_half, B_bar, atol=1e-11)
+# True
+#
 # The smallest example has one state, A = −1 and B = C = 1. It is the **exponential moving average**, and its
 # gate g is set by the step size:
 #
@@ -163,6 +163,11 @@ def compose(later: tuple[Tensor, Tensor], earlier: tuple[Tensor, Tensor]) -> tup
 #     round 2        (a_4 a_3 a_2 a_1, a_4 a_3 (a_2 b_1 + b_2) + a_4 b_3 + b_4)
 #     round 3        (a_3 a_2 a_1, a_3 (a_2 b_1 + b_2) + b_3)
 #
+# >>> a, b = torch.full((4,), 0.5), torch.tensor([1.0, 2.0, 3.0, 4.0])
+# >>> first, second = compose((a[1], b[1]), (a[0], b[0])), compose((a[3], b[3]), (a[2], b[2]))
+# >>> compose(second, first)
+# (tensor(0.0625), tensor(6.1250))
+#
 # The general rule (Blelloch, 1990): compose neighbours, scan the half that results, which gives every second
 # state, and compose once more for the states between.
 
@@ -185,6 +190,9 @@ def scan(a: Tensor, B_bar: Tensor, C: Tensor, u: Tensor) -> Tensor:
     return (h @ C).real
 
 
+# >>> associative_scan(a, b)[1]
+# tensor([1.0000, 2.5000, 4.2500, 6.1250])
+#
 # Scanning L steps takes nearly 2L compositions where the recurrence takes L − 1. In exchange, those of a
 # round can run at the same time: with t processors the rounds take about 2L/t + 2 log₂ L compositions' time.
 

@@ -13,8 +13,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class Traffic(NamedTuple):
-    moved: int  # bytes that operators read and write in forward
-    kept: int  # bytes that are kept for backward
+    """Bytes: the inputs and outputs of each pass's operators, and what is kept between the two. What a kernel
+    writes for itself and reads again is not counted."""
+
+    forward: int
+    kept: int
+    backward: int
 
 
 class _Counting(TorchDispatchMode):
@@ -22,15 +26,15 @@ class _Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
-        if isinstance(out, (Tensor, tuple)) and not function.is_view:
+        if isinstance(out, (Tensor, tuple, list)) and not function.is_view:
             tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
             self.moved += sum(x.numel() * x.element_size() for x in tensors)
         return out
 
 
 def count_traffic(function: Callable[..., Any], *inputs: Tensor) -> Traffic:
-    """Of `function(*inputs)` where gradients of all inputs are wanted. Nothing is computed: fake tensors have
-    shapes and no data."""
+    """Of `function(*inputs)`, a tensor, and of the gradients of all inputs. Nothing is computed: fake tensors
+    have shapes and no data."""
     kept = {}
 
     def keep(x: Tensor) -> Tensor:
@@ -39,7 +43,9 @@ def count_traffic(function: Callable[..., Any], *inputs: Tensor) -> Traffic:
 
     with FakeTensorMode():
         leaves = [torch.empty(x.shape, dtype=x.dtype, requires_grad=True) for x in inputs]
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), _Counting() as counting:
-            out = function(*leaves)  # alive until all is counted, as a storage's address may be used again
-    del out
-    return Traffic(counting.moved, sum(kept.values()))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), _Counting() as forward:
+            out = function(*leaves)
+        gradient = torch.empty_like(out)
+        with _Counting() as backward:
+            torch.autograd.grad(out, leaves, gradient)
+    return Traffic(forward.moved, sum(kept.values()), backward.moved)

@@ -23,6 +23,7 @@ NEEDED = {
     "export": ["ckpt=a", "out=b"],
     "compress": ["ckpt=a", "file=b"],
     "decompress": ["ckpt=a", "file=b"],
+    "lineage": ["out=b"],
 }
 COMPOSED = [name for name in NAMES if hasattr(commands.find(name).settings, "yaml")]
 

@@ -20,7 +20,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> page.Page:
     """With a model and all records."""
     records = tmp_path_factory.mktemp("records")
     (records / "scaling.csv").write_text(
-        "mixer,length,seconds\nattention,512,0.1\nattention,1024,0.4\ns6,512,0.1\ns6,1024,0.2\n"
+        "layer,length,width,training_seconds\nattention,512,8,0.1\nattention,1024,8,0.4\nscan,512,8,0.1\n"
     )
     (records / "selective_copying.csv").write_text(
         "mixer,task,accuracy\ns4d,copying,0.999\ns4d,selective_copying,0.25\ns6,copying,1.0\n"
@@ -62,8 +62,18 @@ def test_it_has_the_identities_as_measured(built: page.Page) -> None:
 
 
 def test_what_is_not_given_is_a_sentence_or_nothing(tmp_path: Path) -> None:
-    assert "mambabyte lineage --ckpt" in figures.draw("delta", None, tmp_path)
+    assert "mambabyte lineage ckpt=" in figures.draw("delta", None, tmp_path)
     assert figures.draw("scaling", None, tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["", "layer,length\nscan,512\n", b"layer\n\xff"], ids=["empty", "column", "utf8"]
+)
+def test_records_that_cannot_be_drawn_are_named(text: str | bytes, tmp_path: Path) -> None:
+    path = tmp_path / "scaling.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=r"scaling\.csv (is not drawn: .* columns layer|cannot be read)"):
+        figures.draw("scaling", None, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +116,12 @@ class TestCommand:
         from mambabyte.models import LSTMConfig
 
         mambabyte.save(LSTMConfig(d_model=8, n_layer=1).build(), "lstm")
-        assert main(["lineage", "--ckpt", "lstm"]) == 1
+        assert main(["lineage", "ckpt=lstm"]) == 1
         assert "lstm holds a model LSTM, which has no step sizes" in capsys.readouterr().err
+
+    def test_refuses_records_that_are_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["lineage", "records=elsewhere"]) == 1
+        assert "records=elsewhere is no folder" in capsys.readouterr().err
 
     def test_refuses_a_folder_that_cannot_be_made(self, capsys: pytest.CaptureFixture[str]) -> None:
         Path("taken").write_text("")

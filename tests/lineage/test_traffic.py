@@ -8,26 +8,28 @@ import pytest
 import torch
 
 from mambabyte.lineage import selection
-from mambabyte.lineage.traffic import count_traffic
+from mambabyte.lineage.traffic import Traffic, count_traffic
 from mambabyte.ops import selective_scan
 from mambabyte.ops.cpu import build
 
 
 def test_traffic_counts_each_tensor_once() -> None:
     a, b = torch.zeros(10), torch.zeros(10)
-    # of a + b, three tensors are moved and none kept; of a * b, three moved and both factors kept
-    assert count_traffic(torch.add, a, b) == (120, 0)
-    assert count_traffic(torch.mul, a, b) == (120, 80)
-    assert count_traffic(lambda x: x.view(2, 5).T, a) == (0, 0)
+    # a + b moves three tensors and passes its gradient on; a * b keeps both, and each gradient is a product
+    assert count_traffic(torch.add, a, b) == Traffic(forward=120, kept=0, backward=0)
+    assert count_traffic(torch.mul, a, b) == Traffic(forward=120, kept=80, backward=240)
+    assert count_traffic(lambda x: x.view(2, 5).T, a) == Traffic(forward=0, kept=0, backward=0)
 
 
 @pytest.mark.skipif(not build.available()[0], reason="needs the C++ kernel")
 def test_the_fused_scan_moves_and_keeps_little() -> None:
-    """Per element of u, in fp32: u, Δ and y once, 12 bytes, and their share of B, C and the states."""
+    """Per element of u, in fp32: u, Δ and y once, 12 bytes, and in backward u, Δ and the gradients of all
+    three, 20; beside them the share of B, C and the states, small for many channels."""
     inputs = selection.example(length=512, channels=256)
-    elements = inputs[0].numel()
-    fused = count_traffic(partial(selective_scan, backend="cpu"), *inputs)
-    plain = count_traffic(selection.scan_in_memory, *inputs)
-    assert 12 < fused.moved / elements < 20
-    assert fused.kept / elements < 16
-    assert plain.moved / elements > 10 * 4 * 16 and plain.kept / elements > 3 * 4 * 16
+    fused, plain = (
+        Traffic(*(count / inputs[0].numel() for count in count_traffic(form, *inputs)))
+        for form in (partial(selective_scan, backend="cpu"), selection.scan_in_memory)
+    )
+    assert 12 < fused.forward < 16 and 8 < fused.kept < 12 and 20 < fused.backward < 26
+    states = 4 * 16
+    assert plain.forward > 10 * states and plain.kept > 3 * states and plain.backward > plain.forward

@@ -134,9 +134,9 @@ def test_a_failed_installation_is_explained_and_tried_again(make, fail, message)
 
 
 def test_lineage_builds_the_page_with_the_development_tools(make):
-    assert make("lineage", "ARGS=--ckpt runs/quickstart").returncode == 0
+    assert make("lineage", "ARGS=ckpt=runs/quickstart").returncode == 0
     assert make.calls[-2].endswith("--editable .[dev]")
-    assert make.calls[-1] == "mambabyte lineage --ckpt runs/quickstart"
+    assert make.calls[-1] == "mambabyte lineage ckpt=runs/quickstart"
 
 
 def test_audit_installs_its_tools_and_runs(make):
