@@ -92,6 +92,11 @@ class ByteLM(nn.Module):
         """How often the weight of the linear layer of this name is multiplied in a forward pass, per byte."""
         return 1.0
 
+    @property
+    def kind(self) -> str:
+        """What reports call models like this one."""
+        return type(self).__name__
+
     def num_parameters(self) -> int:
         """The number of parameters, with tied ones counted once."""
         return sum(p.numel() for p in self.parameters())

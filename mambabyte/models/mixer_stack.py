@@ -126,6 +126,12 @@ class MixerStack(LayerStack):
                 if isinstance(module, nn.Linear) and name.endswith((".out_proj", ".out", ".down")):
                     module.weight.div_(math.sqrt(len(parts)))
 
+    @property
+    def kind(self) -> str:
+        """As Mamba's table 1 has it: Mamba+S6, H3+S4, or the mixer alone."""
+        name = type(self.config.mixer).__name__.removesuffix("Config")
+        return {"plain": "", "h3": "H3+", "mamba": "Mamba+"}[self.config.block] + name
+
     def forward(
         self,
         bytes: Tensor | bytes,
