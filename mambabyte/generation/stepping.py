@@ -72,8 +72,12 @@ def stepper_for(model: ByteLM, state: State, weights: str = "fp32") -> Stepper:
     mamba = model if isinstance(model, MambaByte) else None
     backend = "reference" if mamba is None else step_backend(mamba.lm_head.weight)
     check_weights(weights, backend)
+    if mamba is not None and backend == "cpu":
+        return mamba.stepper(state, weights)  # type: ignore[return-value]  # a TritonStepper on CUDA only
     if weights != "fp32":
-        raise UserError(f"weights={weights} cannot go on with many rows; use weights=fp32")
+        raise UserError(
+            f"weights={weights} is not to be had for this on CUDA: use weights=fp32, or device=cpu"
+        )
     return GenericStepper(model, state)
 
 
@@ -129,7 +133,7 @@ class GenericStepper:
         bytes, before = self._model.as_batch(bytes), self._groups
         logits, groups = self._run(self._model.prefill, bytes)
         self._go_on(groups)
-        self._window = before, bytes
+        self._window = before, bytes.clone()
         return logits
 
     @torch.no_grad()
