@@ -70,8 +70,12 @@ def stepper_for(model: ByteLM, state: State, weights: str = "fp32") -> Stepper:
         UserError: such weights are not to be had for this model here.
     """
     check_weights(model, weights)
+    if isinstance(model, MambaByte) and step_backend(model.lm_head.weight) == "cpu":
+        return model.stepper(state, weights)  # type: ignore[return-value]  # a TritonStepper on CUDA only
     if weights != "fp32":
-        raise UserError(f"weights={weights} cannot go on with many rows; use weights=fp32")
+        raise UserError(
+            f"weights={weights} is not to be had for this on CUDA: use weights=fp32, or device=cpu"
+        )
     return GenericStepper(model, state)
 
 
@@ -125,7 +129,7 @@ class GenericStepper:
         bytes, before = self._model.as_batch(bytes), self._groups
         logits, groups = self._run(self._model.prefill, bytes)
         self._go_on(groups)
-        self._window = before, bytes
+        self._window = before, bytes.clone()
         return logits
 
     @torch.no_grad()

@@ -12,7 +12,6 @@ scans, gates by z and projects back. Parameter names are those of mamba_ssm's Ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +25,7 @@ from mambabyte.models.byte_lm import VOCABULARY, ByteLM, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import ResidualNorm, run_layers
 from mambabyte.models.lora import is_adapted, weight_of
+from mambabyte.models.mamba_stepper import MambaByteStepper
 from mambabyte.models.meta_device import repeated
 from mambabyte.models.ngram_embedding import NGramEmbedding
 from mambabyte.models.projection import Projection, prepared_at_once
@@ -34,9 +34,9 @@ from mambabyte.ops import backend_for, causal_conv1d
 from mambabyte.ops.halves import halves
 from mambabyte.ops.recomputation import recomputable
 from mambabyte.ops.step import (
+    EmbeddingWeights,
     KeptWeights,
     MambaBlockWeights,
-    MambaStepper,
     MambaWeights,
     PreparedMamba,
     mamba_step,
@@ -45,7 +45,7 @@ from mambabyte.ops.step import (
 
 if TYPE_CHECKING:
     from mambabyte.ops.step.drawing import TritonDrawing
-    from mambabyte.ops.step.triton import EmbeddingWeights
+    from mambabyte.ops.step.triton import TritonStepper
 
 
 @dataclass
@@ -215,28 +215,22 @@ class MambaByte(ByteLM):
             raise
         return logits, history + layers
 
-    def stepper(self, state: State, weights: str = "fp32") -> Callable[[Tensor], Tensor]:
-        """A function from one more byte (B,) to logits (B, 256), where `step_backend` names a kernel: `step`
-        without its care for the state that it is given and for other parameters in the place of today's.
+    def stepper(self, state: State, weights: str = "fp32") -> MambaByteStepper | TritonStepper:
+        """What goes on from a copy of the state, where `step_backend` names a kernel. It reads today's
+        parameters, and does not notice when others take their place. On CUDA it steps only.
 
         Args:
             weights: how the linear layers and the head are stored: see `PreparedMamba` for a CPU and
                 `TritonStep` for CUDA.
         """
-        history, layers = self._parts(state)
         if step_backend(self.lm_head.weight) == "triton":
             from mambabyte.ops.step.triton import TritonStepper
 
+            history, layers = self._parts(state)
             before = history[0][0] if history else None
             return TritonStepper(self.step_weights(), self._embedding_weights(), before, layers, weights)
-        step = MambaStepper(PreparedMamba(self.step_weights(), weights), layers)
-
-        def next_logits(byte: Tensor) -> Tensor:
-            nonlocal history
-            x, history = self._embed(byte.unsqueeze(1), history)
-            return step(x[:, 0])
-
-        return next_logits
+        prepared = PreparedMamba(self.step_weights(), weights, self._embedding_weights())
+        return MambaByteStepper(self, prepared, state)
 
     def drawing(
         self, state: State, logits: Tensor, temperature: float, top_k: int | None, top_p: float | None,
@@ -263,8 +257,6 @@ class MambaByte(ByteLM):
         )  # fmt: skip
 
     def _embedding_weights(self) -> EmbeddingWeights:
-        from mambabyte.ops.step.triton import EmbeddingWeights
-
         backbone, longest = self.backbone, self.config.ngram
         if longest == 1:
             return EmbeddingWeights(backbone.embedding.weight)

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__SSE__)
 #include <immintrin.h>
 #endif
@@ -25,6 +26,18 @@ typedef int8_t ByteVec __attribute__((vector_size(kLanes)));
 struct BFloat16 {
   uint16_t bits;
 };
+
+// Calls function(0) .. function(Count - 1) with constants for numbers. Compilers unroll loops too late to keep in
+// registers an array that is indexed by their counters.
+#define INLINE __attribute__((always_inline))
+template <class Function, int... Numbers>
+INLINE static inline void each(std::integer_sequence<int, Numbers...>, const Function& function) {
+  (function(std::integral_constant<int, Numbers>()), ...);
+}
+template <int Count, class Function>
+INLINE static inline void each(const Function& function) {
+  each(std::make_integer_sequence<int, Count>(), function);
+}
 
 static inline Vec splat(float x) { return Vec{} + x; }
 
@@ -79,6 +92,14 @@ static inline Vec load(const int8_t* p, int lanes) {
 #else
   return __builtin_convertvector(__builtin_convertvector(bytes, IntVec), Vec);
 #endif
+}
+
+// Where a loaded vector is used several times, compilers may still load it each time.
+static inline Vec in_register(Vec v) {
+#if defined(__AVX__)
+  __asm__("" : "+v"(v));
+#endif
+  return v;
 }
 
 static inline void store(float* p, Vec v, int lanes) {
@@ -136,6 +157,41 @@ static inline float sum(Vec v) {
   for (int count = kLanes / 8; count > 0; count /= 2)
     for (int i = 0; i < count; ++i) parts[i] += parts[i + count];
   return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
+}
+
+// Lane i is sum(v[i]) of kLanes vectors, by the same additions: each halves several of them at once.
+static inline Vec sums(const Vec* v) {
+#if defined(__AVX512F__)
+  const auto at = [&](int i) INLINE { return reinterpret_cast<__m512>(v[i]); };
+  __m512 quarters[4], pairs[2];  // of v[i], v[4 + i], v[8 + i] and v[12 + i]; of two i
+  each<4>([&](auto i) INLINE {
+    const __m512 ab = _mm512_shuffle_f32x4(at(i), at(4 + i), 0x44) + _mm512_shuffle_f32x4(at(i), at(4 + i), 0xee);
+    const __m512 cd = _mm512_shuffle_f32x4(at(8 + i), at(12 + i), 0x44) + _mm512_shuffle_f32x4(at(8 + i), at(12 + i), 0xee);
+    quarters[i] = _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);
+  });
+  each<2>([&](auto i) INLINE {
+    const __m512 a = quarters[2 * i], b = quarters[2 * i + 1];
+    pairs[i] = _mm512_shuffle_ps(a, b, 0x44) + _mm512_shuffle_ps(a, b, 0xee);
+  });
+  return reinterpret_cast<Vec>(_mm512_shuffle_ps(pairs[0], pairs[1], 0x88) +
+                               _mm512_shuffle_ps(pairs[0], pairs[1], 0xdd));
+#elif defined(__AVX__)
+  const auto at = [&](int i) INLINE { return reinterpret_cast<__m256>(v[i]); };
+  __m256 quarters[4], pairs[2];  // of v[i] and v[4 + i]; of two i
+  each<4>([&](auto i) INLINE {
+    quarters[i] = _mm256_permute2f128_ps(at(i), at(4 + i), 0x20) + _mm256_permute2f128_ps(at(i), at(4 + i), 0x31);
+  });
+  each<2>([&](auto i) INLINE {
+    const __m256 a = quarters[2 * i], b = quarters[2 * i + 1];
+    pairs[i] = _mm256_shuffle_ps(a, b, 0x44) + _mm256_shuffle_ps(a, b, 0xee);
+  });
+  return reinterpret_cast<Vec>(_mm256_shuffle_ps(pairs[0], pairs[1], 0x88) +
+                               _mm256_shuffle_ps(pairs[0], pairs[1], 0xdd));
+#else
+  Vec result;
+  each<kLanes>([&](auto i) INLINE { result[i.value] = sum(v[i]); });
+  return result;
+#endif
 }
 
 // A NaN stays a NaN.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,6 +45,20 @@ class MambaWeights(NamedTuple):
     rms: bool
 
 
+class EmbeddingWeights(NamedTuple):
+    """What a byte's vector is made of: its own embedding and, with n > 1, those of its last n-grams, as
+    `mambabyte.models.ngram_embedding` describes them. V vocabulary, d model width."""
+
+    embedding: Tensor  # (V, d)
+    longest: int = 1  # n
+    tables: Tensor | None = None  # ((n - 1) buckets, width)
+    projection: Tensor | None = None  # (d, (n - 1) width)
+
+    @property
+    def buckets(self) -> int:
+        return 0 if self.tables is None else len(self.tables) // (self.longest - 1)
+
+
 _MATRICES = ("in_proj", "x_proj", "out_proj", "head")
 
 
@@ -57,6 +71,15 @@ class Block(ctypes.Structure):
     )
 
 
+class Embedding(ctypes.Structure):
+    """MambaStepEmbedding of the C++ source."""
+
+    _fields_ = [
+        *fields(ctypes.c_void_p, "embedding tables projection"),
+        *fields(ctypes.c_int64, "longest buckets width"),
+    ]
+
+
 class LayerState(ctypes.Structure):
     """MambaStepState of the C++ source."""
 
@@ -67,12 +90,13 @@ class Arguments(ctypes.Structure):
     """MambaStepArguments of the C++ source."""
 
     _fields_ = [
-        *fields(ctypes.c_int64, "batch layers d_model d_inner states width rank vocabulary"),
-        *fields(ctypes.c_int32, "threads rms storage verify"),
+        *fields(ctypes.c_int64, "batch length layers d_model d_inner states width rank vocabulary"),
+        *fields(ctypes.c_int32, "threads rms storage verify last_only"),
         ("epsilon", ctypes.c_float),
-        *fields(ctypes.c_void_p, "x head head_scale norm_weight norm_bias"),
+        ("embedding", Embedding),
+        *fields(ctypes.c_void_p, "x bytes history next_history head head_scale norm_weight norm_bias"),
         ("blocks", ctypes.POINTER(Block)),
-        *fields(ctypes.c_void_p, "state logits"),
+        *fields(ctypes.c_void_p, "state inputs counts logits"),
     ]
 
 
@@ -85,9 +109,12 @@ class PreparedMamba:
     Args:
         storage: of `in_proj`, `x_proj`, `out_proj` and the head; all else is fp32. `int8` has one scale for
             each row, its largest magnitude / 127.
+        embedding: what `MambaStepper` needs beside them. It is never rounded, nor copied if it is fp32.
     """
 
-    def __init__(self, weights: MambaWeights, storage: str = "fp32") -> None:
+    def __init__(
+        self, weights: MambaWeights, storage: str = "fp32", embedding: EmbeddingWeights | None = None
+    ) -> None:
         self.storage = STORAGE.index(storage)
         self.addresses: set[int] = set()  # of the weights that the kernel reads
         self._tensors: list[Tensor] = []  # kept alive for the kernel
@@ -103,14 +130,22 @@ class PreparedMamba:
         outer = {name: getattr(weights, name) for name in ("head", "norm_weight", "norm_bias")}
         self.layers, self.d_model, self.vocabulary = len(blocks), len(weights.norm_weight), len(weights.head)
         self.layer_shapes = (width - 1, inner), (inner, states)
+        self.inputs_per_byte = len(blocks) * (3 * inner + rank + 2 * states)  # of `inputs` in `Arguments`
         self._arguments = Arguments(
             layers=len(blocks), d_model=self.d_model, d_inner=inner, states=states, width=width, rank=rank,
             vocabulary=self.vocabulary, rms=weights.rms, epsilon=weights.epsilon, storage=self.storage,
             verify=1, blocks=(Block * len(blocks))(*blocks), **self._pointers(outer),
         )  # fmt: skip
-        self._step = kernel(
-            "mamba_step", mamba_step_arguments=Arguments, mamba_step_block=Block, mamba_step_state=LayerState
-        )
+        self._no_byte = f"bytes are from 0 to {self.vocabulary - 1}"
+        self.embeds = embedding is not None
+        self.longest = 1 if embedding is None else embedding.longest  # n-gram
+        if embedding is not None:
+            self._arguments.embedding = self._embedding(embedding)
+        structures = {
+            "mamba_step_arguments": Arguments, "mamba_step_block": Block, "mamba_step_state": LayerState,
+            "mamba_step_embedding": Embedding,
+        }  # fmt: skip
+        self._step, self._replay = kernel("mamba_step", **structures), kernel("mamba_replay")
 
     def _pointers(self, tensors: dict[str, Tensor | None]) -> dict[str, int]:
         result = {}
@@ -130,66 +165,77 @@ class PreparedMamba:
                 result[f"{name}_scale"] = scale.data_ptr()
         return result
 
-    def check(self, x: Tensor, state: State) -> None:
-        """Raises ValueError if x or the state has another shape than the model's."""
-        batch = len(x)
-        if x.shape != (batch, self.d_model):
-            raise ValueError(f"x must have the shape (batch, {self.d_model}), not {tuple(x.shape)}")
+    def _embedding(self, weights: EmbeddingWeights) -> Embedding:
+        result = Embedding(longest=weights.longest, buckets=weights.buckets)
+        for name, tensor in weights._asdict().items():
+            if isinstance(tensor, Tensor):
+                self._tensors.append(tensor.detach().float().contiguous())
+                setattr(result, name, self._tensors[-1].data_ptr())
+        if weights.tables is not None:
+            result.width = weights.tables.shape[1]
+        return result
+
+    def check(self, batch: int, state: State) -> None:
+        """Raises ValueError if the layers' state has another shape than the model's for such a batch."""
         shapes = [(batch, *shape) for shape in self.layer_shapes]
         if len(state) != self.layers or any([tensor.shape for tensor in layer] != shapes for layer in state):
             raise ValueError(f"each of the {self.layers} layers' states must have the shapes {shapes}")
 
-    def logits(self, x: Tensor, layer_states: ctypes.Array) -> Tensor:
-        """Run the kernel on contiguous fp32 x (B, d) and the pointers of LayerState, layer after layer."""
-        logits = torch.empty(len(x), self.vocabulary)
-        arguments = Arguments.from_buffer_copy(self._arguments)
-        arguments.batch, arguments.threads = len(x), num_threads()
-        arguments.x, arguments.logits = x.data_ptr(), logits.data_ptr()
-        arguments.state = ctypes.addressof(layer_states)
-        self._step(ctypes.byref(arguments))
+    def check_bytes(self, bytes: Tensor) -> None:
+        """Raises ValueError if something is no byte; `logits` does too."""
+        if not 0 <= int(bytes.min()) <= int(bytes.max()) < self.vocabulary:
+            raise ValueError(self._no_byte)
+
+    def logits(self, batch: int, length: int, last_only: bool, /, **pointers: int) -> Tensor:
+        """Run the kernel: logits (B, L, V), or (B, V) of the last positions only.
+
+        Args:
+            pointers: the other fields of `Arguments` that this call needs, addresses of contiguous tensors.
+
+        Raises:
+            ValueError: among the bytes is something else.
+        """
+        logits = torch.empty(*((batch,) if last_only else (batch, length)), self.vocabulary)
+        arguments = self._call(batch, length, logits=logits.data_ptr(), last_only=last_only, **pointers)
+        if self._step(ctypes.byref(arguments)):
+            raise ValueError(self._no_byte)
         if self.storage:
             self._arguments.verify = 0  # nobody can change these copies
         return logits
 
+    def replay(self, batch: int, length: int, **pointers: int) -> None:
+        """Run the kernel that makes the state after fewer bytes than the last window's."""
+        self._replay(ctypes.byref(self._call(batch, length, **pointers)))
+
+    def _call(self, batch: int, length: int, **values: int) -> Arguments:
+        arguments = Arguments.from_buffer_copy(self._arguments)
+        arguments.batch, arguments.length, arguments.threads = batch, length, num_threads()
+        for name, value in values.items():
+            setattr(arguments, name, value)
+        return arguments
+
 
 def mamba_step_fused(x: Tensor, state: State, weights: PreparedMamba) -> tuple[Tensor, State]:
     """As `mambabyte.ops.step.mamba_step`."""
-    weights.check(x, state)
-    # The kernel reads contiguous memory; this keeps copies alive until it is done.
-    before: State = [(conv.float().contiguous(), scan.float().contiguous()) for conv, scan in state]
-    conv, scan = (torch.empty(weights.layers, len(x), *shape) for shape in weights.layer_shapes)
+    batch = len(x)
+    if x.shape != (batch, weights.d_model):
+        raise ValueError(f"x must have the shape (batch, {weights.d_model}), not {tuple(x.shape)}")
+    weights.check(batch, state)
+    # The kernel reads contiguous memory; these keep copies alive until it is done.
+    x, before = x.float().contiguous(), [tuple(t.float().contiguous() for t in layer) for layer in state]
+    conv, scan = (torch.empty(weights.layers, batch, *shape) for shape in weights.layer_shapes)
     after: State = list(zip(conv.unbind(), scan.unbind(), strict=True))
-    logits = weights.logits(x.float().contiguous(), _pointers(before, after))
+    pointers = layer_states(
+        tensor.data_ptr() for both in zip(before, after, strict=True) for layer in both for tensor in layer
+    )
+    logits = weights.logits(batch, 1, True, x=x.data_ptr(), state=ctypes.addressof(pointers))
     return logits, after
 
 
-class MambaStepper:
-    """Steps that go on from a copy of a state, which each one overwrites: a step allocates no state and looks
-    at no tensor of any layer."""
-
-    def __init__(self, weights: PreparedMamba, state: State) -> None:
-        self._weights = weights
-        self._state: State = [
-            (conv.float().contiguous().clone(), scan.float().contiguous().clone()) for conv, scan in state
-        ]
-        self._pointers = _pointers(self._state, self._state)
-        self._batch = len(state[0][0])
-        weights.check(torch.empty(self._batch, weights.d_model), state)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Logits (B, V) after one more embedded byte, x (B, d)."""
-        if x.shape != (self._batch, self._weights.d_model):
-            raise ValueError(
-                f"x must have the shape {(self._batch, self._weights.d_model)}, not {tuple(x.shape)}"
-            )
-        return self._weights.logits(x.float().contiguous(), self._pointers)
-
-
-def _pointers(before: State, after: State) -> ctypes.Array:
-    addresses = [
-        tensor.data_ptr() for both in zip(before, after, strict=True) for layer in both for tensor in layer
-    ]
-    return (ctypes.c_void_p * len(addresses))(*addresses)
+def layer_states(addresses: Iterable[int]) -> ctypes.Array:
+    """The fields of `LayerState`, layer after layer."""
+    values = list(addresses)
+    return (ctypes.c_void_p * len(values))(*values)
 
 
 def rounded(matrix: Tensor, storage: str) -> tuple[Tensor, Tensor | None]:

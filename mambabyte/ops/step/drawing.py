@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mambabyte.ops.step import triton_kernels as kernels
-from mambabyte.ops.step.cpu import MambaWeights, State
-from mambabyte.ops.step.triton import EmbeddingWeights, Launch, TritonStep, recorded
+from mambabyte.ops.step.cpu import EmbeddingWeights, MambaWeights, State
+from mambabyte.ops.step.triton import Launch, TritonStep, recorded
 
 CHUNK = 32  # bytes of each row that are read at a time; the device is one chunk ahead
 

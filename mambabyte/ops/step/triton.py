@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mambabyte.ops.step import triton_kernels as kernels
-from mambabyte.ops.step.cpu import MambaBlockWeights, MambaWeights, State
+from mambabyte.ops.step.cpu import EmbeddingWeights, MambaBlockWeights, MambaWeights, State
 
 STORAGE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Up to this batch the matrix-vector kernels run, whose arithmetic grows with the batch; torch.mm above.
@@ -18,20 +18,6 @@ MATVEC_BATCH = 4
 ENOUGH_PROGRAMS = 768  # of a product: about six for each multiprocessor of an H100, to share it evenly
 THREAD_BYTES = 128  # of a matrix in the registers of one thread
 BATCH_GROUPS = 16  # into which the programs of `conv` and `scan` divide a batch
-
-
-class EmbeddingWeights(NamedTuple):
-    """What a byte's vector is made of: its own embedding and, with n > 1, those of its last n-grams, as
-    `mambabyte.models.ngram_embedding` describes them. V vocabulary, d model width."""
-
-    embedding: Tensor  # (V, d)
-    longest: int = 1  # n
-    tables: Tensor | None = None  # ((n - 1) buckets, width)
-    projection: Tensor | None = None  # (d, (n - 1) width)
-
-    @property
-    def buckets(self) -> int:
-        return 0 if self.tables is None else len(self.tables) // (self.longest - 1)
 
 
 class Launch:

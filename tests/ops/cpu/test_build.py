@@ -145,6 +145,7 @@ def test_a_user_without_a_home_gets_a_cache_of_their_own(tmp_path, monkeypatch):
         ("mamba_step_arguments", step.Arguments),
         ("mamba_step_block", step.Block),
         ("mamba_step_state", step.LayerState),
+        ("mamba_step_embedding", step.Embedding),
     ],
 )
 def test_a_structure_with_a_missing_field_is_refused(structure, fields):

@@ -11,7 +11,9 @@ from mambabyte.ops.cpu import build
 
 OPS = Path(__file__).parents[1]
 TESTS = [OPS / name / f"test_{name}.py" for name in ("selective_scan", "causal_conv1d", "residual_norm")]
-TESTS += [OPS / "step" / f"test_{name}.py" for name in ("mamba_step", "kept_weights", "rounded_weights")]
+TESTS += [
+    OPS / "step" / f"test_{name}.py" for name in ("mamba_step", "kept_weights", "rounded_weights", "windows")
+]
 
 
 def narrower() -> list[str]:

@@ -126,9 +126,12 @@ def test_what_is_no_number_does_not_become_one(storage, value):
 @torch.no_grad()
 def test_wrong_shapes_are_refused():
     model = build("odd")
-    weights = PreparedMamba(model.step_weights())
     with pytest.raises(ValueError, match="must have the shapes"):
-        MambaStepper(weights, model.initial_state(1)[:1])
-    step = MambaStepper(weights, model.initial_state(2))
-    with pytest.raises(ValueError, match=r"x must have the shape \(2, 37\), not \(1, 37\)"):
-        step(torch.zeros(1, 37))
+        model.stepper(model.initial_state(1)[:1])
+    step = model.stepper(model.initial_state(2))
+    with pytest.raises(ValueError, match="there are 2 rows, and bytes for 1 were given"):
+        step(torch.tensor([1]))
+    with pytest.raises(ValueError, match=r"x must have the shape \(batch, 37\), not \(1, 36\)"):
+        mamba_step(torch.zeros(1, 36), model.initial_state(1), PreparedMamba(model.step_weights()))
+    with pytest.raises(ValueError, match="prepared with their embedding"):
+        MambaStepper(PreparedMamba(model.step_weights()), model.initial_state(1))
