@@ -161,15 +161,14 @@ def _refuse_what_would_fail(settings: GenerateSettings, prompts: list[Prompt]) -
     """Refuse before any long work what could only fail after it."""
     from mambabyte.generation.prompts import STANDARD_INPUT
 
-    one_prompt = len(prompts) <= 1
     texts = len(prompts) * settings.samples
     from_input = [prompt for prompt in prompts if prompt.file == STANDARD_INPUT]
-    if settings.interactive and not one_prompt:
-        raise UserError("interactive=true shows one text: give one prompt")
     if settings.interactive and from_input:
         raise UserError(
-            "interactive=true reads what is typed from standard input: name a file with the prompt"
+            "interactive=true reads what is typed from standard input: name a file as prompt_file="
         )
+    if settings.interactive and len(prompts) > 1:
+        raise UserError("interactive=true shows one text: give one prompt")
     if len(from_input) > 1:
         raise UserError("standard input can be read once: give - as one prompt_file only")
     if texts > 1 and settings.save_state is not None:

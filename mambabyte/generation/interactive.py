@@ -134,7 +134,11 @@ def _texts(line: Callable[[bool], bytes]) -> Iterator[bytes]:
 def _typed_line(begun: bool) -> bytes:
     """A line from the terminal."""
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-    return input("| " if begun else "> ").encode(sys.stdin.encoding, "surrogateescape")
+    try:
+        return input("| " if begun else "> ").encode(sys.stdin.encoding, "surrogateescape")
+    except EOFError:
+        print(flush=True)  # what comes begins a line
+        raise
 
 
 def _piped_line(begun: bool) -> bytes:

@@ -6,6 +6,9 @@ import shlex
 
 import pytest
 
+from mambabyte.cli.flags import command_parser
+from mambabyte.commands import find
+
 
 @pytest.mark.parametrize("file", ["notes.txt", "it's {a} \\ file, 'quoted'", "~/notes"])
 def test_the_file_to_compress_needs_no_key(cli, file):
@@ -42,6 +45,39 @@ def test_every_character_of_a_prompt_stands_for_itself(cli, text):
 def test_a_prompt_typed_as_an_override_is_text(cli, typed):
     assert cli("generate", "ckpt=a", f"prompt={typed}") == 0
     assert cli.jobs[0]["prompt"] == typed
+
+
+def test_several_prompts_are_a_list_of_texts(cli):
+    texts = ["a, b", "[c]", "it's ${x}", ""]
+    for typed in (
+        [f"prompt={text}" for text in texts],
+        [word for text in texts for word in ("--prompt", text)],
+        [f"prompt={texts[0]}", f"prompt={texts[1]}", "--prompt", texts[2], "--prompt", texts[3]],
+    ):
+        assert cli("generate", "ckpt=a", *typed) == 0
+        assert cli.jobs[0]["prompt"] == texts
+    assert cli("generate", "ckpt=a", "prompt=[a,b]") == 0
+    assert cli.jobs[0]["prompt"] == "[a,b]"
+    assert cli("generate", "ckpt=a", "--prompt-file", "a b.txt", "prompt_file=[c,~/d]", "prompt_file=-") == 0
+    assert [file.rpartition("/")[2] for file in cli.jobs[0]["prompt_file"]] == ["c", "d", "-", "a b.txt"]
+
+
+def test_stop_strings_are_text_or_a_list(cli):
+    for typed, expected in (
+        ([r"stop=\n\n"], r"\n\n"),
+        (["stop=~/x"], "~/x"),
+        (["--stop", "[a,b]"], "[a,b]"),
+        ([r"stop=[\n,END]"], [r"\n", "END"]),
+        ([r"stop=[\n,END]", "--stop", "x, y"], [r"\n", "END", "x, y"]),
+    ):
+        assert cli("generate", "ckpt=a", *typed) == 0
+        assert cli.jobs[0]["stop"] == expected
+
+
+def test_i_is_the_interactive_mode_of_generate_and_hydras_info_elsewhere(cli):
+    assert cli("generate", "ckpt=a", "-i") == 0
+    assert cli.jobs[0]["interactive"] is True
+    assert "-i {config,defaults,searchpath}" in command_parser("eval", find("eval")).format_help()
 
 
 @pytest.mark.parametrize(

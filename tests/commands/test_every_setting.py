@@ -80,7 +80,10 @@ def use(settings: Any) -> None:
         length = settings.context_length or 8
         Protocol(settings.protocol, length, settings.stride, settings.batch_size, settings.precision)
     if hasattr(settings, "temperature"):
-        Sampler(settings.temperature, settings.top_k, settings.top_p, settings.seed)
+        Sampler(
+            *(settings.temperature, settings.top_k, settings.top_p, settings.seed, settings.min_p),
+            *(settings.repetition_penalty, settings.valid_utf8),
+        )
     if isinstance(settings, TrainSettings):
         settings.callbacks.build_extra()
         run = plan(settings, keep_measurements=False)
@@ -160,7 +163,13 @@ def test_a_mutated_setting_of_a_command_without_yaml(name):
             "eval ckpt=a metrics=[a]",
             "eval ckpt=a save_every=inf",
         ),
-        *("generate ckpt=a top_p=2", "generate ckpt=a seed=-1", "compress ckpt=a file=b threads=60000"),
+        *("generate ckpt=a top_p=2", "generate ckpt=a seed=-1", "generate ckpt=a samples=0"),
+        *(
+            "generate ckpt=a prompt=b stop=",
+            "generate ckpt=a prompt_file=.",
+            "generate ckpt=a prompt=b bytes=0",
+        ),
+        "compress ckpt=a file=b threads=60000",
         *("data inspect samples=-1", "data prepare data.validation_bytes=0", "export ckpt=a out={a}"),
     ],
 )

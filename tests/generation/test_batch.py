@@ -109,6 +109,17 @@ def test_the_context_at_the_end_has_all_that_was_drawn(model: ByteLM) -> None:
     )
 
 
+def test_a_row_that_is_let_go_keeps_its_context_so_far(model: ByteLM) -> None:
+    batch, row, other = Batch(model), Row(Sampler(1.0), 20, keep_context=True), Row(Sampler(0), 20)
+    batch.add(read(model, b"ab"), [other, row])
+    text = b"ab" + b"".join(d.text for _ in range(5) for d in batch.step() if d.row is row)
+    batch.remove(row)
+    assert row.finished is None and batch.rows == [other]
+    assert row.context is not None and (row.context.length, row.context.tail) == (7, text)
+    more = bytes(generate(model, b"", 8, Sampler(0), context=row.context))
+    assert more == alone(model, text, 8, Sampler(0))
+
+
 def test_a_stop_string_ends_a_row(model: ByteLM) -> None:
     whole = alone(model, b"ab", 40, Sampler(1.0))
     stop = whole[10:13]
