@@ -12,7 +12,9 @@ from pathlib import Path
 
 import openai
 import pytest
+import torch
 
+from mambabyte import checkpoints
 from mambabyte.commands import serve
 from mambabyte.errors import UserError
 from mambabyte.serving.server import Server
@@ -61,6 +63,14 @@ def test_an_address_that_is_not_to_be_had_is_told_in_a_sentence(configure, finis
     assert "host=192.0.2.1 is no" in complaint(configure, f"ckpt={finished}", "host=192.0.2.1", "port=0")
     assert "host=no such" in complaint(configure, f"ckpt={finished}", "host='no such'", "port=0")
     assert "nowhere" in complaint(configure, "ckpt=nowhere", "port=0")
+
+
+def test_a_model_without_probabilities_is_refused(configure, finished: Path, tmp_path: Path) -> None:
+    content = checkpoints.read(finished).content
+    for tensor in content["state_dict"].values():
+        tensor.fill_(torch.nan)
+    checkpoints.write(content, tmp_path / "nan.ckpt")
+    assert "NaN" in complaint(configure, f"ckpt={tmp_path}/nan.ckpt", "port=0")
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])
