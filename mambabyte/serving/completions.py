@@ -145,8 +145,9 @@ class Completion:
         try:
             while self._open:
                 await self._hear()
-                for taken in filter(None, [choice.take() for choice in self._choices]):
-                    yield _event({**self._head, "choices": [taken], **usage})
+                taken = filter(None, [choice.take() for choice in self._choices])
+                if events := [_event({**self._head, "choices": [each], **usage}) for each in taken]:
+                    yield "".join(events)
         except ApiError as error:
             yield _event(error.body())
             return
