@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "mambabyte eval --bpb ckpt=runs/quickstart": ([], "2,048 bytes in"),
     "mambabyte eval README.md --bpb ckpt=runs/quickstart": ([], f"{len(README.encode()):,} bytes in 1"),
     'mambabyte generate ckpt=runs/quickstart prompt="def "': (["bytes=8"], "def "),
+    "mambabyte serve ckpt=runs/quickstart": (["--cfg", "job"], "host: 127.0.0.1"),  # it would not end
     "mambabyte compress README.md ckpt=runs/quickstart": ([], "README.md.mbc"),
     "mambabyte data inspect data=stdlib": (["max_bytes=20000"], "valid UTF-8"),
     "mambabyte doctor": ([], "Training can start."),

@@ -47,7 +47,7 @@ def run(settings: ServeSettings) -> None:
     except ImportError as error:
         raise UserError("serve needs starlette and uvicorn: pip install 'mambabyte[serve]'") from error
     from mambabyte import checkpoints
-    from mambabyte.generation import Batch
+    from mambabyte.generation import Batch, Sampler, generate
     from mambabyte.runtime.devices import choose_device
     from mambabyte.serving import Limits
     from mambabyte.serving.app import build_app
@@ -63,8 +63,11 @@ def run(settings: ServeSettings) -> None:
             settings.max_rows,
             settings.max_queue,
             settings.max_body_bytes,
+            getattr(model.config, "max_length", None),
         )
-        name = settings.name or str(settings.ckpt).removeprefix("hub:").rstrip("/").rpartition("/")[2]
+        # Kernels are compiled before the first request, and a model without probabilities is refused.
+        list(generate(model, b"", 2, Sampler(temperature=0)))
+        name = settings.name or settings.ckpt.resolve().name or "mambabyte"
         engine = Engine(model, lambda: Batch(model), limits)
         key = os.environ.get(API_KEY) or None
         hosts = [settings.host, *settings.allowed_hosts]

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -21,6 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mambabyte.runtime.terminal import visible
 from mambabyte.serving.completions import Completion, respond
 from mambabyte.serving.engine import Engine
 from mambabyte.serving.errors import ApiError
@@ -28,6 +30,7 @@ from mambabyte.serving.limits import Limits
 from mambabyte.serving.request import CompletionRequest
 
 BODY_SECONDS = 30  # a client has to send its request
+_log = logging.getLogger("mambabyte")
 PAGE = Path(__file__).with_name("page.html")
 # No other site may read, embed or script what is served here.
 _HEADERS = {
@@ -115,7 +118,7 @@ def build_app(
             Route("/v1/completions", only_with_key(complete), methods=["POST"]),
         ],
         exception_handlers={
-            ApiError: lambda request, error: _refusal(error),
+            ApiError: _log_refusal,
             HTTPException: lambda request, error: _refusal(_of_http(error)),
             ClientDisconnect: lambda request, error: Response(status_code=499),
             Exception: lambda request, error: _refusal(ApiError(500, "the server failed: its log says why")),
@@ -188,6 +191,12 @@ async def _json_body(request: Request, most: int) -> Any:
 
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number in JSON")
+
+
+def _log_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    _log.info("refused (%s): %s", error.status, visible(str(error), keep=""))
+    return _refusal(error)
 
 
 def _refusal(error: ApiError) -> JSONResponse:

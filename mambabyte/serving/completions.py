@@ -78,7 +78,7 @@ class Completion:
         self._inbox = Inbox()
         prompts = [(prompt, request.rows()) for prompt in request.prompts()]
         self._choices = [Choice(i, request.logprobs) for i in range(len(prompts) * request.n)]
-        self._open = len(self._choices)
+        self._open, self._failed = len(self._choices), False
         self._read = sum(len(prompt) for prompt, _ in prompts)
         self._begin = time.monotonic()
         self._head = {
@@ -96,9 +96,9 @@ class Completion:
         self._engine.cancel(self._job)
         seconds = max(time.monotonic() - self._begin, 1e-9)
         written = sum(choice.drawn for choice in self._choices)
-        left = ", and the client left" if self._open else ""
+        end = "; failed" if self._failed else "; the client left" if self._open else ""
         rate = f"{written / seconds:,.0f} bytes/s"
-        _log.info("%s bytes read, %s written, %s%s", f"{self._read:,}", f"{written:,}", rate, left)
+        _log.info("%s bytes read, %s written, %s%s", f"{self._read:,}", f"{written:,}", rate, end)
 
     async def _hear(self) -> None:
         """Take what was told.
@@ -117,7 +117,7 @@ class Completion:
                 for choice in self._choices[event.prompt * n : (event.prompt + 1) * n]:
                     choice.echo(event.piece, event.logits)
             else:
-                self._open = 0
+                self._open, self._failed = 0, True
                 raise _explained(event.fault)
 
     def _usage(self) -> dict[str, int]:
@@ -145,8 +145,9 @@ class Completion:
         try:
             while self._open:
                 await self._hear()
-                for taken in filter(None, [choice.take() for choice in self._choices]):
-                    yield _event({**self._head, "choices": [taken], **usage})
+                taken = filter(None, [choice.take() for choice in self._choices])
+                if events := [_event({**self._head, "choices": [each], **usage}) for each in taken]:
+                    yield "".join(events)
         except ApiError as error:
             yield _event(error.body())
             return

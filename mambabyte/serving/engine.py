@@ -178,18 +178,21 @@ class Engine:
             self._admitted.append(job)
 
     def _run(self) -> None:
-        while self._take_up():
-            for job in [job for job in self._left if job.cancelled]:
-                self._give_up(job)
-            if self._reading:
-                self._read_piece()
-            if self._writing:
-                self._step()
-        with self._changed:
-            remaining = [*self._left, *self._admitted, *self._waiting]
-            self._waiting.clear()
-        for job in remaining:
-            job.tell(Failed(shutting_down()))
+        try:
+            while self._take_up():
+                for job in [job for job in self._left if job.cancelled]:
+                    self._give_up(job)
+                if self._reading:
+                    self._read_piece()
+                if self._writing:
+                    self._step()
+        finally:  # also after a fault of the engine's own, so that nobody waits for ever
+            with self._changed:
+                self._closed = True
+                remaining = [*self._left, *self._admitted, *self._waiting]
+                self._waiting.clear()
+            for job in remaining:
+                job.tell(Failed(shutting_down()))
 
     def _take_up(self) -> bool:
         """Take up the jobs that were admitted, waiting for one if there is nothing else; False at the end."""

@@ -15,6 +15,7 @@ class Limits(Settings):
         max_rows: texts that are written at the same time; also the most of one request.
         max_queue: requests that wait until there is room for theirs.
         max_body_bytes: of a request's JSON.
+        max_length: of a prompt and its text together, where the model has a limit of its own.
     """
 
     max_prompt_bytes: int = setting(default=100_000, at_least=1, at_most=10**12)
@@ -22,3 +23,4 @@ class Limits(Settings):
     max_rows: int = setting(default=32, at_least=1, at_most=100_000)
     max_queue: int = setting(default=64, at_least=0, at_most=10**6)
     max_body_bytes: int = setting(default=2**23, at_least=1, at_most=10**12)
+    max_length: int | None = setting(default=None, at_least=1)

@@ -98,6 +98,10 @@ class CompletionRequest(Settings):
             if len(prompt) > limits.max_prompt_bytes:
                 limit = f"{limits.max_prompt_bytes:,} bytes on this server"
                 refuse("prompt", f"a prompt is at most {limit}, not {len(prompt):,}")
+            if limits.max_length is not None and len(prompt) + self.max_tokens > limits.max_length:
+                asked = f"{len(prompt):,} and {self.max_tokens:,}"
+                limit = f"at most {limits.max_length:,} together for this model"
+                refuse("max_tokens", f"a prompt's bytes and max_tokens are {limit}, not {asked}")
         if len(prompts) * self.n > limits.max_rows:
             asked = f"{len(prompts) * self.n:,} choices"
             refuse("n" if self.n > 1 else "prompt", f"{asked} are too many: {limits.max_rows:,} at most here")

@@ -67,7 +67,7 @@ def model() -> ByteLM:
 
 
 @contextmanager
-def running(model: ByteLM, key: str | None = None, **limits: int) -> Iterator[Served]:
+def running(model: ByteLM, key: str | None = None, **limits: int | None) -> Iterator[Served]:
     gate = threading.Event()
     gate.set()
 
@@ -104,5 +104,5 @@ def served(model: ByteLM) -> Iterator[Served]:
 
 @pytest.fixture
 def serving(model: ByteLM) -> Callable:
-    """serving(max_rows=1, ...) is a context: a server with these limits."""
-    return lambda key=None, **limits: running(model, key, **limits)
+    """serving(max_rows=1, ...) is a context: a server with these limits, and perhaps another model."""
+    return lambda key=None, model=model, **limits: running(model, key, **limits)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
@@ -194,6 +196,17 @@ def test_what_changes_nothing_is_allowed(served: Served) -> None:
     zero = {"presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "best_of": 1}
     assert served.text(max_tokens=20, seed=1, **null) == plain
     assert served.text(max_tokens=20, seed=1, **zero) == plain
+
+
+def test_the_documented_calls_run(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names: dict = {}
+    exec(compile(code.replace("http://127.0.0.1:8000", served.url), "docs/serving.md", "exec"), names)
+    names["client"].close()
+    assert names["done"].usage.completion_tokens == 200
+    assert len(names["scored"].choices[0].logprobs.tokens) == 10
+    assert capsys.readouterr().out
 
 
 def test_models_are_listed_and_others_are_not_found(served: Served, model: ByteLM) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import openai
 import pytest
 
+from mambabyte.models import MegaByteConfig
+from mambabyte.serving import app
 from tests.serving.conftest import NAME, Served
 
 JSON = {"Content-Type": "application/json"}
@@ -71,6 +73,15 @@ def test_a_busy_server_says_when_to_try_again(serving: Callable) -> None:
         assert len(done) == 2
 
 
+def test_a_models_own_limit_is_a_requests(serving: Callable) -> None:
+    small = {"d_model": 16, "n_head": 2, "local_d_model": 16, "local_n_head": 1, "n_layer": 1}
+    model = MegaByteConfig(patch_size=4, max_length=64, **small).build().eval()
+    with serving(model=model, max_length=64) as server:
+        assert server.write("a" * 40, max_tokens=24).usage.completion_tokens == 24
+        with pytest.raises(openai.BadRequestError, match="at most 64 together"):
+            server.write("a" * 40, max_tokens=25)
+
+
 def test_the_end_of_the_server_is_told_to_those_who_wait(serving: Callable) -> None:
     with serving() as server:
         stream = server.write(max_tokens=16384, stream=True)
@@ -81,6 +92,15 @@ def test_the_end_of_the_server_is_told_to_those_who_wait(serving: Callable) -> N
         with pytest.raises(openai.InternalServerError, match="shutting down"):
             server.write()
         assert server.http.get("/health").status_code == 503
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for(served: Served, monkeypatch) -> None:
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.05)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    assert (
+        b" 408 "
+        in exchange(served, head + b"Connection: close\r\nContent-Length: 100\r\n\r\n{").splitlines()[0]
+    )
 
 
 @pytest.mark.parametrize(
