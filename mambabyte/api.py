@@ -18,6 +18,7 @@ from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.evaluation.protocols import ProtocolName
 from mambabyte.generation import Context, Sampler
 from mambabyte.generation import generate as generate_bytes
+from mambabyte.generation.speculative import drafting_from
 from mambabyte.generation.stopping import Stops
 from mambabyte.models import ByteLM
 from mambabyte.runtime.precision import PrecisionName
@@ -37,6 +38,7 @@ def generate(
     valid_utf8: bool = False,
     stop: Sequence[bytes] = (),
     context: Context | None = None,
+    draft: str | ByteLM | None = None,
 ) -> bytes:
     """Continue a prompt, as ``mambabyte generate`` does with the same settings.
 
@@ -52,6 +54,8 @@ def generate(
         valid_utf8: rule out bytes that would make the text invalid UTF-8.
         stop: strings before which the text ends.
         context: what the model has read before the prompt, from ``mambabyte.read``.
+        draft: ``"ngram"`` or a smaller model, whose guesses are verified several at a time: the same bytes,
+            sooner. A model is put into eval mode.
 
     Returns:
         The bytes that follow the prompt, without it.
@@ -67,8 +71,9 @@ def generate(
     length = _Length(bytes).bytes
     sampler = Sampler(temperature, top_k, top_p, seed, min_p, repetition_penalty, valid_utf8)
     stops = Stops(stop)
+    drafting = None if draft is None else drafting_from(draft, model)
     text = bytearray()
-    for byte in generate_bytes(model, builtins.bytes(prompt), length, sampler, weights, context):
+    for byte in generate_bytes(model, builtins.bytes(prompt), length, sampler, weights, context, drafting):
         text += stops.push(byte)
         if stops.found:
             break
