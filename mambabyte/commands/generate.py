@@ -60,7 +60,7 @@ def run(settings: GenerateSettings) -> None:
             settings.draft, model, settings.draft_length, settings.acceptance, settings.top_beta
         )
     prompt = settings.prompt.encode("utf-8", "surrogateescape")
-    written = generate(model, prompt, settings.bytes, sampler, settings.weights, drafting=drafting)
+    written = generate(model, prompt, settings.bytes, sampler, settings.weights, None, drafting)
     if settings.raw:
         for byte in chain(prompt, written):
             write_bytes(bytes([byte]))

@@ -52,7 +52,7 @@ class Statistics:
 
     def __str__(self) -> str:
         if self.acceptance is None:
-            return "drafting did not pay: nothing was verified"
+            return "drafted nothing: no guess was worth verifying"
         speedup = "" if self.speedup is None else f", {self.speedup:.2f} times as fast as without"
         return f"drafted {counted(self.drafted, 'byte')}, accepted {self.acceptance:.0%}{speedup}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mambabyte import checkpoints
 from mambabyte.errors import UserError
 from mambabyte.generation.speculative.drafter import Drafter
@@ -15,7 +17,7 @@ _LENGTH = 1024  # bytes of context, at which the cost of two models is compared
 
 
 def drafting_from(
-    draft: str | ByteLM,
+    draft: str | Path | ByteLM,
     model: ByteLM,
     length: int | None = None,
     acceptance: Acceptance = "exact",
@@ -37,7 +39,7 @@ def drafting_from(
     return Drafting(drafter, length, acceptance, top_beta)
 
 
-def _smaller(draft: str | ByteLM, model: ByteLM) -> ByteLM:
+def _smaller(draft: str | Path | ByteLM, model: ByteLM) -> ByteLM:
     name = "the drafter" if isinstance(draft, ByteLM) else f"draft={draft}"
     try:
         drafter = draft if isinstance(draft, ByteLM) else checkpoints.load_model(draft)
