@@ -84,7 +84,7 @@ class _Text:
         text.append(byte)
         end = len(text)
         for order, table in zip(ORDERS, self._tables, strict=True):
-            if end <= order:
+            if end < order:
                 continue
             last = text[end - order :]
             slot = crc32(last) % _SLOTS
