@@ -70,6 +70,13 @@ def test_generation_ends_before_a_stop_string(model: ByteLM) -> None:
         mambabyte.generate(model, b"the", 40, stop=[b""])
 
 
+def test_a_drafter_changes_nothing(model: ByteLM) -> None:
+    smaller = MambaByteConfig(d_model=8, n_layer=1, d_state=2).build()
+    whole = mambabyte.generate(model, b"the the the", 60)
+    for draft in ("ngram", smaller):
+        assert mambabyte.generate(model, b"the the the", 60, draft=draft) == whole
+
+
 def test_generated_text_may_be_held_to_utf8(model: ByteLM) -> None:
     mambabyte.generate(model, b"", 200, temperature=1.0, valid_utf8=True).decode()
 
@@ -154,6 +161,7 @@ def test_numbers_of_numpy_are_numbers(model: ByteLM) -> None:
     ("call", "sentence"),
     [
         (lambda model: mambabyte.generate(model, "def "), "prompt must be bytes"),
+        (lambda model: mambabyte.generate(model, b"a", draft=3), "draft must be 'ngram', .* not int"),
         (lambda model: mambabyte.generate(model, b"a", bytes=0), "bytes must be at least 1"),
         (lambda model: mambabyte.generate(model, b"a", top_p=2.0), "top_p must be above 0"),
         (lambda model: mambabyte.generate(model, [1, 2]), "prompt must be bytes"),

@@ -50,6 +50,10 @@ class GenerateSettings(CommandSettings):
     seed: int = setting(at_least=0, below=2**32)
     state: Path | None
     save_state: Path | None
+    draft: str | None
+    draft_length: int | None = setting(at_least=1, at_most=256)
+    acceptance: Literal["exact", "top_beta"]
+    top_beta: int = setting(at_least=1, at_most=256)
     weights: Literal["fp32", "bf16", "int8"]
     raw: bool
     json: bool
@@ -66,6 +70,8 @@ class GenerateSettings(CommandSettings):
             raise UserError("json=true prints one JSON object: leave raw= and out= out")
         if self.interactive and (self.raw or self.json or self.out is not None or self.samples > 1):
             raise UserError("interactive=true shows one text: leave raw=, json=, out= and samples= out")
+        if self.draft is None and (self.draft_length is not None or self.acceptance != "exact"):
+            raise UserError("draft_length= and acceptance= are of drafts: add draft=ngram or draft=CKPT")
 
 
 def run(settings: GenerateSettings) -> None:
@@ -80,6 +86,7 @@ def run(settings: GenerateSettings) -> None:
     from mambabyte.generation import Sampler, check_weights, load_context, save_context
     from mambabyte.generation.continuations import Spent
     from mambabyte.generation.interactive import Conversation, converse
+    from mambabyte.generation.speculative import drafting_from
     from mambabyte.generation.stopping import Stops
     from mambabyte.generation.writing import Writing
     from mambabyte.runtime.devices import choose_device
@@ -93,11 +100,17 @@ def run(settings: GenerateSettings) -> None:
     )
     model = checkpoints.load_model(settings.ckpt).to(choose_device(settings.device))
     check_weights(model, settings.weights)
+    drafting = None
+    if settings.draft is not None:
+        drafting = drafting_from(
+            settings.draft, model, settings.draft_length, settings.acceptance, settings.top_beta
+        )
     context = None if settings.state is None else load_context(settings.state, model)
     spent, stopped = Spent(), False
     writing = Writing(
         *(model, sampler, settings.bytes, stop, settings.samples, settings.batch_size, settings.weights),
         keep_context=settings.save_state is not None,
+        drafting=drafting,
     )
     if settings.interactive or not settings.bytes:
         for prompt in prompts:
@@ -111,7 +124,8 @@ def run(settings: GenerateSettings) -> None:
             context, stopped = writing.texts(prompts, context, output, spent)
     if settings.save_state is not None and context is not None:
         save_context(settings.save_state, model, context)
-    print(f"mambabyte: {spent}", file=sys.stderr)
+    drafts = "" if drafting is None else f"; {drafting.statistics}"
+    print(f"mambabyte: {spent}{drafts}", file=sys.stderr)
     if stopped:
         raise KeyboardInterrupt
 

@@ -124,15 +124,10 @@ class Batch:
         return [place.row for place in self._places]
 
     @torch.no_grad()
-    def add(self, context: Context, rows: Sequence[Row], text: bytes | None = None) -> None:
-        """Rows that all go on from one context.
-
-        Args:
-            text: what was read for it, or the end of that, from which a drafter learns; the context's tail if
-                it is left out.
-        """
+    def add(self, context: Context, rows: Sequence[Row]) -> None:
+        """Rows that all go on from one context."""
         if self._drafting is not None:
-            self._drafting.drafter.append(context.tail if text is None else text, len(rows))
+            self._drafting.drafter.append(context.recent, len(rows))
         for row in rows:
             self._stepper.append(context.state)
             self._places.append(_Place(row, context))

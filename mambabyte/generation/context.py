@@ -20,10 +20,11 @@ from mambabyte.models import ByteLM
 from mambabyte.models.byte_lm import State
 from mambabyte.runtime.atomic_write import atomic_write
 
-CHUNK = 1024  # bytes of a prompt that are read at a time
+CHUNK = 2048  # bytes of a prompt that are read at a time
 # A model needs at least one byte to predict the next from; the start of a line is the most neutral choice.
 EMPTY_PROMPT = b"\n"
 _TAIL = 64  # bytes that are kept of the text: as many as any sampler looks back
+_RECENT = 1 << 17
 _FORMAT = "mambabyte state 1"
 
 
@@ -35,16 +36,19 @@ class Context:
     logits: (1, 256), of the next byte.
     length: the bytes read.
     tail: the last 64 of them.
+    recent: the last 128 KiB of them, for drafters; of those before a saved context, the tail alone.
     """
 
     state: State
     logits: Tensor
     length: int
     tail: bytes
+    recent: bytes = b""
 
     def extended(self, data: bytes, state: State, logits: Tensor) -> Context:
         """The context after these bytes too, with the model's state and logits then."""
-        return Context(state, logits, self.length + len(data), (self.tail + data)[-_TAIL:])
+        tail, recent = (self.tail + data)[-_TAIL:], (self.recent + data)[-_RECENT:]
+        return Context(state, logits, self.length + len(data), tail, recent)
 
 
 def read(model: ByteLM, data: bytes, context: Context | None = None) -> Context:
@@ -139,7 +143,7 @@ def load_context(path: str | Path, model: ByteLM) -> Context:
             raise KeyError
     except (KeyError, UserError) as error:
         raise UserError(f"'{path}' is damaged: it holds no state of this model") from error
-    return Context(state, logits, length, tail)
+    return Context(state, logits, length, tail, tail)
 
 
 def _named(state: Any, name: str = "state") -> dict[str, Tensor]:

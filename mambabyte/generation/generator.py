@@ -10,6 +10,7 @@ from mambabyte.errors import UserError
 from mambabyte.generation.batch import Batch, Row
 from mambabyte.generation.context import Context, in_eval_mode, read
 from mambabyte.generation.sampler import NO_PROBABILITIES, Sampler
+from mambabyte.generation.speculative.drafting import Drafting
 from mambabyte.generation.stepping import check_weights
 from mambabyte.models import ByteLM, MambaByte
 from mambabyte.ops.step import step_backend
@@ -25,6 +26,7 @@ def generate(
     sampler: Sampler,
     weights: str = "fp32",
     context: Context | None = None,
+    drafting: Drafting | None = None,
 ) -> Iterator[int]:
     """Yield ``num_bytes`` bytes that continue ``prompt``, each as soon as it is sampled; a MambaByte model on
     CUDA, with Triton, draws them there, and they arrive some at a time.
@@ -37,6 +39,8 @@ def generate(
             linear layers are rounded for every byte after the prompt, which is read with the weights as they
             are.
         context: what the model has read before the prompt.
+        drafting: guesses, of which several are verified at once: see `Batch`. With it, all bytes are drawn on
+            the host.
 
     Raises:
         UserError: such weights are not to be had for this model here, or the model gives no probabilities.
@@ -46,12 +50,12 @@ def generate(
     check_weights(model, weights)
     with in_eval_mode(model):
         context = read(model, prompt, context)
-        if sampler.plain and not sampler.sample and isinstance(model, MambaByte):
+        if drafting is None and sampler.plain and not sampler.sample and isinstance(model, MambaByte):
             chunks = _drawn_on_device(model, context, num_bytes, sampler, weights)
             if chunks is not None:
                 yield from _checked(chunks)
                 return
-        batch = Batch(model, weights)
+        batch = Batch(model, weights, drafting)
         batch.add(context, [Row(sampler, num_bytes)])
         for drawn in batch:
             yield drawn.byte

@@ -12,6 +12,7 @@ from mambabyte.generation.continuations import Continuation, Spent, written_alon
 from mambabyte.generation.outputs import Output
 from mambabyte.generation.prompts import Prompt
 from mambabyte.generation.sampler import Sampler
+from mambabyte.generation.speculative.drafting import Drafting
 from mambabyte.models import ByteLM
 from mambabyte.runtime.signals import interrupt_noted
 
@@ -28,6 +29,7 @@ class Writing:
         at_once: texts that are written together; another begins when one ends.
         weights: see `generate`.
         keep_context: whether the model's state after a text is wanted.
+        drafting: guesses at the next bytes: see `Batch`.
     """
 
     model: ByteLM
@@ -38,9 +40,10 @@ class Writing:
     at_once: int = 32
     weights: str = "fp32"
     keep_context: bool = False
+    drafting: Drafting | None = None
 
     def batch(self) -> Batch:
-        return Batch(self.model, self.weights)
+        return Batch(self.model, self.weights, self.drafting)
 
     def texts(
         self, prompts: Sequence[Prompt], before: Context | None, output: Output, spent: Spent
@@ -61,7 +64,7 @@ class Writing:
             rows = self._rows(prompts, before, texts, output, spent)
             first = next(rows)  # before Ctrl+C is only noted: a prompt can be long
             with interrupt_noted() as interrupted:
-                if len(prompts) * self.samples == 1 and not self.keep_context:
+                if len(prompts) * self.samples == 1 and not self.keep_context and self.drafting is None:
                     written = written_alone(self.model, *first, self.weights, interrupted)
                 else:
                     every = chain([first], rows)

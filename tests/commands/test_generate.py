@@ -8,6 +8,7 @@ import torch
 from mambabyte import checkpoints, commands
 from mambabyte.commands import generate
 from mambabyte.errors import UserError
+from mambabyte.models import MambaByteConfig
 
 
 def written(configure, capsys, *overrides: str) -> str:
@@ -34,6 +35,31 @@ def test_rounded_weights_are_chosen(configure, finished: Path, capsys) -> None:
         assert written(configure, capsys, *common, f"weights={weights}").startswith("the ")
     with pytest.raises(UserError, match="int4"):
         configure("generate", *common, "weights=int4")
+
+
+def test_drafts_are_verified_and_counted(configure, finished: Path, tmp_path: Path, capsys) -> None:
+    smaller = tmp_path / "smaller"
+    checkpoints.write_export(MambaByteConfig(d_model=8, n_layer=1, d_state=2).build(), None, 0, smaller)
+    common = [f"ckpt={finished}", "prompt=the the the the the ", "bytes=60"]
+    plain = written(configure, capsys, *common)
+    for draft in ("ngram", smaller):
+        generate.run(configure("generate", *common, f"draft={draft}"))
+        out, err = capsys.readouterr()
+        assert out == plain
+        assert err.startswith("mambabyte: draft") and err.count("\n") == 1
+    generate.run(configure("generate", *common, f"draft={smaller}", "acceptance=top_beta", "top_beta=256"))
+    assert "accepted 100%" in capsys.readouterr().err
+
+
+def test_drafters_that_cannot_help_are_refused(configure, finished: Path) -> None:
+    for overrides, message in (
+        ([f"draft={finished}"], "computes as much for a byte as the model itself"),
+        (["draft=ngrams"], "draft=ngrams is neither ngram nor a model: there is no checkpoint at 'ngrams'"),
+        (["draft_length=4"], "add draft=ngram or draft=CKPT"),
+        (["draft=ngram", "draft_length=0"], "draft_length must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            generate.run(configure("generate", f"ckpt={finished}", *overrides))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from mambabyte.generation.speculative.drafting import Drafting, Statistics
 from mambabyte.generation.speculative.lengths import AdaptiveLengths, FixedLengths
 from mambabyte.generation.speculative.model import ModelDrafter
 from mambabyte.generation.speculative.ngram import NgramDrafter
+from mambabyte.generation.speculative.settings import drafting_from
 
 __all__ = [
     "AdaptiveLengths",
@@ -15,4 +16,5 @@ __all__ = [
     "ModelDrafter",
     "NgramDrafter",
     "Statistics",
+    "drafting_from",
 ]

@@ -22,6 +22,7 @@ from mambabyte.generation.speculative.lengths import (
     Mean,
     Round,
 )
+from mambabyte.runtime.units import counted
 
 MOST = 32  # guesses in a round, where nothing else is said
 MOST_TOP_BETA = 8
@@ -48,6 +49,12 @@ class Statistics:
     def acceptance(self) -> float | None:
         """The share of the verified guesses that were accepted."""
         return self.accepted / self.drafted if self.drafted else None
+
+    def __str__(self) -> str:
+        if self.acceptance is None:
+            return "drafted nothing: no guess was worth verifying"
+        speedup = "" if self.speedup is None else f", {self.speedup:.2f} times as fast as without"
+        return f"drafted {counted(self.drafted, 'byte')}, accepted {self.acceptance:.0%}{speedup}"
 
     @property
     def speedup(self) -> float | None:

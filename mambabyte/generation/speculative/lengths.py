@@ -135,6 +135,8 @@ class AdaptiveLengths:
         if round.length:
             rest = min(round.rest, OUTLIER * self._verifying.at(round.length))
             self._verifying.add(round.length, rest)
+        elif round.asked:
+            self._verifying.forget()
         if round.asked:
             longest = OUTLIER * max(self._guessing.value, _GUESS)
             self._guessing.add(min(round.drafting / round.asked, longest))
@@ -162,13 +164,18 @@ class _Line:
     about the last 50, and over what is thought before anything was measured."""
 
     def __init__(self) -> None:
-        self._before = self._sums = np.zeros(5)
         # A window of two bytes is thought to take 1.25 steps, and one of nine 3.
         self._before = _terms(1, 1.25) + _terms(8, 3.0)
+        self._sums = np.zeros(5)
         self._fit()
 
     def add(self, length: int, time: float) -> None:
         self._sums = _PAST * self._sums + _terms(length, time)
+        self._fit()
+
+    def forget(self) -> None:
+        """Trust what was measured a little less, so that what seemed too slow is tried again one day."""
+        self._sums = _PAST * self._sums
         self._fit()
 
     def at(self, length: int) -> float:

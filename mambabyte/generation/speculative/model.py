@@ -43,6 +43,7 @@ class ModelDrafter:
         self._before: list[State] = []  # the rows' states before the guesses, if some were read
         self._guessed: list[bytearray] = []  # what the stepper has read since then
         self._texts: list[bytearray] = []  # what came since then
+        self._read_text: tuple[bytes | None, State] = None, []  # the last that rows went on from
         self._stopped = False
 
     @torch.no_grad()
@@ -50,13 +51,14 @@ class ModelDrafter:
         if self._stopped:
             return
         try:
-            state = read(self._model, text).state
+            if text != self._read_text[0]:
+                self._read_text = text, read(self._model, text).state
         except UserError as error:
             self._stop(error)
             return
         self._return()
         for _ in range(rows):
-            self._stepper.append(state)
+            self._stepper.append(self._read_text[1])
             self._texts.append(bytearray())
             self._guessed.append(bytearray())
 

@@ -37,10 +37,15 @@ class NgramDrafter:
 
     def __init__(self) -> None:
         self._texts: list[_Text] = []
+        self._read = b"", _Text()  # the last text that rows went on from: often, others do too
 
     def append(self, text: bytes, rows: int) -> None:
-        first = _Text(text[-HISTORY:])
-        self._texts += [deepcopy(first) if row else first for row in range(rows)]
+        text = text[-HISTORY:]
+        if text != self._read[0]:
+            self._read = text, _Text()
+            for byte in text:
+                self._read[1].push(byte)
+        self._texts += [deepcopy(self._read[1]) for _ in range(rows)]
 
     def select(self, rows: Sequence[int]) -> None:
         texts = [self._texts[row] for row in rows]
@@ -63,13 +68,11 @@ class NgramDrafter:
 class _Text:
     """The end of a row's text, with a table from the hash of n bytes to where they ended last."""
 
-    def __init__(self, text: bytes) -> None:
+    def __init__(self) -> None:
         self._text = bytearray()
         self._tables = [array("i", bytes(4 * _SLOTS)) for _ in ORDERS]  # 0: nowhere
         self._next = 0  # the place that followed the match's bytes; 0: there is no match
         self._length = 0  # of the match, as far as it was looked at
-        for byte in text:
-            self.push(byte)
 
     def push(self, byte: int) -> None:
         text, match = self._text, self._next
@@ -81,7 +84,7 @@ class _Text:
         text.append(byte)
         end = len(text)
         for order, table in zip(ORDERS, self._tables, strict=True):
-            if end <= order:
+            if end < order:
                 continue
             last = text[end - order :]
             slot = crc32(last) % _SLOTS

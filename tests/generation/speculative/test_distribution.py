@@ -50,7 +50,7 @@ def test_drafted_bytes_follow_the_model_s_distribution(model: ByteLM, drafter: t
     drafting = Drafting(drafter(model), lengths=FixedLengths(4))
     batch = Batch(model, drafting=drafting)
     rows = [Row(Sampler(1.0, sample=sample), LENGTH) for sample in range(SAMPLES)]
-    batch.add(read(model, b"ab"), rows, b"ab")
+    batch.add(read(model, b"ab"), rows)
     texts = collect(batch)
     assert 0.005 < drafting.statistics.acceptance < 0.9
     bytes = torch.tensor([list(b"ab" + texts[row]) for row in rows])
@@ -114,7 +114,7 @@ def test_top_beta_accepts_guesses_among_the_likeliest_bytes(model: ByteLM, tempe
     rows = [Row(Sampler(temperature, sample=i), LENGTH, keep_context=True) for i in range(4)]
     prompts = [b"ab", b"a", b"", b"and"]
     for prompt, row in zip(prompts, rows, strict=True):
-        batch.add(read(model, prompt), [row], prompt)
+        batch.add(read(model, prompt), [row])
     texts = collect(batch)
     for prompt, row in zip(prompts, rows, strict=True):
         assert texts[row] == by_the_rule(model, prompt or b"\n", row.sampler, 3, 150)

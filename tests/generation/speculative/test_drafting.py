@@ -67,7 +67,7 @@ def test_what_is_written_does_not_depend_on_the_guesses(model: ByteLM, plain: li
     batch = Batch(model, drafting=drafting)
     rows = [Row(sampler, LENGTH, keep_context=True) for sampler in SAMPLERS]
     for prompt, row in zip(PROMPTS, rows, strict=True):
-        batch.add(read(model, prompt), [row], prompt)
+        batch.add(read(model, prompt), [row])
     texts = collect(batch)
     for prompt, row, text in zip(PROMPTS, rows, plain, strict=True):
         assert texts[row] == text
@@ -86,7 +86,7 @@ def test_what_is_written_does_not_depend_on_the_guesses(model: ByteLM, plain: li
 def test_what_is_looked_up_changes_nothing(model: ByteLM, lengths: FixedLengths | None) -> None:
     text = b"over and over again, over and over again, over and over"
     row, batch = Row(Sampler(0), 60), Batch(model, drafting=Drafting(NgramDrafter(), lengths=lengths))
-    batch.add(read(model, text), [row], text)
+    batch.add(read(model, text), [row])
     assert collect(batch)[row] == alone(model, text, Sampler(0), 60)
 
 

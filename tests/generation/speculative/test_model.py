@@ -29,7 +29,7 @@ def built(name: str, seed: int = 1) -> ByteLM:
 def batch_of_all(model: ByteLM, drafting: Drafting) -> tuple[Batch, list[Row]]:
     batch, rows = Batch(model, drafting=drafting), [Row(sampler, LENGTH) for sampler in SAMPLERS]
     for prompt, row in zip(PROMPTS, rows, strict=True):
-        batch.add(read(model, prompt), [row], prompt)
+        batch.add(read(model, prompt), [row])
     return batch, rows
 
 
@@ -86,13 +86,13 @@ def test_rows_come_and_go_between_rounds(model: ByteLM) -> None:
     drafting = fixed(ModelDrafter(model), 3)
     batch = Batch(model, drafting=drafting)
     one, two, late = (Row(sampler, LENGTH) for sampler in (SAMPLERS[0], SAMPLERS[3], SAMPLERS[1]))
-    batch.add(read(model, PROMPTS[0]), [one], PROMPTS[0])
-    batch.add(read(model, PROMPTS[3]), [two], PROMPTS[3])
+    batch.add(read(model, PROMPTS[0]), [one])
+    batch.add(read(model, PROMPTS[3]), [two])
     texts = {row: b"" for row in (one, two, late)}
     for step in range(2 * LENGTH):
         if step == 6:
             batch.remove(one)
-            batch.add(read(model, PROMPTS[1]), [late], PROMPTS[1])
+            batch.add(read(model, PROMPTS[1]), [late])
         for drawn in batch.step() if batch.rows else []:
             texts[drawn.row] += drawn.text
     assert texts[two] == alone(model, PROMPTS[3], SAMPLERS[3])
@@ -108,7 +108,7 @@ def test_a_drafter_that_cannot_go_on_leaves_the_text_to_the_model(caplog: pytest
         caplog.clear()
         row, batch = Row(Sampler(1.0), LENGTH), Batch(model, drafting=fixed(ModelDrafter(short)))
         with caplog.at_level(logging.WARNING, "mambabyte"):
-            batch.add(read(model, prompt), [row], prompt)
+            batch.add(read(model, prompt), [row])
             assert collect(batch)[row] == alone(model, prompt, Sampler(1.0))
         (record,) = caplog.records
         assert record.message.startswith("going on without the drafter: this MegaByte has positions for 16")
