@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 NAMES = (
-    *("train", "eval", "generate", "serve", "compress", "decompress", "export"),
+    *("train", "eval", "generate", "drafter", "serve", "compress", "decompress", "export"),
     *("data prepare", "data inspect", "report", "lineage", "doctor"),
 )
 

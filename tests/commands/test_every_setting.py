@@ -35,6 +35,7 @@ VALUES = [
 NEEDED = {
     "eval": ["ckpt=a", "data=hf", "data.name=a/b"],
     "generate": ["ckpt=a"],
+    "drafter": ["ckpt=a", "data=files", "data.path=a"],
     "serve": ["ckpt=a"],
     "export": ["ckpt=a", "out=b"],
     "compress": ["ckpt=a", "file=b"],

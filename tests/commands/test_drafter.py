@@ -1,0 +1,45 @@
+"""mambabyte drafter: a subword drafter from a run's own data, or from other data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mambabyte.commands import drafter
+from mambabyte.errors import UserError
+from mambabyte.generation.speculative.subword import load_subword_drafter
+from tests.conftest import FILES
+
+SMALL = [
+    *("vocabulary=260", "d_model=8", "n_layer=1", "d_state=2", "context_length=8", "batch_size=2"),
+    *("max_steps=3", "device=cpu"),
+]
+
+
+def test_it_learns_from_the_runs_data_and_is_written_once(
+    finished: Path, configure: Callable, tmp_path: Path, capsys
+) -> None:
+    settings = configure("drafter", f"ckpt={finished}", f"out={tmp_path}/new/drafter", *SMALL)
+    drafter.run(settings)
+    assert "260 subwords" in capsys.readouterr().err
+    load_subword_drafter(tmp_path / "new" / "drafter", torch.device("cpu"))
+    with pytest.raises(UserError, match="is there already"):
+        drafter.run(settings)
+
+
+def test_other_data_may_be_given(finished: Path, configure: Callable, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"another text \xff " * 20)
+    data = [*FILES, f"data.path={tmp_path}/text", f"data.folder={tmp_path}/p"]
+    drafter.run(configure("drafter", f"ckpt={finished}", f"out={tmp_path}/drafter", *data, *SMALL))
+    assert (tmp_path / "drafter" / "tokenizer.json").is_file()
+
+
+def test_where_it_cannot_be_written_is_one_sentence(
+    finished: Path, configure: Callable, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/drafter"):
+        drafter.run(configure("drafter", f"ckpt={finished}", f"out={tmp_path}/file/drafter", *SMALL))
