@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mambabyte.commands import drafter
+from mambabyte.commands import drafter, generate
 from mambabyte.errors import UserError
 from mambabyte.generation.speculative.subword import load_subword_drafter
 from tests.conftest import FILES
@@ -28,6 +28,19 @@ def test_it_learns_from_the_runs_data_and_is_written_once(
     load_subword_drafter(tmp_path / "new" / "drafter", torch.device("cpu"))
     with pytest.raises(UserError, match="is there already"):
         drafter.run(settings)
+
+
+def test_generate_takes_it_and_writes_the_same_text(
+    finished: Path, configure: Callable, tmp_path: Path, capsys
+) -> None:
+    drafter.run(configure("drafter", f"ckpt={finished}", f"out={tmp_path}/drafter", *SMALL))
+    texts = []
+    for draft in ([], [f"draft={tmp_path}/drafter"]):
+        capsys.readouterr()
+        generate.run(configure("generate", f"ckpt={finished}", "prompt=the ", "bytes=60", *draft))
+        texts.append(capsys.readouterr())
+    assert texts[0].out == texts[1].out
+    assert "drafted" in texts[1].err
 
 
 def test_other_data_may_be_given(finished: Path, configure: Callable, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from mambabyte.generation.speculative.drafter import Drafter
 from mambabyte.generation.speculative.drafting import Acceptance, Drafting
 from mambabyte.generation.speculative.model import ModelDrafter
 from mambabyte.generation.speculative.ngram import NgramDrafter
+from mambabyte.generation.speculative.subword import is_subword_drafter, load_subword_drafter
 from mambabyte.models import ByteLM
 
 NGRAM = "ngram"
@@ -27,7 +28,7 @@ def drafting_from(
 
     Args:
         draft: `ngram`; or a smaller model, or where one is: a run directory, a checkpoint file, the folder of
-            a model, or hub:owner/name.
+            a model, or hub:owner/name; or the folder of a subword drafter.
         length: the most guesses in a round; by default as many as pay.
         acceptance, top_beta: see `Drafting`.
 
@@ -35,8 +36,15 @@ def drafting_from(
         UserError: an argument is out of range; there is no such checkpoint, or it cannot be read; the drafter
             costs as much as the model.
     """
-    drafter: Drafter = NgramDrafter() if draft == NGRAM else ModelDrafter(_smaller(draft, model))
-    return Drafting(drafter, length, acceptance, top_beta)
+    return Drafting(_drafter(draft, model), length, acceptance, top_beta)
+
+
+def _drafter(draft: str | Path | ByteLM, model: ByteLM) -> Drafter:
+    if draft == NGRAM:
+        return NgramDrafter()
+    if not isinstance(draft, ByteLM) and is_subword_drafter(Path(draft).expanduser()):
+        return load_subword_drafter(Path(draft).expanduser(), model.device)
+    return ModelDrafter(_smaller(draft, model))
 
 
 def _smaller(draft: str | Path | ByteLM, model: ByteLM) -> ByteLM:

@@ -97,7 +97,7 @@ def test_texts_are_those_of_plain_decoding(trained: SubwordMamba, tokenizer: Sub
     batch = Batch(model, drafting=Drafting(SubwordDrafter(trained, tokenizer)))
     prompts, rows = [b"x", TEXT[:50]], [Row(Sampler(1.0, seed=i), 30 + i) for i in range(2)]
     for prompt, row in zip(prompts, rows, strict=True):
-        batch.add(read(model, prompt), [row], prompt)
+        batch.add(read(model, prompt), [row])
     texts = collect(batch)
     for prompt, row in zip(prompts, rows, strict=True):
         assert texts[row] == bytes(generate(model, prompt, row.length, row.sampler))
