@@ -51,11 +51,11 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
         [*(setting for setting in SMALL if not setting.startswith("model.")), "budget=none"],
         "run: runs/finetune",
     ),
-    "mambabyte train +experiment=pg19 --dry-run": (["data.path=parquet_folder", *SMALL], "memory"),
-    "mambabyte train +experiment=pg19": (["--cfg", "job"], "emozilla/pg19"),  # it is on the hub
-    "mambabyte train +experiment=pg19 data.path=parquet_folder": (SMALL, "run: runs/pg19"),
+    "mambabyte train experiment=pg19 --dry-run": (["data.path=parquet_folder", *SMALL], "memory"),
+    "mambabyte train experiment=pg19": (["--cfg", "job"], "emozilla/pg19"),  # it is on the hub
+    "mambabyte train experiment=pg19 data.path=parquet_folder": (SMALL, "run: runs/pg19"),
     "mambabyte train -m experiment=tiny optimizer.learning_rate=1e-3,3e-3": (SMALL, "run: runs/tiny/"),
-    "mambabyte train -m +experiment=compute_matched model=mambabyte,megabyte,transformer": (
+    "mambabyte train -m experiment=compute_matched model=mambabyte,megabyte,transformer": (
         [*(setting for setting in SMALL if not setting.startswith(("model.", "trainer.max_steps"))), *BUDGET],
         "run: runs/compute_matched/",
     ),

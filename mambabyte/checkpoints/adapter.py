@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from mambabyte.checkpoints.export import new_folder
+from mambabyte.checkpoints.formats.layout import ADAPTER, ADAPTER_CONFIG
 from mambabyte.checkpoints.formats.weights import write_tensors
 from mambabyte.checkpoints.hub import hub_id
 from mambabyte.checkpoints.reading import Checkpoint
 from mambabyte.errors import UserError
 from mambabyte.models.lora import adapters, peft_config
-
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def write_adapter(checkpoint: Checkpoint, folder: str | Path, card: str) -> int:
@@ -33,5 +32,5 @@ def write_adapter(checkpoint: Checkpoint, folder: str | Path, card: str) -> int:
     description.inference_mode = True
     with new_folder(folder, card) as temporary:
         description.save_pretrained(str(temporary))
-        write_tensors(tensors, temporary, _WEIGHTS, _CONFIG)
+        write_tensors(tensors, temporary, ADAPTER, ADAPTER_CONFIG)
     return sum(tensor.numel() for tensor in tensors.values())

@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from mambabyte.checkpoints.formats.layout import CONFIG, INDEX, check_file, shards, weights_file
+from mambabyte.checkpoints.formats.layout import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    INDEX,
+    check_file,
+    refuse_adapters,
+    shards,
+    weights_file,
+)
 from mambabyte.errors import UserError
 from mambabyte.runtime.secrets import redact
 from mambabyte.runtime.system_errors import remedy
@@ -123,7 +131,10 @@ def _file(wanted: HubId, name: str) -> Path:
 
 def _single_file(wanted: HubId) -> tuple[Path, HubId]:
     """The only weights of a repository without a config, as PyTorch saves a state dict."""
-    names = [name for name in _listing(wanted) if name.endswith(_PICKLES) and "/" not in name]
+    listing = _listing(wanted)
+    if ADAPTER_CONFIG in listing:
+        refuse_adapters(wanted)
+    names = [name for name in listing if name.endswith(_PICKLES) and "/" not in name]
     if len(names) != 1:
         raise UserError(
             f"'{wanted}' has no {CONFIG}, and {len(names)} files of weights: name a repository with one model"

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mambabyte.checkpoints.formats.layout import is_model_folder
+from mambabyte.checkpoints.formats.layout import ADAPTER, ADAPTER_CONFIG, is_model_folder, refuse_adapters
 from mambabyte.errors import UserError
 
 _STEP = re.compile(r"step_(\d{8,})\.ckpt")
@@ -34,6 +34,8 @@ def resolve(path: str | Path) -> Path:
         UserError: ``path`` does not exist or holds no checkpoint.
     """
     path = Path(path).expanduser()
+    if path.name == ADAPTER or ((path / ADAPTER_CONFIG).is_file() and not is_model_folder(path)):
+        refuse_adapters(path)
     if path.is_file() or (path.is_dir() and (_STEP.fullmatch(path.name) or is_model_folder(path))):
         return path
     if not path.is_dir():

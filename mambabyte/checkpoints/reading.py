@@ -26,7 +26,7 @@ from mambabyte.config.settings import fill
 from mambabyte.errors import UserError, is_out_of_memory
 from mambabyte.models import ByteLM, ByteLMConfig, config_from_dict
 from mambabyte.models.hyperparameters import LoraSettings
-from mambabyte.models.lora import merged
+from mambabyte.models.lora import merged, without_adapters
 from mambabyte.runtime.devices import choose_device
 
 _MODEL_PREFIX = "model."  # the training module's attribute that holds the ByteLM
@@ -99,9 +99,20 @@ class Checkpoint:
             if name.startswith(_MODEL_PREFIX)
         }
 
+    def base_model(self) -> ByteLM:
+        """The model without the adapters that were trained beside it, in eval mode; UserError as
+        :func:`load_model`."""
+        try:
+            return model_of(config_from_dict(self.model_config), without_adapters(self.state_dict)).eval()
+        except ValueError as error:
+            raise self._misfit() from error
+
+    def _misfit(self) -> UserError:
+        return UserError(f"the weights in '{self.name}' do not fit the model the file describes")
+
     def build_model(self, config: ByteLMConfig | None = None) -> ByteLM:
         """See :func:`load_model`. Adapters are merged into the weights."""
-        misfit = UserError(f"the weights in '{self.name}' do not fit the model the file describes")
+        misfit = self._misfit()
         weights, lora = self.state_dict, self.lora
         if lora is not None:
             try:

@@ -42,11 +42,14 @@ def run(settings: ExportSettings) -> None:
     checkpoint = checkpoints.read(settings.ckpt)
     model, config = checkpoint.build_model(), _config_of(checkpoint)
     summary = _summary_beside(checkpoint)
-    card = model_card(model, settings.format, checkpoints.portable(config), checkpoint.step, summary)
+    adapted = None
+    if settings.format == "adapter" and checkpoint.lora is not None:
+        adapted = checkpoints.weights_fingerprint(checkpoint.base_model())
+    card = model_card(model, settings.format, checkpoints.portable(config), checkpoint.step, summary, adapted)
     steps = f" of step {checkpoint.step:,}" if checkpoint.step else ""
     if settings.format == "adapter":
         size = checkpoints.write_adapter(checkpoint, settings.out, card)
-        held = f"the {size:,} parameters of the adapters{steps}"
+        held = f"the {size:,} parameters of the adapters{steps}, for the weights with sha256 {adapted}"
     else:
         checkpoints.write_export(model, config, checkpoint.step, settings.out, settings.format, card)
         fingerprint = checkpoints.weights_fingerprint(model)

@@ -42,15 +42,28 @@ def add_adapters(model: nn.Module, lora: LoraSettings) -> None:
 
 
 def adapted_layers(model: nn.Module, lora: LoraSettings) -> list[str]:
-    """The names of the layers that get adapters; UserError if the model lacks one that is named."""
+    """The names of the layers that get adapters.
+
+    Raises:
+        UserError: the model lacks one that is named, or the rank is above that of all of them.
+    """
     layers = _linear_layers(model)
     for target in lora.targets:
         if not any(_is_named(name, target) for name in layers):
             ends = {name.rpartition(".")[2] for name in layers}
             raise UserError(
-                f"lora.targets: this model has no linear layer {target!r}{suggestion(target, ends)}"
+                f"lora.targets: this model has no linear layer {target!r}"
+                + (suggestion(target, ends) if ends else ", and no other that adapters could be put beside")
             )
-    return [name for name in layers if any(_is_named(name, target) for target in lora.targets)]
+    adapted = [name for name in layers if any(_is_named(name, target) for target in lora.targets)]
+    shapes = [model.get_parameter(f"{name}.weight").shape for name in adapted]
+    most = max(map(min, shapes))
+    if lora.rank > most:
+        raise UserError(
+            f"lora.rank={lora.rank} is above the rank of every layer of lora.targets, {most} at most: lower "
+            "it, or train the weights themselves with lora=none"
+        )
+    return adapted
 
 
 def peft_config(lora: LoraSettings, base: str | None = None) -> LoraConfig:
@@ -116,6 +129,13 @@ def merged(weights: Mapping[str, Tensor], lora: LoraSettings) -> dict[str, Tenso
     if left:
         raise ValueError(f"adapters of no layer: {', '.join(left)}")
     return whole
+
+
+def without_adapters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the model that was adapted, as it was."""
+    return {
+        name.replace(_BASE, "."): tensor for name, tensor in weights.items() if not name.endswith((_A, _B))
+    }
 
 
 def adapters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,15 @@ from mambabyte.runtime.terminal import visible
 from mambabyte.runtime.units import accuracy_in_words, counted, protocol_in_words
 
 _COMMAND = 'mambabyte generate ckpt=FOLDER prompt="Once "'
+_SOURCES = {
+    "FilesSource": "files of text",
+    "HeldOutSource": "a data set of the Hugging Face hub",
+    "HuggingFaceSource": "a data set of the Hugging Face hub",
+    "MixtureSource": "a mixture of several data sets",
+    "PG19Source": "PG19, books published before 1919",
+    "PG19TextsSource": "PG19, books published before 1919",
+    "StandardLibrarySource": "the source files of Python's standard library",
+}
 _NOT_OURS = ("gguf", "adapter")  # what ckpt= does not take
 _PYTHON = {
     "safetensors": 'import mambabyte\n\nmodel = mambabyte.load("FOLDER")',
@@ -39,13 +48,19 @@ _PYTHON = {
 
 
 def model_card(
-    model: ByteLM, format: str, config: Mapping[str, Any] | None, step: int, summary: Mapping[str, Any] | None
+    model: ByteLM,
+    format: str,
+    config: Mapping[str, Any] | None,
+    step: int,
+    summary: Mapping[str, Any] | None,
+    adapted: str | None = None,
 ) -> str:
     """The card, as Markdown with the hub's header.
 
     Args:
         config: the run's configuration without what is of this machine alone; None if it is not known.
         summary: the run's summary.json, if it is of these weights.
+        adapted: of adapters, the fingerprint of the weights that they were trained beside.
     """
     header = {"tags": ["mambabyte", "byte-level"], "pipeline_tag": "text-generation"}
     libraries = {"transformers": "transformers", "gguf": "llama.cpp", "adapter": "peft"}
@@ -59,7 +74,7 @@ def model_card(
         f"special. Exported by mambabyte as `{format}`.",
         "## Data and training\n" + _training(config, step),
         "## Bits per byte\n" + _figures(summary, format),
-        "## Use\n" + _use(format),
+        "## Use\n" + _use(format, adapted),
         f"## Configuration\n```yaml\n{yaml.safe_dump(model.config.to_dict(), sort_keys=False)}```",
     ]
     if config:
@@ -74,9 +89,11 @@ def _training(config: Mapping[str, Any] | None, step: int) -> str:
     data = config.get("data")
     source = data.get("source") if isinstance(data, Mapping) else None
     source = source if isinstance(source, Mapping) else {}
-    kind = str(source.get("_target_", "")).rpartition(".")[2] or "an unrecorded source"
-    named = source.get("name") or source.get("path")
-    what = f"{kind}" + (f" `{visible(str(named), keep='')}`" if named else "")
+    kind = str(source.get("_target_", "")).removeprefix("mambabyte.data.")
+    what = _SOURCES.get(kind) or f"data of {kind or 'an unrecorded kind'}"
+    parts = source.get("parts")
+    named = source.get("name") or source.get("path") or (parts and ", ".join(map(str, parts)))
+    what += f" (`{visible(str(named), keep='')}`)" if named else ""
     length = config.get("context_length")
     return f"Trained by mambabyte for {step:,} steps in windows of {length} bytes on {what}."
 
@@ -105,6 +122,11 @@ def _figures(summary: Mapping[str, Any] | None, format: str) -> str:
     )
 
 
-def _use(format: str) -> str:
+def _use(format: str, adapted: str | None) -> str:
+    if adapted is not None:
+        return (
+            f"They belong to the weights with sha256 {adapted}, which `mambabyte export` prints, and spoil "
+            f"others.\n```python\n{_PYTHON[format]}\n```"
+        )
     command = "" if format in _NOT_OURS else f"```bash\n{_COMMAND}\n```\n"
     return f"{command}```python\n{_PYTHON[format]}\n```"

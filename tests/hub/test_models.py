@@ -341,3 +341,9 @@ def test_what_a_model_does_not_say_is_asked_for(name, overrides, sentence, hub, 
     publish(hub, folder("pytorch_model.bin"))
     with pytest.raises(UserError, match=sentence):
         evaluate.run(configure("eval", f"ckpt=hub:{name}", *overrides))
+
+
+def test_adapters_on_the_hub_are_no_model(hub) -> None:
+    hub.files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "README.md": b""}
+    with pytest.raises(UserError, match=f"'{HUB}' holds adapters of peft without the model"):
+        mambabyte.load(HUB)

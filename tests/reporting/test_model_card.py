@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mambabyte.commands import export
+from mambabyte.config.settings import to_plain
 from mambabyte.models import MambaByteConfig
 from mambabyte.reporting.model_card import model_card
 
@@ -26,7 +27,7 @@ def test_the_card_of_a_run(format: str, finished: Path, configure, tmp_path: Pat
     assert (
         f"{summary['validation']['bytes']:,} bytes in" in text and "disjoint" in text and "stateful" in text
     )
-    assert "25,056 parameters" in text and "12 steps in windows of 32 bytes on FilesSource" in text
+    assert "25,056 parameters" in text and "12 steps in windows of 32 bytes on files of text" in text
     assert "d_model: 32" in text and "learning_rate: 0.01" in text
     assert str(finished.parents[1]) not in card
     assert "mambabyte generate ckpt=" in text
@@ -43,3 +44,18 @@ def test_a_model_of_unknown_origin() -> None:
     card = model_card(MambaByteConfig(d_model=16, n_layer=1).build(), "gguf", None, 0, None)
     assert "Not recorded in the file that was exported." in card
     assert "Not measured" in card and "library_name: llama.cpp" in card
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (["data=stdlib"], "on the source files of Python's standard library."),
+        (["data=pg19"], "on PG19, books published before 1919 (`emozilla/pg19`)."),
+        (["data=wikipedia_mixture"], "on a mixture of several data sets (`en, de, zh`)."),
+    ],
+    ids=["the library", "PG19", "a mixture"],
+)
+def test_the_data_is_named_in_words(choice, words, configure) -> None:
+    config = to_plain(configure("train", *choice))
+    card = model_card(MambaByteConfig(d_model=16, n_layer=1).build(), "safetensors", config, 3, None)
+    assert words in card and "Source" not in card.partition("## Configuration")[0]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mambabyte
-from mambabyte.checkpoints import load_model, read
+from mambabyte.checkpoints import load_model, read, weights_fingerprint
 from mambabyte.commands import export, generate, train
 from mambabyte.errors import UserError
 from mambabyte.models.hyperparameters import LoraSettings
@@ -189,3 +189,28 @@ def test_what_cannot_be_adapted_is_refused_before_there_is_a_run(
 def test_a_setting_of_adapters_without_adapters_says_what_is_missing() -> None:
     with pytest.raises(UserError, match=r"no setting lora\.rank yet: choose lora= too"):
         train.TrainSettings.compose("experiment=finetune", "ckpt=a", "lora.rank=4")
+
+
+def test_adapters_name_the_weights_that_they_belong_to(
+    adapted, finished, configure, tmp_path, capsys
+) -> None:
+    export.run(configure("export", f"ckpt={adapted}", f"out={tmp_path}/out", "format=adapter"))
+    base = weights_fingerprint(load_model(finished))
+    assert f"of the adapters of step 12, for the weights with sha256 {base}" in capsys.readouterr().err
+    assert f"They belong to the weights with sha256 {base}" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_adapters_alone_are_no_model(adapted, configure, tmp_path) -> None:
+    out = tmp_path / "out"
+    export.run(configure("export", f"ckpt={adapted}", f"out={out}", "format=adapter"))
+    for place in (out, out / "adapter_model.safetensors"):
+        with pytest.raises(UserError, match="holds adapters of peft without the model that they belong to"):
+            read(place)
+
+
+def test_a_rank_above_that_of_every_layer_is_refused_before_there_is_a_run(
+    finished, corpus, tmp_path
+) -> None:
+    with pytest.raises(UserError, match=r"lora\.rank=33 is above the rank of every layer .*, 32 at most"):
+        train.run(settings(tmp_path, finished, corpus, "lora.rank=33"))
+    assert not (tmp_path / "run").exists()

@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mambabyte.errors import UserError
 
 CONFIG = "config.json"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # of peft
 _WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, PICKLE, PICKLE + INDEX)  # in transformers' order
 _LARGEST_JSON = 1 << 26  # bytes
 
@@ -20,6 +21,14 @@ _LARGEST_JSON = 1 << 26  # bytes
 def is_model_folder(path: Path) -> bool:
     """Whether ``path`` is a folder of one model, ours or another program's."""
     return (path / CONFIG).is_file()
+
+
+def refuse_adapters(where: object) -> NoReturn:
+    """Raise the UserError about adapters in the place of a model."""
+    raise UserError(
+        f"'{where}' holds adapters of peft without the model that they belong to: put them into that, as the "
+        "README.md beside them and docs/checkpoints.md show, and save it by mambabyte.save"
+    )
 
 
 def weights_file(names: Collection[str]) -> str | None:
