@@ -103,10 +103,27 @@ class MambaStep : MambaRecurrence {
   template <class Weight>
   [[gnu::noinline]] void product(const void* weight, const float* scale, int64_t columns, const float* x, int64_t rows,
                                  float* out, int64_t width, int64_t first, int64_t last) const {
+    const Weight* matrix = static_cast<const Weight*>(weight);
+    if constexpr (!std::is_same<Weight, float>::value && kRows < 4) {
+      if (rows >= 8) {  // Widened once for all rows: two at a time are too few to hide it each time.
+        const std::unique_ptr<float[]> memory(new float[kOutputs * columns + 16]);
+        float* wide = aligned(memory.get());
+        for (int64_t output = first; output < last; output += kOutputs) {
+          const int64_t some = std::min<int64_t>(kOutputs, last - output), count = some * columns;
+          const Weight* narrow = matrix + output * columns;
+          for (int64_t k = 0; k < count; k += kLanes) {
+            __builtin_prefetch(narrow + kOutputs * columns + k);
+            store(wide + k, load(narrow + k, lanes_from(k, count)), lanes_from(k, count));
+          }
+          product<float>(wide, scale ? scale + output : nullptr, columns, x, rows, out + output, width, 0, some);
+        }
+        return;
+      }
+    }
     const auto tile = [&](auto outputs, auto some, int64_t output, int64_t row) {
       constexpr int Outputs = decltype(outputs)::value, Rows = decltype(some)::value;
       float found[kLanes];
-      store(found, dot<Outputs, Rows>(static_cast<const Weight*>(weight) + output * columns, x + row * columns, columns), kLanes);
+      store(found, dot<Outputs, Rows>(matrix + output * columns, x + row * columns, columns), kLanes);
       for (int j = 0; scale && j < Rows; ++j)
         for (int i = 0; i < Outputs; ++i) found[j * kOutputs + i] *= scale[output + i];
       for (int j = 0; j < Rows; ++j)
