@@ -56,9 +56,9 @@ struct MambaStepArguments {
 
 // What goes from byte to byte; in a layer, for one block of up to kLanes channels at a time.
 //
-// A window leaves what went into convolution and scan, and the caller keeps the state before it. From these the state after
-// fewer of its bytes is made by the same arithmetic, without any product. The states after each byte would take about N
-// times the memory.
+// A window leaves what went into convolution and scan, and the caller keeps the state before it. From these the state
+// after fewer of its bytes is made by the same arithmetic, without any product (ReplaySSM's way). The states after each
+// byte would take about N / 3 times as much memory as their inputs do.
 class MambaRecurrence {
  public:
   explicit MambaRecurrence(const MambaStepArguments& arguments)
@@ -163,7 +163,7 @@ class MambaRecurrence {
     for (int64_t row = 0; row < arguments_.batch; ++row) {
       const float* before = state.scan + (row * arguments_.d_inner + channel) * N;
       float* after = state.next_scan + (row * arguments_.d_inner + channel) * N;
-      for (int64_t k = 0; k < lanes * N; k += 16) __builtin_prefetch(before + arguments_.d_inner * N + k);  // the next row
+      for (int64_t k = 0; k < lanes * N; k += 16) __builtin_prefetch(before + arguments_.d_inner * N + k);  // the next
       for (int64_t position = row * arguments_.length, t = 0; t < arguments_.length;
            ++t, ++position, before = after) {
         const float *parameters = in.parameters + position * projected_, *B = parameters + rank;
