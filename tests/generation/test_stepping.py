@@ -7,6 +7,7 @@ from mambabyte.errors import UserError
 from mambabyte.generation import stepping
 from mambabyte.generation.stepping import GenericStepper, stepper_for
 from mambabyte.models.byte_lm import ByteLM
+from mambabyte.ops import use_backend
 from tests.models.test_every_model import MODELS
 
 # fp32 sums in another order, logits of order 1
@@ -161,6 +162,22 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(model: ByteLM) -> None
     rows.one()
     with pytest.raises(ValueError, match="no window"):
         rows.step.keep([0, 0])
+
+
+def test_a_mambabyte_that_its_kernel_does_not_serve_is_stepped_all_the_same() -> None:
+    torch.manual_seed(0)
+    model = MODELS["mambabyte-ngrams"].build().eval()
+    with use_backend("reference"):
+        rows = Rows(model, torch.tensor([[1, 2], [3, 4]]))
+        assert isinstance(rows.step, GenericStepper)
+        rows.window(3, [1, 2])
+        rows.one()
+        with pytest.raises(UserError, match="weights=bf16 needs"):
+            stepper_for(model, rows.step.state(), "bf16")
+    step = stepper_for(model, rows.step.state(), "bf16")
+    assert not isinstance(step, GenericStepper)
+    logits, exact = step(torch.tensor([1, 2])), stepper_for(model, rows.step.state())(torch.tensor([1, 2]))
+    assert 0 < (logits - exact).abs().max() < 0.05  # rounded
 
 
 def test_weights_that_are_not_to_be_had_are_refused() -> None:

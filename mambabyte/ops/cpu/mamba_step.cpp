@@ -13,8 +13,8 @@
 // an order that depends only on the model's shape: a row's result is the same bit for bit in any batch and at any
 // number of threads.
 //
-// A call reads a window of L bytes of each row, and gives the same bits as L calls that read one: the products take each
-// of the B L positions for a row of a batch, and convolution and scan go through a row's positions one after the other.
+// A call reads a window of L bytes of each row, and gives the same bits as L calls that read one: the products take
+// each of the B L positions for a row of a batch; convolution and scan go through a row's positions one by one.
 #include <memory>
 #include <type_traits>
 
@@ -45,7 +45,9 @@ class MambaStep : MambaRecurrence {
     FlushDenormals guard;
     const int64_t d_model = arguments_.d_model, d_inner = arguments_.d_inner;
     if (features()) {
-      share_blocks(positions_, 1, [&](int64_t position, int64_t) { look_up(position, features_ + position * features()); });
+      share_blocks(positions_, 1, [&](int64_t position, int64_t) {
+        look_up(position, features_ + position * features());
+      });
       share_blocks(d_model, kLanes, [&](int64_t first, int64_t last) {
         product<float>(arguments_.embedding.projection, nullptr, features(), features_, positions_, update_, d_model,
                        first, last);
@@ -60,7 +62,7 @@ class MambaStep : MambaRecurrence {
       share_blocks(d_inner, kLanes, [&](int64_t first, int64_t last) {
         product<T>(in_proj, block.in_proj_scale, d_model, normed_, positions_, in.x, d_inner, first, last);
         product<T>(in_proj + d_inner * d_model, block.in_proj_scale ? block.in_proj_scale + d_inner : nullptr, d_model,
-                normed_, positions_, z_, d_inner, first, last);
+                   normed_, positions_, z_, d_inner, first, last);
         convolve(block, state, in, first, int(last - first));
       });
       share_blocks(projected_, kAlone, [&](int64_t first, int64_t last) {
@@ -78,7 +80,7 @@ class MambaStep : MambaRecurrence {
     normalise(arguments_.norm_weight, arguments_.norm_bias, arguments_.layers, every);
     share_blocks(arguments_.vocabulary, kLanes, [&](int64_t first, int64_t last) {
       product<T>(arguments_.head, arguments_.head_scale, d_model, normed_, positions_ / every, arguments_.logits,
-              arguments_.vocabulary, first, last);
+                 arguments_.vocabulary, first, last);
     });
   }
 
@@ -93,7 +95,7 @@ class MambaStep : MambaRecurrence {
     return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory) + 63) & ~uintptr_t(63));
   }
 
-  // Of n-grams, that are added to a byte's embedding; the layers take this sum for an update before the first of them.
+  // Of the n-grams that end at a position. What they add to a byte's embedding is the first layer's update.
   int64_t features() const {
     return arguments_.x ? 0 : (arguments_.embedding.longest - 1) * arguments_.embedding.width;
   }
@@ -103,10 +105,27 @@ class MambaStep : MambaRecurrence {
   template <class Weight>
   [[gnu::noinline]] void product(const void* weight, const float* scale, int64_t columns, const float* x, int64_t rows,
                                  float* out, int64_t width, int64_t first, int64_t last) const {
+    const Weight* matrix = static_cast<const Weight*>(weight);
+    if constexpr (!std::is_same<Weight, float>::value && kRows < 4) {
+      if (rows >= 8) {  // Widened once for all rows: two at a time are too few to hide it each time.
+        const std::unique_ptr<float[]> memory(new float[kOutputs * columns + 16]);
+        float* wide = aligned(memory.get());
+        for (int64_t output = first; output < last; output += kOutputs) {
+          const int64_t some = std::min<int64_t>(kOutputs, last - output), count = some * columns;
+          const Weight* narrow = matrix + output * columns;
+          for (int64_t k = 0; k < count; k += kLanes) {
+            __builtin_prefetch(narrow + kOutputs * columns + k);
+            store(wide + k, load(narrow + k, lanes_from(k, count)), lanes_from(k, count));
+          }
+          product<float>(wide, scale ? scale + output : nullptr, columns, x, rows, out + output, width, 0, some);
+        }
+        return;
+      }
+    }
     const auto tile = [&](auto outputs, auto some, int64_t output, int64_t row) {
       constexpr int Outputs = decltype(outputs)::value, Rows = decltype(some)::value;
       float found[kLanes];
-      store(found, dot<Outputs, Rows>(static_cast<const Weight*>(weight) + output * columns, x + row * columns, columns), kLanes);
+      store(found, dot<Outputs, Rows>(matrix + output * columns, x + row * columns, columns), kLanes);
       for (int j = 0; scale && j < Rows; ++j)
         for (int i = 0; i < Outputs; ++i) found[j * kOutputs + i] *= scale[output + i];
       for (int j = 0; j < Rows; ++j)
@@ -229,8 +248,13 @@ int mambabyte_mamba_step(const MambaStepArguments* a) {
 void mambabyte_mamba_replay(const MambaStepArguments* a) {
   const int64_t blocks = ceil_divide(a->d_inner, kLanes);
   const MambaRecurrence recurrence(*a);
-  for (int64_t row = 0; row < a->batch; ++row) recurrence.remember(row, a->counts[row]);
-  run_tasks(a->layers * blocks, a->threads, [&](int64_t index) {
+  int64_t count = 0;
+  for (int64_t row = 0; row < a->batch; ++row) {
+    recurrence.remember(row, a->counts[row]);
+    if (a->counts[row] < a->length) count += 1 + a->counts[row];
+  }
+  const bool alone = count * a->layers * a->d_inner * a->states < int64_t(1) << 18;  // others would come too late
+  run_tasks(a->layers * blocks, alone ? 1 : a->threads, [&](int64_t index) {
     const int64_t channel = index % blocks * kLanes;
     recurrence.replay(index / blocks, channel, lanes_from(channel, a->d_inner));
   });

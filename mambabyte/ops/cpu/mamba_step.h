@@ -56,9 +56,9 @@ struct MambaStepArguments {
 
 // What goes from byte to byte; in a layer, for one block of up to kLanes channels at a time.
 //
-// A window leaves what went into convolution and scan, and the caller keeps the state before it. From these the state after
-// fewer of its bytes is made by the same arithmetic, without any product. The states after each byte would take about N
-// times the memory.
+// A window leaves what went into convolution and scan, and the caller keeps the state before it. From these the state
+// after fewer of its bytes is made by the same arithmetic, without any product (ReplaySSM's way). The states after each
+// byte would take about N / 3 times as much memory as their inputs do.
 class MambaRecurrence {
  public:
   explicit MambaRecurrence(const MambaStepArguments& arguments)
@@ -163,7 +163,7 @@ class MambaRecurrence {
     for (int64_t row = 0; row < arguments_.batch; ++row) {
       const float* before = state.scan + (row * arguments_.d_inner + channel) * N;
       float* after = state.next_scan + (row * arguments_.d_inner + channel) * N;
-      for (int64_t k = 0; k < lanes * N; k += 16) __builtin_prefetch(before + arguments_.d_inner * N + k);  // the next row
+      for (int64_t k = 0; k < lanes * N; k += 16) __builtin_prefetch(before + arguments_.d_inner * N + k);  // the next
       for (int64_t position = row * arguments_.length, t = 0; t < arguments_.length;
            ++t, ++position, before = after) {
         const float *parameters = in.parameters + position * projected_, *B = parameters + rank;
@@ -196,36 +196,39 @@ class MambaRecurrence {
   // One byte of the recurrence: <C, h>. Not inlined, so that a replay has the same bits.
   [[gnu::noinline]] Vec recur(const float* rate, const float* before, float* after, Vec dt, Vec u, const float* B,
                               const float* C, int lanes) const {
+    const int64_t N = arguments_.states;
     float steps[kLanes], inputs[kLanes];
-    Vec totals[kLanes] = {};
+    Vec totals[kLanes];
     store(steps, dt, kLanes);
     store(inputs, dt * u, kLanes);
     int i = 0;
-    for (; i + 4 <= lanes; i += 4) recur<4>(rate, before, after, i, steps, inputs, B, C, totals);
-    for (; i < lanes; ++i) recur<1>(rate, before, after, i, steps, inputs, B, C, totals);
+    for (; i + 4 <= lanes; i += 4)
+      recur<4>(rate + i * N, before + i * N, after + i * N, steps + i, inputs + i, B, C, totals + i);
+    for (; i < lanes; ++i)
+      recur<1>(rate + i * N, before + i * N, after + i * N, steps + i, inputs + i, B, C, totals + i);
+    for (; i < kLanes; ++i) totals[i] = Vec{};
     return sums(totals);
   }
 
-  // Of some neighbouring channels, from the `first` on; their N states lie side by side.
+  // Of some neighbouring channels, whose N states lie side by side.
   template <int Channels>
-  void recur(const float* rate, const float* before, float* after, int first, const float* steps,
-             const float* inputs, const float* B, const float* C, Vec* totals) const {
+  void recur(const float* rate, const float* before, float* after, const float* steps, const float* inputs,
+             const float* B, const float* C, Vec* totals) const {
     const int64_t N = arguments_.states;
     Vec total[Channels] = {};
     for (int64_t n = 0; n < N; n += kLanes) {
       const int lanes = lanes_from(n, N);
       const Vec b_n = load(B + n, lanes), c_n = load(C + n, lanes);
       Vec decay[Channels];
-      for (int i = 0; i < Channels; ++i) decay[i] = load(rate + (first + i) * N + n, lanes) * steps[first + i];
+      for (int i = 0; i < Channels; ++i) decay[i] = load(rate + i * N + n, lanes) * steps[i];
       exp2_all<Channels>(decay);
       for (int i = 0; i < Channels; ++i) {
-        const int64_t place = (first + i) * N + n;
-        const Vec h = multiply_add(load(before + place, lanes), decay[i], b_n * inputs[first + i]);
-        store(after + place, h, lanes);
+        const Vec h = multiply_add(load(before + i * N + n, lanes), decay[i], b_n * inputs[i]);
+        store(after + i * N + n, h, lanes);
         total[i] = multiply_add(h, c_n, total[i]);
       }
     }
-    for (int i = 0; i < Channels; ++i) totals[first + i] = total[i];
+    for (int i = 0; i < Channels; ++i) totals[i] = total[i];
   }
 
   // What `derive` makes of `count` parameters of a block of channels. It is kept with a copy of them, and made again when

@@ -165,8 +165,10 @@ static inline Vec sums(const Vec* v) {
   const auto at = [&](int i) INLINE { return reinterpret_cast<__m512>(v[i]); };
   __m512 quarters[4], pairs[2];  // of v[i], v[4 + i], v[8 + i] and v[12 + i]; of two i
   each<4>([&](auto i) INLINE {
-    const __m512 ab = _mm512_shuffle_f32x4(at(i), at(4 + i), 0x44) + _mm512_shuffle_f32x4(at(i), at(4 + i), 0xee);
-    const __m512 cd = _mm512_shuffle_f32x4(at(8 + i), at(12 + i), 0x44) + _mm512_shuffle_f32x4(at(8 + i), at(12 + i), 0xee);
+    const __m512 a = at(i), b = at(4 + i);
+    const __m512 ab = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+    const __m512 c = at(8 + i), d = at(12 + i);
+    const __m512 cd = _mm512_shuffle_f32x4(c, d, 0x44) + _mm512_shuffle_f32x4(c, d, 0xee);
     quarters[i] = _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);
   });
   each<2>([&](auto i) INLINE {
