@@ -87,6 +87,11 @@ class ByteLM(nn.Module):
         """Analytic cost of one byte in a window of `context_length` bytes."""
         raise NotImplementedError
 
+    @property
+    def kind(self) -> str:
+        """What reports call models like this one."""
+        return type(self).__name__
+
     def num_parameters(self) -> int:
         """The number of parameters, with tied ones counted once."""
         return sum(p.numel() for p in self.parameters())

@@ -121,10 +121,14 @@ class MixerStack(LayerStack):
         # Documents that nobody can reset a state for run one by one, and the marks say where they begin.
         self.reads_marks_on_host = not self.resets
         with torch.no_grad():
-            for name, module in self.named_modules():
-                # Each of them adds to the residual stream.
-                if isinstance(module, nn.Linear) and name.endswith((".out_proj", ".out", ".down")):
-                    module.weight.div_(math.sqrt(len(parts)))
+            for projection in filter(None, (part.output_projection for part in parts)):
+                projection.weight.div_(math.sqrt(len(parts)))  # each adds to the residual stream
+
+    @property
+    def kind(self) -> str:
+        """As Mamba's table 1 has it: Mamba+S6, H3+S4, or the mixer alone."""
+        name = type(self.config.mixer).__name__.removesuffix("Config")
+        return {"plain": "", "h3": "H3+", "mamba": "Mamba+"}[self.config.block] + name
 
     def forward(
         self,

@@ -56,7 +56,7 @@ class Measurement:
 class Run:
     """One run.
 
-    kind, model: the model's class and its settings.
+    kind, model: what the model is called, and its settings.
     inference_flops_per_byte, training_flops_per_byte: in windows of ``context_length`` bytes.
     max_steps: None while the clock has not decided it.
     training_seconds: the time budget, if that decides the steps.
@@ -184,7 +184,7 @@ def read_run(directory: Path) -> Run:
         reached: int = summary["step"] if complete else rows[-1]["step"] if rows else 0
     return Run(
         directory=directory,
-        kind=type(built).__name__,
+        kind=built.kind,
         model=model.to_dict(),
         parameters=built.num_parameters(),
         inference_flops_per_byte=flops.inference,

@@ -20,6 +20,8 @@ def test_a_word_chooses_the_mixer_of_every_block_and_a_checkpoint_names_it(name)
         assert mixers.MIXERS[type(config.mixer).__name__.removesuffix("Config")] == name
         assert config_from_dict(config.to_dict()) == config
         model = MixerStackConfig(config.mixer, block, d_model=8, n_layer=1).build()
+        around = {"plain": "", "h3": "H3+", "mamba": "Mamba+"}[block]
+        assert model.kind == around + type(config.mixer).__name__.removesuffix("Config")
         assert model.flops_per_byte(100).inference > 2 * model.num_parameters() - 2000
 
 

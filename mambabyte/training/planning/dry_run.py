@@ -49,7 +49,7 @@ def forecast(settings: TrainSettings) -> dict[str, Any] | None:
     corpus = None if data.streaming or data.is_task else run.data.train_corpus().num_bytes
     return {
         "name": settings.name,
-        "model": type(model).__name__,
+        "model": model.kind,
         "parameters": model.num_parameters(),
         "inference_flops_per_byte": flops.inference,
         "training_flops_per_byte": flops.training,
