@@ -43,3 +43,13 @@ def test_a_model_of_unknown_origin() -> None:
     card = model_card(MambaByteConfig(d_model=16, n_layer=1).build(), "gguf", None, 0, None)
     assert "Not recorded in the file that was exported." in card
     assert "Not measured" in card and "library_name: llama.cpp" in card
+
+
+def test_a_model_of_a_task_has_its_accuracy() -> None:
+    figure = {"accuracy": 0.969, "sequence_accuracy": 0.75, "chance": 0.0625, "bits_per_byte": 0.125}
+    figure |= {"bytes": 4096, "documents": 512, "precision": "fp32"}
+    figure |= {"protocol": {"name": "answers", "context_length": 72, "max_bytes": None}}
+    model = MambaByteConfig(d_model=16, n_layer=1).build()
+    card = model_card(model, "safetensors", None, 0, {"validation": figure, "validation_stateful": None})
+    assert "of which only answers are scored: 96.90 % of 4,096 answers right (guessing: 6.25 %)" in card
+    assert "protocol=answers" not in card, "there is no such protocol of eval"
