@@ -54,8 +54,15 @@ def page(rows: Rows) -> str:
 
 def _crossing_in_words(rows: Rows) -> str:
     found = crossing(rows)
+    attention, scan = (values(rows, layer, "training_seconds") for layer in ("attention", "selective scan"))
     if found is None:
-        return "In these lengths the selective scan and attention do not change places in training."
+        faster = {attention[n] > scan[n] for n in attention.keys() & scan.keys()}
+        if len(faster) != 1:
+            return ""
+        order = "the selective scan trains faster than attention"
+        if not faster.pop():
+            order = "attention trains faster than the selective scan"
+        return f"At every length that both were measured at, {order}."
     return f"From {round(found):,} bytes on, the selective scan trains faster than attention (interpolated)."
 
 

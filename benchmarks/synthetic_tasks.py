@@ -42,7 +42,9 @@ OTHERS = [
     ("cnn", "plain", "gated"),
     ("attention", "plain", "gated"),
 ]
-HEADS = [("s6", "mamba", "none"), ("s4", "mamba", "none"), *OTHERS[:4], ("attention", "plain", "gated")]
+# Attention with Mamba's convolution finds induction heads at this size, a Transformer takes far longer.
+HEADS = [(mixer, "mamba", "none") for mixer in ("s6", "s4", "ssd", "attention")] + OTHERS[1:4]
+FURTHEST = 2**17  # bytes, for models whose state grows an eighth of it
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,11 @@ class Run:
 
     @property
     def measuring(self) -> list[str]:
-        out = f"out={self.folder / 'evaluation'}"
-        return ["mambabyte", "eval", "--lengths", "--json", "--ckpt", str(self.folder), "device=cpu", out]
+        furthest = FURTHEST // 8 if self.mixer == "attention" else FURTHEST
+        return [
+            *("mambabyte", "eval", "--lengths", "--json", "--ckpt", str(self.folder), "device=cpu"),
+            *(f"furthest={furthest}", f"out={self.folder / 'evaluation'}"),
+        ]
 
     @property
     def columns(self) -> dict[str, Any]:

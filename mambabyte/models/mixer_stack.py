@@ -121,10 +121,8 @@ class MixerStack(LayerStack):
         # Documents that nobody can reset a state for run one by one, and the marks say where they begin.
         self.reads_marks_on_host = not self.resets
         with torch.no_grad():
-            for name, module in self.named_modules():
-                # Each of them adds to the residual stream.
-                if isinstance(module, nn.Linear) and name.endswith((".out_proj", ".out", ".down")):
-                    module.weight.div_(math.sqrt(len(parts)))
+            for projection in filter(None, (part.output_projection for part in parts)):
+                projection.weight.div_(math.sqrt(len(parts)))  # each adds to the residual stream
 
     @property
     def kind(self) -> str:

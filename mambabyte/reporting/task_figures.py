@@ -39,30 +39,20 @@ def draw_split(results: Sequence[TaskResult]) -> Canvas:
     canvas = Canvas(figsize=(1.5 + 1.1 * len(mixers), 0.6 + 2.6 * len(tasks)), layout="constrained")
     panels = canvas.subplots(len(tasks), sharex=True, squeeze=False)[:, 0]
     for axes, task in zip(panels, tasks, strict=True):
-        for number, block in enumerate(blocks):
-            found = {
-                place: [
-                    100 * each.accuracy
-                    for each in results
-                    if (each.task, each.mixer, each.block) == (task, mixer, block)
-                ]
-                for place, mixer in enumerate(mixers)
-            }
-            places = [
-                place + (number - (len(blocks) - 1) / 2) * width for place, runs in found.items() if runs
-            ]
-            runs = [runs for runs in found.values() if runs]
-            if not runs:
-                continue
-            heights = [sum(each) / len(each) for each in runs]
-            bars = axes.bar(places, heights, 0.9 * width, color=palette(number % 10), label=block)
-            axes.bar_label(bars, fmt="%.0f", fontsize=8)
-            for place, each in zip(places, runs, strict=True):
-                if len(each) > 1:
-                    axes.plot([place] * len(each), each, ".", color="black", markersize=4)
+        for place, mixer in enumerate(mixers):
+            found: dict[str, list[float]] = {}
+            for each in results:
+                if (each.task, each.mixer) == (task, mixer):
+                    found.setdefault(each.block, []).append(100 * each.accuracy)
+            for number, (block, runs) in enumerate(found.items()):
+                x, color = place + (number - (len(found) - 1) / 2) * width, palette(blocks.index(block) % 10)
+                bar = axes.bar(x, sum(runs) / len(runs), 0.9 * width, color=color, label=block)
+                axes.bar_label(bar, fmt="%.0f", fontsize=8, padding=4)
+                if len(runs) > 1:
+                    axes.plot([x] * len(runs), runs, ".", color="black", markersize=4)
         chance = next(each.chance for each in results if each.task == task)
         axes.axhline(100 * chance, color="gray", linestyle=":", label="guessing")
-        axes.set(title=literal(task), ylabel="answers right, in %", ylim=(0, 112))
+        axes.set(title=literal(task), ylabel="answers right, in %", ylim=(0, 115))
         axes.set_yticks(range(0, 101, 25))
     panels[-1].set_xticks(range(len(mixers)), [mixer.replace("_", "\n") for mixer in mixers])
     handles: dict[str, Any] = {}

@@ -104,6 +104,22 @@ def test_chunks_and_batches_change_nothing(config: ByteLMConfig) -> None:
         assert parts.nats == pytest.approx(whole.nats, rel=1e-12)  # float64
 
 
+def test_a_long_sequence_is_never_read_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that memory does not grow with the length, except by the model's state."""
+    torch.manual_seed(0)
+    model, read = MambaByteConfig(d_model=16, n_layer=1, d_state=4).build(), []
+    prefill = model.prefill
+
+    def noted(bytes, state=None):
+        read.append(tuple(bytes.shape))
+        return prefill(bytes, state)
+
+    monkeypatch.setattr(model, "prefill", noted)
+    monkeypatch.setattr(model, "forward", None)
+    count_answers(model, TaskSequences(InductionHeadsTask(), 1000, 3), 2, chunk_length=400)
+    assert read == [(2, 400), (2, 400), (2, 200), (1, 400), (1, 400), (1, 200)]
+
+
 def test_a_model_without_probabilities_is_refused_and_stays_in_training() -> None:
     model = Rule().train()
     with torch.no_grad():

@@ -387,6 +387,9 @@ def test_recurrent_says_whether_the_state_grows(name):
         ("transformer", 1e-9),
         ("perceiver_ar", 1e-9),
         ("cnn", 1e-9),
+        ("attention", 1e-9),
+        ("cnn-mixer", 1e-9),
+        ("rwkv", 0.1),  # of the recurrence and the mixing with the position before the counter sees nothing
         ("megabyte", 0.01),  # forward runs one patch more: the pad's
         ("mambabyte", 0.11),  # the scan and the convolution are no matrix products
         ("gated_s4d", 0.05),  # the counter sees the kernel's matrices, and no FFT

@@ -59,3 +59,13 @@ def test_the_data_is_named_in_words(choice, words, configure) -> None:
     config = to_plain(configure("train", *choice))
     card = model_card(MambaByteConfig(d_model=16, n_layer=1).build(), "safetensors", config, 3, None)
     assert words in card and "Source" not in card.partition("## Configuration")[0]
+
+
+def test_a_model_of_a_task_has_its_accuracy() -> None:
+    figure = {"accuracy": 0.969, "sequence_accuracy": 0.75, "chance": 0.0625, "bits_per_byte": 0.125}
+    figure |= {"bytes": 4096, "documents": 512, "precision": "fp32"}
+    figure |= {"protocol": {"name": "answers", "context_length": 72, "max_bytes": None}}
+    model = MambaByteConfig(d_model=16, n_layer=1).build()
+    card = model_card(model, "safetensors", None, 0, {"validation": figure, "validation_stateful": None})
+    assert "of which only answers are scored: 96.90 % of 4,096 answers right (guessing: 6.25 %)" in card
+    assert "protocol=answers" not in card, "there is no such protocol of eval"

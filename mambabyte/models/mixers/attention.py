@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambabyte.config.settings import setting
 from mambabyte.models.layers import Attention as AttentionLayer
@@ -29,12 +29,15 @@ class Attention(SequenceMixer):
     there is a window."""
 
     recurrent = False
-    projects = True
 
     def __init__(self, config: AttentionConfig, place: Place) -> None:
         super().__init__()
         self.width, self.rope_base = place.width, config.rope_base
         self.attention = AttentionLayer(place.width, config.n_head, config.window)
+
+    @property
+    def output_projection(self) -> nn.Linear:
+        return self.attention.out
 
     def forward(
         self, x: Tensor, state: MixerState | None, document_start: Tensor | None = None

@@ -21,7 +21,12 @@ class PlainBlock(SequenceMixer):
     def __init__(self, mixer: SequenceMixer, d_model: int) -> None:
         super().__init__()
         self.mixer, self.resets = mixer, mixer.resets
-        self.out_proj = None if mixer.projects else nn.Linear(d_model, d_model, bias=False)
+        needed = mixer.output_projection is None
+        self.out_proj = nn.Linear(d_model, d_model, bias=False) if needed else None
+
+    @property
+    def output_projection(self) -> nn.Linear | None:
+        return self.mixer.output_projection if self.out_proj is None else self.out_proj
 
     def forward(
         self, x: Tensor, state: MixerState | None, document_start: Tensor | None = None
@@ -43,8 +48,6 @@ class H3Block(SequenceMixer):
     The shift SSM, whose matrix moves its states on by one, is a convolution with as many free taps as it has
     states. Here a head is one channel. The state is the last taps - 1 keys (B, taps - 1, d) and the mixer's.
     """
-
-    projects = True
 
     def __init__(self, mixer: SequenceMixer, d_model: int, taps: int) -> None:
         super().__init__()

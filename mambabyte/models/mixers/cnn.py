@@ -25,8 +25,6 @@ class CNNConfig(MixerConfig):
 class CNN(SequenceMixer):
     """The state holds the last (W - 1) s inputs, with s the layer's dilation, zero before the document."""
 
-    projects = True
-
     def __init__(self, config: CNNConfig, place: Place) -> None:
         super().__init__()
         self.dilation = config.dilation ** (place.layer % config.dilation_cycle)

@@ -33,7 +33,6 @@ class LinearAttention(SequenceMixer):
     """The state is (B, H, h + 1, h): the last row of each head's matrix is its normaliser."""
 
     resets = True
-    projects = True
 
     def __init__(self, config: LinearAttentionConfig, place: Place) -> None:
         super().__init__()

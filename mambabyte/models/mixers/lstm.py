@@ -18,8 +18,6 @@ class LSTMConfig(MixerConfig):
 class LSTM(SequenceMixer):
     """The state holds the output and the cell, both (B, width)."""
 
-    projects = True
-
     def __init__(self, config: LSTMConfig, place: Place) -> None:
         super().__init__()
         self.lstm = nn.LSTM(place.width, place.width, batch_first=True)

@@ -33,12 +33,16 @@ class SequenceMixer(nn.Module):
         recurrent: the state's size does not grow with the positions read.
         resets: `forward` obeys `document_start`. The others are never given it: the stack runs each document
             of a packed window on its own, as `DocumentwiseByteLM` does.
-        projects: the output comes from a linear layer, so a plain block needs none after it.
     """
 
     recurrent: ClassVar[bool] = True
     resets: bool = False
-    projects: ClassVar[bool] = False
+
+    @property
+    def output_projection(self) -> nn.Linear | None:
+        """The linear layer, without bias, that the output comes from. After a mixer without one, a plain
+        block has its own."""
+        return getattr(self, "out_proj", None)
 
     @abstractmethod
     def forward(

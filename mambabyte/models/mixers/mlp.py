@@ -28,6 +28,10 @@ class MLP(SequenceMixer):
         self.down = nn.Linear(inner, width, bias=False)
         self.gated = gated
 
+    @property
+    def output_projection(self) -> nn.Linear:
+        return self.down
+
     def forward(
         self, x: Tensor, state: MixerState | None, document_start: Tensor | None = None
     ) -> tuple[Tensor, MixerState | None]:

@@ -38,8 +38,6 @@ class RWKVConfig(MixerConfig):
 class RWKV(SequenceMixer):
     """Time mixing. The state is the last input (B, d) and a, b and p in one tensor (B, 3, d)."""
 
-    projects = True
-
     def __init__(self, config: RWKVConfig, place: Place) -> None:
         super().__init__()
         width = place.width
@@ -94,6 +92,10 @@ class ChannelMixing(SequenceMixer):
         self.receptance = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
+
+    @property
+    def output_projection(self) -> nn.Linear:
+        return self.down
 
     def forward(
         self, x: Tensor, state: MixerState | None, document_start: Tensor | None = None

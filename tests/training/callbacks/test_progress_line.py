@@ -44,6 +44,15 @@ def test_until_the_clock_has_decided_the_last_step_the_time_left_is_the_clocks(c
     assert shown[2].endswith("| 1.0/1.0 kB | eta 0 s")
 
 
+def test_of_a_task_it_shows_the_share_of_right_answers_and_says_what_the_bits_are_of(capsys) -> None:
+    line = ProgressLine(10, 100, 0, of_task=True)
+    line.show({**row(4, 3.5), "validation_accuracy": 0.0}, urgent=True)
+    line.show(row(10), final=True)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("step 4/10 | 2.000 bits per answer | 0.0 % right | lr")
+    assert last.startswith("step 10/10 | 0.800 bits per answer | 0.0 % right | lr")
+
+
 @pytest.mark.parametrize("first_step", [0, 9])
 def test_a_run_of_one_row_shows_it(first_step: int, capsys) -> None:
     ProgressLine(10, 100, first_step).show(row(10), final=True)
