@@ -43,6 +43,19 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "mambabyte eval README.md --bpb ckpt=runs/quickstart": ([], f"{len(README.encode()):,} bytes in 1"),
     'mambabyte generate ckpt=runs/quickstart prompt="def "': (["bytes=8"], "def "),
     "mambabyte serve ckpt=runs/quickstart": (["--cfg", "job"], "host: 127.0.0.1"),  # it would not end
+    'mambabyte generate ckpt=runs/quickstart prompt="def " prompt="class " samples=2 stop="\\n\\n"': (
+        ["bytes=8"],
+        "== 'class ', sample 1 ==",
+    ),
+    "mambabyte generate ckpt=runs/quickstart prompt_file=README.md bytes=0 save_state=readme.state": (
+        [],
+        f"read {len(README.encode()):,} bytes",
+    ),
+    "mambabyte generate ckpt=runs/quickstart state=readme.state samples=3": (
+        ["bytes=8", "prompt="],
+        "== no prompt, sample 2 ==",
+    ),
+    "mambabyte generate -i ckpt=runs/quickstart": ([], "mambabyte: wrote 0 bytes"),
     "mambabyte compress README.md ckpt=runs/quickstart": ([], "README.md.mbc"),
     "mambabyte data inspect data=stdlib": (["max_bytes=20000"], "valid UTF-8"),
     "mambabyte doctor": ([], "Training can start."),

@@ -66,6 +66,8 @@ class GenerateSettings(CommandSettings):
             raise UserError(
                 "bytes=0 writes nothing: add save_state=FILE to keep what was read, or set bytes=1 or more"
             )
+        if self.bytes == 0 and (self.raw or self.out is not None):
+            raise UserError("bytes=0 writes nothing: leave raw= and out= out")
         if self.json and (self.raw or self.out is not None):
             raise UserError("json=true prints one JSON object: leave raw= and out= out")
         if self.interactive and (self.raw or self.json or self.out is not None or self.samples > 1):
@@ -112,16 +114,16 @@ def run(settings: GenerateSettings) -> None:
         keep_context=settings.save_state is not None,
         drafting=drafting,
     )
-    if settings.interactive or not settings.bytes:
+    if settings.interactive:
         for prompt in prompts:
             context, _ = spent.read(model, prompt, context)
-    if settings.interactive:
         conversation = Conversation(writing, context, spent)
         converse(conversation)
         context = conversation.context
-    elif settings.bytes:
+    else:
         with _output(settings, several=len(prompts) * settings.samples > 1) as output:
-            context, stopped = writing.texts(prompts, context, output, spent)
+            work = writing.texts if settings.bytes else writing.nothing
+            context, stopped = work(prompts, context, output, spent)
     if settings.save_state is not None and context is not None:
         save_context(settings.save_state, model, context)
     drafts = "" if drafting is None else f"; {drafting.statistics}"
@@ -215,7 +217,8 @@ def _output(settings: GenerateSettings, several: bool) -> Iterator[Output]:
     from mambabyte.generation.outputs import JsonObject, RawBytes, ShownText
 
     if settings.json:
-        yield JsonObject({"checkpoint": str(settings.ckpt), "seed": settings.seed})
+        state = None if settings.state is None else str(settings.state)
+        yield JsonObject({"checkpoint": str(settings.ckpt), "state": state, "seed": settings.seed})
     elif settings.out is not None:
         try:
             with settings.out.open("xb", buffering=0) as file:  # complete whenever the program ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -81,12 +82,12 @@ class Conversation:
 
 def converse(conversation: Conversation) -> None:
     """Take the turns of the user at standard input, until it ends."""
-    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    terminal = os.isatty(0) and sys.stdout.isatty()
     if terminal:
         with suppress(ImportError):
             import readline  # noqa: F401  (from now on input() edits its line)
         _say(HELP)
-    for typed in _texts(_typed_line if terminal else _piped_line):
+    for typed in _texts(_typed_line if terminal else _piped_lines()):
         if typed == b"/undo":
             if not conversation.undo():
                 _say("there is nothing to take back")
@@ -141,11 +142,16 @@ def _typed_line(begun: bool) -> bytes:
         raise
 
 
-def _piped_line(begun: bool) -> bytes:
-    line = sys.stdin.buffer.readline()
-    if not line:
-        raise EOFError
-    return line.removesuffix(b"\n")
+def _piped_lines() -> Callable[[bool], bytes]:
+    """What gives the next line of a pipe or a file, whatever its bytes."""
+    file = open(0, "rb", closefd=False)  # noqa: SIM115  (it stays open until the program ends)
+
+    def line(begun: bool) -> bytes:
+        if not (read := file.readline()):
+            raise EOFError
+        return read.removesuffix(b"\n")
+
+    return line
 
 
 def _say(message: str) -> None:

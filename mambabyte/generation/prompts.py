@@ -37,6 +37,8 @@ class Prompt:
             return "standard input"
         if self.file is not None:
             return visible(str(self.file), keep="")
+        if not self.typed:
+            return "no prompt"
         text = self.typed.decode("utf-8", "replace")
         return visible(f"'{text}'" if len(text) <= _SHOWN else f"'{text[:_SHOWN]}…'", keep="")
 

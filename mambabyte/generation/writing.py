@@ -80,6 +80,20 @@ class Writing:
         output.close(spent, stopped)
         return (texts[-1].context if texts else None), stopped
 
+    def nothing(
+        self, prompts: Sequence[Prompt], before: Context | None, output: Output, spent: Spent
+    ) -> tuple[Context | None, bool]:
+        """As `texts`, but only read the prompts, one after the other."""
+        context, stopped = before, True
+        try:
+            for prompt in prompts:
+                context, _ = spent.read(self.model, prompt, context)
+            stopped = False
+        except KeyboardInterrupt:
+            context = None
+        output.close(spent, stopped)
+        return context, stopped
+
     def _rows(
         self,
         prompts: Sequence[Prompt],

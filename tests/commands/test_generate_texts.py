@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import pty
@@ -13,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,18 @@ def written(text: dict[str, Any]) -> bytes:
     return base64.b64decode(text["text_base64"])
 
 
+@contextmanager
+def standard_input(path: str) -> Iterator[None]:
+    kept = os.dup(0)
+    try:
+        with open(path, "rb") as file:
+            os.dup2(file.fileno(), 0)
+        yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+
+
 class TestSeveral:
     def test_each_text_is_what_it_is_alone(self, texts, model: ByteLM) -> None:
         together = texts(
@@ -116,18 +128,13 @@ class TestSeveral:
 class TestPrompts:
     def test_standard_input_is_read_where_it_is_redirected(self, texts) -> None:
         (expected,) = texts("prompt_file=file", "bytes=9")
-        kept = os.dup(0)
-        try:
-            for overrides in ([], ["prompt_file=-"]):
-                with open("file", "rb") as file:
-                    os.dup2(file.fileno(), 0)
+        for overrides in ([], ["prompt_file=-"]):
+            with standard_input("file"):
                 (text,) = texts("bytes=9", *overrides)
-                assert text == {**expected, "prompt_file": "-"}
-            (text,) = texts("bytes=9", "prompt=")  # and not where there is a prompt
-            assert text["prompt_bytes"] == 0
-        finally:
-            os.dup2(kept, 0)
-            os.close(kept)
+            assert text == {**expected, "prompt_file": "-"}
+        with standard_input("file"):  # and not where there is a prompt
+            (text,) = texts("bytes=9", "prompt=")
+        assert text["prompt_bytes"] == 0
 
     def test_an_empty_file_is_an_empty_prompt(self, texts, model: ByteLM) -> None:
         Path("empty").touch()
@@ -171,7 +178,7 @@ class TestStops:
 
 class TestStates:
     def test_a_prompt_is_read_once_and_continued_twice(self, run, texts) -> None:
-        run("prompt_file=file", "bytes=0", "save_state=read.state")
+        assert texts("prompt_file=file", "bytes=0", "save_state=read.state") == []
         for override, more in (("prompt=", b""), ("prompt= more", b" more")):
             Path("whole").write_bytes(FILE + more)
             (text,), (whole,) = (
@@ -203,6 +210,7 @@ class TestStates:
             (["prompt_file=."], "'.' is a folder"),
             (["prompt_file=[-,-]"], "standard input can be read once"),
             (["bytes=0"], "bytes=0 writes nothing"),
+            (["bytes=0", "save_state=x", "raw=true"], "bytes=0 writes nothing"),
             (["interactive=true", "prompt_file=-"], "reads what is typed from standard input"),
             (["interactive=true", "json=true"], "interactive=true shows one text"),
             (["json=true", "raw=true"], "json=true prints one JSON object"),
@@ -258,10 +266,11 @@ class TestInterrupted:
 
 class TestInteractive:
     @pytest.fixture
-    def turns(self, run, monkeypatch, capsys) -> Callable[..., list[str]]:
+    def turns(self, run, capsys) -> Callable[..., list[str]]:
         def turns(typed: bytes, *overrides: str) -> list[str]:
-            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
-            run("interactive=true", "bytes=6", "temperature=0", *overrides)
+            Path("typed").write_bytes(typed)
+            with standard_input("typed"):
+                run("interactive=true", "bytes=6", "temperature=0", *overrides)
             return capsys.readouterr().out.split("\n")[:-1]
 
         return turns
