@@ -55,6 +55,9 @@ def run(settings: ServeSettings) -> None:
     from mambabyte.serving.engine import Engine
     from mambabyte.serving.server import Server, is_loopback, listen, url
 
+    key = os.environ.get(API_KEY, "").strip() or None
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise UserError(f"{API_KEY} holds characters that no header can carry: use letters and digits")
     listener = listen(settings.host, settings.port)  # before a large model is loaded
     with listener:
         model = checkpoints.load_model(settings.ckpt).to(choose_device(settings.device)).eval()
@@ -70,7 +73,6 @@ def run(settings: ServeSettings) -> None:
         list(generate(model, b"", 2, Sampler(temperature=0), settings.weights))
         name = settings.name or settings.ckpt.resolve().name or "mambabyte"
         engine = Engine(model, lambda: Batch(model, settings.weights), limits)
-        key = os.environ.get(API_KEY) or None
         hosts = [settings.host, *settings.allowed_hosts]
         app = build_app(engine, limits, name, model.num_parameters(), hosts, key)
         log_to_stderr()

@@ -89,6 +89,12 @@ def test_a_missing_package_is_named_with_its_extra(configure, monkeypatch, packa
     assert "pip install 'mambabyte[serve]'" in complaint(configure, "ckpt=a")
 
 
+def test_a_key_that_no_client_could_send_is_refused(configure, monkeypatch) -> None:
+    monkeypatch.setenv(serve.API_KEY, "sésame")
+    said = complaint(configure, "ckpt=a", "port=0")
+    assert said.startswith("MAMBABYTE_API_KEY") and "sésame" not in said
+
+
 @pytest.mark.parametrize(
     ("key", "host", "says"),
     [
