@@ -1,6 +1,7 @@
 """Total bytes per second of many clients of `mambabyte serve` at once, over one client's.
 
     python benchmarks/serving.py [--d-model 256 --layers 4 --clients 16 --bytes 512]
+    python benchmarks/serving.py --d-model 512 --layers 12 --bytes 256
 
 The server is a process of its own, the clients are threads of this one, on the same machine. Each asks
 /v1/completions for one text, whole or as a stream, and the time is until the last has all of its text.

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from mambabyte.commands import CKPT, Command, Flag
 from mambabyte.config.composition import CommandSettings
@@ -32,6 +32,7 @@ class ServeSettings(CommandSettings):
     max_rows: int = setting(at_least=1, at_most=100_000)
     max_queue: int = setting(at_least=0, at_most=10**6)
     max_body_bytes: int = setting(at_least=1, at_most=10**12)
+    weights: Literal["fp32", "bf16", "int8"]
     device: str
 
 
@@ -54,6 +55,9 @@ def run(settings: ServeSettings) -> None:
     from mambabyte.serving.engine import Engine
     from mambabyte.serving.server import Server, is_loopback, listen, url
 
+    key = os.environ.get(API_KEY, "").strip() or None
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise UserError(f"{API_KEY} holds characters that no header can carry: use letters and digits")
     listener = listen(settings.host, settings.port)  # before a large model is loaded
     with listener:
         model = checkpoints.load_model(settings.ckpt).to(choose_device(settings.device)).eval()
@@ -66,10 +70,9 @@ def run(settings: ServeSettings) -> None:
             getattr(model.config, "max_length", None),
         )
         # Kernels are compiled before the first request, and a model without probabilities is refused.
-        list(generate(model, b"", 2, Sampler(temperature=0)))
+        list(generate(model, b"", 2, Sampler(temperature=0), settings.weights))
         name = settings.name or settings.ckpt.resolve().name or "mambabyte"
-        engine = Engine(model, lambda: Batch(model), limits)
-        key = os.environ.get(API_KEY) or None
+        engine = Engine(model, lambda: Batch(model, settings.weights), limits)
         hosts = [settings.host, *settings.allowed_hosts]
         app = build_app(engine, limits, name, model.num_parameters(), hosts, key)
         log_to_stderr()

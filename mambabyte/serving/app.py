@@ -32,6 +32,7 @@ from mambabyte.serving.request import CompletionRequest
 BODY_SECONDS = 30  # a client has to send its request
 _log = logging.getLogger("mambabyte")
 PAGE = Path(__file__).with_name("page.html")
+_NOTHING = "there is nothing at this address: the API is /v1/completions and /v1/models, the page is /"
 # No other site may read, embed or script what is served here.
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -205,7 +206,7 @@ def _refusal(error: ApiError) -> JSONResponse:
 
 def _of_http(error: Exception) -> ApiError:
     assert isinstance(error, HTTPException)
-    sentences = {404: "there is nothing at this address", 405: "this address does not take that method"}
+    sentences = {404: _NOTHING, 405: "this address does not take that method"}
     return ApiError(error.status_code, sentences.get(error.status_code, error.detail), headers=error.headers)
 
 

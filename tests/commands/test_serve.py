@@ -14,7 +14,7 @@ import openai
 import pytest
 import torch
 
-from mambabyte import checkpoints
+from mambabyte import checkpoints, generation
 from mambabyte.commands import serve
 from mambabyte.errors import UserError
 from mambabyte.serving.server import Server
@@ -73,10 +73,26 @@ def test_a_model_without_probabilities_is_refused(configure, finished: Path, tmp
     assert "NaN" in complaint(configure, f"ckpt={tmp_path}/nan.ckpt", "port=0")
 
 
+def test_the_weights_are_those_of_the_batch(configure, finished: Path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(generation, "generate", lambda *arguments: asked.append(arguments[-1]) or [])
+    monkeypatch.setattr(generation, "Batch", lambda model, weights: asked.append(weights))
+    monkeypatch.setattr(Server, "serve_on", lambda self, listener: None)
+    monkeypatch.setattr(serve, "log_to_stderr", lambda: None)
+    serve.run(configure("serve", f"ckpt={finished}", "port=0", "device=cpu", "weights=bf16"))
+    assert asked == ["bf16", "bf16"]
+
+
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])
 def test_a_missing_package_is_named_with_its_extra(configure, monkeypatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert "pip install 'mambabyte[serve]'" in complaint(configure, "ckpt=a")
+
+
+def test_a_key_that_no_client_could_send_is_refused(configure, monkeypatch) -> None:
+    monkeypatch.setenv(serve.API_KEY, "sésame")
+    said = complaint(configure, "ckpt=a", "port=0")
+    assert said.startswith("MAMBABYTE_API_KEY") and "sésame" not in said
 
 
 @pytest.mark.parametrize(
