@@ -14,7 +14,7 @@ from mambabyte.generation.sampler import Draws
 from mambabyte.generation.speculative.drafter import Guess
 
 HISTORY = 1 << 17  # bytes of a row's text that are looked back, at least; twice as many are held
-ORDERS = (16, 6)  # bytes that must agree: the longer are looked up first
+ORDERS = (16, 6, 3)  # bytes that must agree: the longer are looked up first
 _SLOTS = 1 << 16  # of each order's table
 _KINDS = (
     8,
