@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -86,7 +85,9 @@ class Draws:
 
     def ahead(self) -> Draws:
         """The same draws from here on, for a guess at them: what it draws leaves this one where it is."""
-        return copy(self)
+        ahead = object.__new__(Draws)  # as copy.copy does, in a fifth of the time
+        ahead.__dict__.update(self.__dict__)
+        return ahead
 
     def __call__(self, logits: Array) -> int:
         """The next byte, from logits (256,).

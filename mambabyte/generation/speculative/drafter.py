@@ -39,6 +39,6 @@ class Drafter(Protocol):
         they are asked for; None for a row that has no guess, and none from then on.
 
         Args:
-            draws: those of each row from here on, of which the drafter may make use: with the noise of the
-                model's draw, a guess from the same distribution is always right.
+            draws: those of each row from here on, for the drafter to make use of: with the noise of the
+                model's own draw, a guess from the same distribution is always right.
         """

@@ -157,10 +157,10 @@ class Drafting:
         self.drafter.push(texts)
         drafts = [Draft() for _ in draws]
         self._asked = 0
-        # With top_beta, what is written depends on what is drafted, and that must not depend on other rows.
-        counts = self._plain.values() if self._top_beta else [self._plain[len(draws)]]
-        timed = sum(plain.seen for plain in counts) >= _PLAIN_STEPS and self._rounds < _ROUNDS
-        if timed and any(left) and self._lengths.starts():
+        timed = self._plain[len(draws)].seen
+        if self._top_beta:  # what is written depends on what is drafted, which must not depend on other rows
+            timed = sum(plain.seen for plain in self._plain.values())
+        if timed >= _PLAIN_STEPS and self._rounds < _ROUNDS and any(left) and self._lengths.starts():
             self._guess(drafts, draws, left)
         self._seconds = perf_counter() - begin
         return drafts
@@ -188,7 +188,7 @@ class Drafting:
             for draft, guess in open:
                 draft.guesses.append(guess)
             gain += chance
-        if not lengths.suffices(max(len(draft.guesses) for draft in drafts), gain):
+        if gain and not lengths.suffices(max(len(draft.guesses) for draft in drafts), gain):
             for draft in drafts:
                 if draft.guesses:
                     draft.untested = draft.guesses[0]

@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-_LOAN = 8.0  # plain steps whose time drafting may lose at first
+_LOAN = 6.0  # plain steps whose time drafting may lose at first
 _SURPLUS = 16.0  # plain steps: what was won longer ago is not staked again
-_STAKE = 0.02  # of the time, which drafting may lose for ever
+_STAKE = 0.01  # of the time, which drafting may lose for ever
 _PAST = 0.98  # weight of the past, for each value that comes, in all means
 _GUESS = 0.1  # plain steps: what a guess may well take
 OUTLIER = 4  # times the mean: what takes longer shared the processor with something else
@@ -95,7 +95,7 @@ class FixedLengths:
 class AdaptiveLengths:
     """Weighs the time of guesses and windows, as measured in this run, against that of plain steps.
 
-    Drafting may lose a few steps' time at first and two per cent of the time later; what it wins, up to a
+    Drafting may lose a few steps' time at first and one per cent of the time later; what it wins, up to a
     bound, it may lose again. So a long text takes at most a few per cent longer than without a drafter.
     """
 
@@ -131,16 +131,16 @@ class AdaptiveLengths:
         self._right.add(right)
 
     def spent(self, round: Round) -> None:
-        rest = 1.0
+        time = 1.0 + round.drafting
         if round.length:
             rest = min(round.rest, OUTLIER * self._verifying.at(round.length))
             self._verifying.add(round.length, rest)
+            time = rest + round.drafting
         elif round.asked:
             self._verifying.forget()
         if round.asked:
             longest = OUTLIER * max(self._guessing.value, _GUESS)
             self._guessing.add(min(round.drafting / round.asked, longest))
-        time = rest + round.drafting
         self._pace.add(min(time / round.bytes, 1.0))
         self._account = min(self._account + round.bytes * (1 + _STAKE) - time, _SURPLUS)
 

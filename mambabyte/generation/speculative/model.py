@@ -142,9 +142,12 @@ def _guess(draws: Draws, logits: NDArray[np.float32]) -> Guess:
 
     How far it leads the second one, in nats, says how far the model's logits must differ for another draw.
     """
-    if draws.sampler.temperature:
+    sampler = draws.sampler
+    if sampler.temperature and sampler.filters:
         with np.errstate(divide="ignore"):
             scores = np.log(draws.probabilities(logits) / draws.noise())
+    elif sampler.temperature:
+        scores = draws.constrained(logits) / sampler.temperature - np.log(draws.noise())
     else:
         scores = draws.constrained(logits)
     byte = int(scores.argmax())

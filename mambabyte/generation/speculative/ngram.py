@@ -14,7 +14,7 @@ from mambabyte.generation.sampler import Draws
 from mambabyte.generation.speculative.drafter import Guess
 
 HISTORY = 1 << 17  # bytes of a row's text that are looked back, at least; twice as many are held
-ORDERS = (24, 12, 6)  # bytes that must agree: the longest is looked up first
+ORDERS = (16, 6, 3)  # bytes that must agree: the longer are looked up first
 _SLOTS = 1 << 16  # of each order's table
 _KINDS = (
     8,
@@ -59,40 +59,38 @@ class NgramDrafter:
 
     def guesses(self, draws: Sequence[Draws]) -> Iterator[list[Guess | None]]:
         ahead = [text.guesses() for text in self._texts]
-        guesses = [next(row, None) for row in ahead]
-        while any(guesses):
+        while any(guesses := [next(row, None) for row in ahead]):
             yield guesses
-            guesses = [next(row, None) for row in ahead]
 
 
 class _Text:
     """The end of a row's text, with a table from the hash of n bytes to where they ended last."""
 
     def __init__(self) -> None:
-        self._text = bytearray()
-        self._tables = [array("i", bytes(4 * _SLOTS)) for _ in ORDERS]  # 0: nowhere
+        self._text = bytearray(ORDERS[0])  # before the text: so that any n bytes are there
+        self._tables = [(order, array("i", bytes(4 * _SLOTS))) for order in ORDERS]  # 0: nowhere
         self._next = 0  # the place that followed the match's bytes; 0: there is no match
         self._length = 0  # of the match, as far as it was looked at
 
     def push(self, byte: int) -> None:
-        text, match = self._text, self._next
+        text, match, length = self._text, self._next, self._length
         if match and text[match] == byte:
-            self._next += 1
-            self._length += 1
+            match += 1
+            length += 1
         else:
-            self._next = self._length = 0
+            match = length = 0
         text.append(byte)
         end = len(text)
-        for order, table in zip(ORDERS, self._tables, strict=True):
-            if end < order:
-                continue
+        for order, table in self._tables:
             last = text[end - order :]
             slot = crc32(last) % _SLOTS
-            before = table[slot]
-            if self._length < order and before and text[before - order : before] == last:
-                self._next, self._length = before, order
+            if length < order:
+                before = table[slot]
+                if before and text[before - order : before] == last:
+                    match, length = before, order
             table[slot] = end
-        if end == 2 * HISTORY:
+        self._next, self._length = match, length
+        if end >= 2 * HISTORY:
             self._forget()
 
     def guesses(self) -> Iterator[Guess]:
@@ -112,6 +110,7 @@ class _Text:
         del self._text[:HISTORY]
         self._next = max(self._next - HISTORY, 0)
         self._length = self._length if self._next else 0
-        for table in self._tables:
+        for _, table in self._tables:
             places = np.frombuffer(table, dtype=np.intc)
-            np.maximum(places - HISTORY, 0, out=places)
+            places -= HISTORY
+            places[places < ORDERS[0]] = 0  # some of their bytes are gone
