@@ -23,7 +23,8 @@ from triton.runtime.jit import JITFunction
 
 TYPES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8",
-    torch.int32: "i32", torch.int64: "i64", torch.bool: "i1", torch.int8: "i8",
+    torch.int32: "i32", torch.int64: "i64", torch.bool: "i1", torch.int8: "i8", torch.int16: "i16",
+    torch.float64: "fp64",
 }  # fmt: skip
 
 
