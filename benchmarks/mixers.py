@@ -33,9 +33,9 @@ class PublicS4D(nn.Module):
         super().__init__()
         log_step = torch.rand(channels) * (math.log(0.1) - math.log(0.001)) + math.log(0.001)
         self.log_step = nn.Parameter(log_step)
-        self.C = nn.Parameter(torch.randn(channels, states // 2, 2) * math.sqrt(0.5))
         self.log_A_real = nn.Parameter(torch.full((channels, states // 2), math.log(0.5)))
         self.A_imag = nn.Parameter(math.pi * torch.arange(states // 2).repeat(channels, 1))
+        self.C = nn.Parameter(torch.randn(channels, states // 2, 2) * math.sqrt(0.5))
         self.D = nn.Parameter(torch.randn(channels))
 
     def forward(self, u: Tensor) -> Tensor:
@@ -60,10 +60,13 @@ def main() -> None:
     setting = {key: getattr(options, key) for key in ("d_model", "batch", "repeats")}
     d, batch = options.d_model, options.batch
 
-    s4d = S4D(d, 64, 0.001, 0.1)
+    s4d, public = S4D(d, 64, 0.001, 0.1), PublicS4D(d, 64)
+    public.load_state_dict(dict(zip(public.state_dict(), s4d.state_dict().values(), strict=True)))
+    u = torch.randn(1, 100, d)
+    torch.testing.assert_close(public(u.mT).mT, s4d(u, None)[0], atol=1e-4, rtol=1e-4)
     calls = {
         "S4D": passes(lambda x: s4d(x, None)[0], batch, 4096, d),
-        "public S4D": passes(PublicS4D(d, 64), batch, d, 4096),
+        "public S4D": passes(public, batch, d, 4096),
     }
     timings = measure(calls, options.repeats)
     ratio = timings["public S4D"].median / timings["S4D"].median

@@ -38,6 +38,8 @@ class RWKVConfig(MixerConfig):
 class RWKV(SequenceMixer):
     """Time mixing. The state is the last input (B, d) and a, b and p in one tensor (B, 3, d)."""
 
+    resets = True
+
     def __init__(self, config: RWKVConfig, place: Place) -> None:
         super().__init__()
         width = place.width
@@ -59,12 +61,12 @@ class RWKV(SequenceMixer):
         self, x: Tensor, state: MixerState | None, document_start: Tensor | None = None
     ) -> tuple[Tensor, MixerState | None]:
         last, sums = (None, None) if state is None else state
-        mixed = token_shift(x, last, self.mix)
+        mixed = token_shift(x, last, self.mix, document_start)
         projections = (self.receptance, self.key, self.value)
         r, k, v = (linear(part) for linear, part in zip(projections, mixed, strict=True))
         with torch.autocast(x.device.type, enabled=False):
             w, u, k, v = map(as_residual, (self.decay.exp(), self.bonus, k, v))
-            y, sums = wkv(w, u, k, v, sums)
+            y, sums = wkv(w, u, k, v, sums, document_start)
         y = self.out_proj(r.sigmoid() * y.to(r.dtype))
         return y, None if state is None else (x[:, -1], sums)
 
@@ -84,6 +86,8 @@ class ChannelMixing(SequenceMixer):
     """RWKV's MLP: sigmoid(W_r x') * W_v relu(W_k x'')^2, of inputs mixed with the one before, which is the
     state (B, d)."""
 
+    resets = True
+
     def __init__(self, inner: int, place: Place) -> None:
         super().__init__()
         width, rise = place.d_model, _position(place)[1]
@@ -100,7 +104,7 @@ class ChannelMixing(SequenceMixer):
     def forward(
         self, x: Tensor, state: MixerState | None, document_start: Tensor | None = None
     ) -> tuple[Tensor, MixerState | None]:
-        r, k = token_shift(x, None if state is None else state[0], self.mix)
+        r, k = token_shift(x, None if state is None else state[0], self.mix, document_start)
         y = self.receptance(r).sigmoid() * self.down(relu(self.up(k)).square())
         return y, None if state is None else (x[:, -1],)
 
@@ -117,20 +121,26 @@ def _position(place: Place) -> tuple[float, float]:
     return place.layer / max(1, place.n_layer - 1), 1 - place.layer / place.n_layer
 
 
-def token_shift(x: Tensor, last: Tensor | None, mix: Tensor) -> list[Tensor]:
-    """For each row of mix (n, d): mix x_t + (1 - mix) x_{t-1}, (B, L, d), with `last` (B, d) before x_0."""
+def token_shift(x: Tensor, last: Tensor | None, mix: Tensor, document_start: Tensor | None) -> list[Tensor]:
+    """For each row of mix (n, d): mix x_t + (1 - mix) x_{t-1}, (B, L, d), with `last` (B, d) before x_0 and
+    zero before a document."""
     first = torch.zeros_like(x[:, :1]) if last is None else last.to(x.dtype).unsqueeze(1)
     before = torch.cat([first, x[:, :-1]], dim=1)
+    if document_start is not None:
+        before = before.masked_fill(document_start.unsqueeze(-1), 0.0)
     difference = x - before
     return [torch.addcmul(before, difference, weight.to(x.dtype)) for weight in mix]
 
 
-def wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def wkv(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Tensor | None, document_start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The weighted means (B, L, d) of values v by keys k (B, L, d), and the sums (B, 3, d) after them.
 
     Args:
         w, u: (d), the decay, positive, and the bonus of the current position.
         state: (B, 3, d), the sums a and b and the exponent p after the positions before.
+        document_start: (B, L) boolean; the sums are empty before each marked position.
     """
     if state is None:
         a = b = torch.zeros_like(k[:, 0])
@@ -138,8 +148,10 @@ def wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tup
     else:
         a, b, p = as_residual(state).unbind(1)
     with torch.no_grad():
-        largest = running_maximum(k, w, p)
+        largest = running_maximum(k, w, p, document_start)
         before = torch.cat([p.unsqueeze(1), largest[:, :-1]], dim=1)
+        if document_start is not None:
+            before = before.masked_fill(document_start.unsqueeze(-1), NOTHING)
     decay = torch.exp(before - w - largest)
     weight = torch.exp(k - largest)
     added = torch.stack([weight * v, weight], dim=2)  # (B, L, 2, d)
@@ -155,12 +167,18 @@ def wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tup
     return y, torch.cat([sums[:, -1], largest[:, -1:]], dim=1)
 
 
-def running_maximum(k: Tensor, w: Tensor, p: Tensor) -> Tensor:
-    """max(p_{t-1} - w, k_t) for each t: (B, L, d), (d) and (B, d) -> (B, L, d)."""
-    steps = torch.arange(1, k.shape[1] + 1, device=k.device, dtype=k.dtype).unsqueeze(-1) * w
-    # Far below all keys, an empty sum's exponent would round them away.
-    level = (k + steps).cummax(1).values
-    return torch.maximum(level, p.unsqueeze(1)) - steps
+def running_maximum(k: Tensor, w: Tensor, p: Tensor, document_start: Tensor | None) -> Tensor:
+    """max(p_{t-1} - w, k_t) for each t, and k_t where a document starts: (B, L, d) for k (B, L, d), w (d) and
+    p (B, d)."""
+    decayed = torch.arange(1, k.shape[1] + 1, device=k.device, dtype=k.dtype).unsqueeze(-1) * w
+    level, p = k + decayed, p.unsqueeze(1)
+    if document_start is None:
+        return torch.maximum(level.cummax(1).values, p) - decayed
+    # Each document is lifted above all before it, which fp32 has not the digits for.
+    level, p = level.double(), p.double()
+    lift = torch.maximum(level.amax(1, keepdim=True), p) - level.amin(1, keepdim=True)
+    lift = document_start.cumsum(1).unsqueeze(-1) * lift
+    return (torch.maximum((level + lift).cummax(1).values, p) - lift - decayed).to(k.dtype)
 
 
 RWKVConfig.mixer = RWKV

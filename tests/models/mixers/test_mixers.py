@@ -78,6 +78,21 @@ def test_wkv_neither_overflows_nor_underflows():
     assert torch.allclose(y[0, 2:, 0], v[0, last, 0])
 
 
+def test_wkv_starts_a_document_whatever_the_keys_were_before():
+    torch.manual_seed(0)
+    k, v = torch.randn(1, 90, 3), torch.randn(1, 90, 3)
+    k[:, 20:30] += 1000.0
+    w, u, state = torch.tensor([0.01, 1.0, 9.0]), torch.zeros(3), torch.tensor([1.0, 2.0, 3000.0])
+    start = torch.zeros(1, 90, dtype=torch.bool)
+    start[0, [20, 30, 89]] = True
+    packed, last = wkv(w, u, k, v, state[:, None].expand(3, 3)[None], start)
+    for first, end in ((20, 30), (30, 89), (89, 90)):
+        alone, sums = wkv(w, u, k[:, first:end], v[:, first:end], None)
+        # fp32 in another order, and exponents relative to another largest
+        assert torch.allclose(packed[:, first:end], alone, atol=2e-5), first
+    assert torch.allclose(last, sums, atol=2e-4)  # an exponent is rounded at the size of t w, 810
+
+
 @pytest.mark.parametrize("states", [2, 8, 64])
 def test_hippo_is_normal_plus_low_rank(states):
     """Both of each pair together are a matrix similar to HiPPO's, with the same response to an input."""
