@@ -1,7 +1,7 @@
 """The layers that benchmarks/scaling.py compares: each mixes a sequence (1, L, D) and takes one byte more.
 
 Attention and the LSTM are PyTorch's, the convolution is one by FFT with a kernel as long as the sequence, and
-the selective scan is S6 as a plain block has it, by our kernel and by a loop of PyTorch's operators.
+S4D and the selective scan are ours, in a plain block; the scan also as a loop of PyTorch's operators.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mambabyte.models.mixers import S6Config
+from mambabyte.models.mixers import S4DConfig, S6Config
 from mambabyte.models.mixers.mixer import Place
 
 STATES, HEAD = 16, 64
@@ -82,39 +82,23 @@ class Convolution(Layer):
 
 
 class DiagonalSSM(Layer):
-    """A time-invariant state space model with a real diagonal A, as S4D-Real: a convolution in training and a
-    recurrence after it. Its state is (D, N)."""
+    """S4D as a plain block has it: time-invariant, so that training is a convolution by FFT and one byte more
+    a step of the recurrence. Its state is (D, N/2) complex numbers."""
 
     def __init__(self, width: int, length: int) -> None:
         super().__init__()
-        self.log_step = nn.Parameter(torch.empty(width, 1).uniform_(math.log(1e-3), math.log(1e-1)))
-        self.log_rate = nn.Parameter(torch.arange(1.0, STATES + 1).log().repeat(width, 1))
-        self.C = nn.Parameter(torch.randn(width, STATES) / math.sqrt(STATES))
+        self.mixer = S4DConfig(d_state=STATES).build(Place(width, width, 0, 1))
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        rate, weight = self._discrete()
-        powers = torch.arange(x.shape[1], dtype=x.dtype)
-        # a state at a time: the powers of all (D, N, L) would be the memory of a scan
-        kernel = sum(
-            (weight[:, n : n + 1] * torch.exp(rate[:, n : n + 1] * powers) for n in range(STATES)),
-            torch.zeros(()),
-        )
-        return self.out(functional.gelu(by_fft(x.transpose(1, 2), kernel).transpose(1, 2)))
+        return self.out(functional.gelu(self.mixer(x, None)[0]))
 
-    def state_after(self, length: int) -> Tensor:
-        return torch.randn_like(self.C)
+    def state_after(self, length: int) -> tuple[Tensor, ...]:
+        return tuple(torch.randn_like(part) for part in self.mixer.initial_state(1))
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        rate, weight = self._discrete()
-        state = torch.exp(rate) * state + x[0, :, None]
-        return self.out(functional.gelu((weight * state).sum(-1)[None])), state
-
-    def _discrete(self) -> tuple[Tensor, Tensor]:
-        """The exponent of a state's decay in one step, and C with zero-order hold's B (D, N)."""
-        A = -self.log_rate.exp()
-        rate = A * self.log_step.exp()
-        return rate, self.C * torch.expm1(rate) / A
+    def step(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, state = self.mixer(x[:, None], state)
+        return self.out(functional.gelu(y[:, 0])), state
 
 
 class LSTM(Layer):
@@ -179,7 +163,7 @@ LAYERS: dict[str, type[Layer]] = {
     "attention": Attention,
     "LSTM": LSTM,
     "convolution": Convolution,
-    "diagonal SSM": DiagonalSSM,
+    "S4D": DiagonalSSM,
     "selective scan": SelectiveScan,
     "selective scan, looped": LoopedScan,
 }

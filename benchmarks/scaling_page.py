@@ -15,8 +15,8 @@ KINDS = {
     "attention": ("Transformer", "not compressed: every key and value"),
     "LSTM": ("RNN", "two vectors"),
     "convolution": ("CNN", "not compressed: every input in reach of the kernel, here all"),
-    "diagonal SSM": ("SSM (S4D)", "16 numbers a channel, by a fixed rule"),
-    "selective scan": ("Mamba (S6)", "16 numbers a channel, chosen by content"),
+    "S4D": ("SSM", "16 numbers a channel, by a fixed rule"),
+    "selective scan": ("Mamba", "16 numbers a channel, chosen by content"),
 }
 _PANELS = (
     ("training_seconds", 1e3, "forward and backward, ms"),

@@ -28,8 +28,8 @@ def plot_accuracy_curve(rows: Sequence[Mapping[str, Any]], chance: float, title:
         points = [(row["step"], 100 * row[column]) for row in rows if row.get(column) is not None]
         if points:
             above.plot(*zip(*points, strict=True), "o-", markersize=4, label=name)
-    above.axhline(100 * chance, color="gray", linestyle=":", label=f"guessing ({chance:.1%})")
-    above.set(ylabel="right, in % of held-out", ylim=(-3, 103), title=literal(title))
+    above.axhline(100 * chance, color="gray", linestyle=":", label=f"guessing ({100 * chance:.1f} %)")
+    above.set(ylabel="right, in %", ylim=(-3, 103), title=literal(title))
     above.legend()
     losses = [(row["step"], row["bits_per_byte"]) for row in rows if not math.isnan(row["bits_per_byte"])]
     if losses:

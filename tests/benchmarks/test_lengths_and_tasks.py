@@ -27,7 +27,7 @@ def load(monkeypatch):
     return load
 
 
-@pytest.mark.parametrize("name", ["attention", "LSTM", "convolution", "diagonal SSM", "selective scan"])
+@pytest.mark.parametrize("name", ["attention", "LSTM", "convolution", "S4D", "selective scan"])
 def test_a_layer_takes_byte_after_byte_as_it_reads_a_sequence(name: str, load) -> None:
     torch.manual_seed(0)
     length = 13

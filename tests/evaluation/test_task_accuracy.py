@@ -13,6 +13,7 @@ from torch import Tensor
 from mambabyte.data import CopyingTask, InductionHeadsTask, SelectiveCopyingTask
 from mambabyte.data.tasks import MARKER, NOISE, Task, TaskSequences
 from mambabyte.errors import UserError
+from mambabyte.evaluation import task_accuracy
 from mambabyte.evaluation.studies.accuracy_by_length import accuracy_by_length_study, lengths
 from mambabyte.evaluation.task_accuracy import count_answers, evaluate_task
 from mambabyte.models import ByteLM, MambaByteConfig, TransformerConfig
@@ -102,6 +103,24 @@ def test_chunks_and_batches_change_nothing(config: ByteLMConfig) -> None:
         parts = count_answers(model, sequences, batch_size, chunk_length)
         assert (parts.right, parts.right_sequences) == (whole.right, whole.right_sequences)
         assert parts.nats == pytest.approx(whole.nats, rel=1e-12)  # float64
+
+
+def test_ranks_count_every_sequence_once_and_run_as_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    sequences, batches = TaskSequences(CopyingTask(tokens=3), 10, 10), []
+    whole = count_answers(Rule(wrong=1), sequences)
+    original = Rule.forward
+    monkeypatch.setattr(
+        Rule, "forward", lambda self, bytes: batches.append(len(bytes)) or original(self, bytes)
+    )
+    monkeypatch.setattr(task_accuracy, "sum_over_ranks", lambda sums, device: sums)
+    counts = []
+    for rank in range(3):
+        monkeypatch.setattr(task_accuracy, "rank_and_count", lambda rank=rank: (rank, 3))
+        counts.append(count_answers(Rule(wrong=1), sequences, batch_size=3, all_ranks=True))
+    assert batches == [3, 1] * 3
+    for name in ("answers", "right", "sequences", "right_sequences"):
+        assert sum(getattr(each, name) for each in counts) == getattr(whole, name)
+    assert sum(each.nats for each in counts) == pytest.approx(whole.nats)
 
 
 def test_a_long_sequence_is_never_read_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
