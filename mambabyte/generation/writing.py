@@ -104,10 +104,8 @@ class Writing:
             context, count = spent.read(self.model, prompt, before)
             for sample in range(self.samples):
                 sampler = replace(self.sampler, sample=sample)
-                row = Continuation(
-                    *(len(texts), prompt, count),
-                    *(sampler, self.length, self.stop, self.keep_context),
-                )
+                end = self.length, self.stop, self.keep_context
+                row = Continuation(len(texts), prompt, count, sampler, *end)
                 texts.append(row)
                 output.begin(row)
                 yield context, row
