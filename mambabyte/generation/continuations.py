@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from mambabyte.generation.batch import Batch, Row
-from mambabyte.generation.context import Context
+from mambabyte.generation.context import Context, read
 from mambabyte.generation.generator import generate
 from mambabyte.generation.prompts import Prompt
 from mambabyte.generation.sampler import Sampler
@@ -51,12 +51,22 @@ class Spent:
     writing_seconds: float = 0.0
 
     def read(self, model: ByteLM, prompt: Prompt, context: Context | None) -> tuple[Context, int]:
-        """As `Prompt.read`, timed."""
-        begun = time.perf_counter()
-        context, count = prompt.read(model, context)
-        self.reading_seconds += time.perf_counter() - begun
-        self.read_bytes += count
-        return context, count
+        """Have the model read a prompt after a context; with neither bytes nor a context, a line feed.
+
+        Returns:
+            The context after it, and the number of its bytes.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        begun, after, count = time.perf_counter(), context, 0
+        try:
+            for each in prompt.read(model, context):
+                piece = each.length - (0 if after is None else after.length)
+                count, self.read_bytes, after = count + piece, self.read_bytes + piece, each
+        finally:
+            self.reading_seconds += time.perf_counter() - begun
+        return after or read(model, b""), count
 
     def writing(self, written: Written) -> Written:
         """The same, timed; without what is read in between, and without what the caller does."""

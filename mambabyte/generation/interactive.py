@@ -105,6 +105,10 @@ def converse(conversation: Conversation) -> None:
                 _say("stopped before all of it was read: type it again")
 
 
+class _Dropped(Exception):
+    """The user does not want what was typed."""
+
+
 def _where(context: Context | None) -> str:
     if context is None:
         return "nothing is left"
@@ -121,8 +125,7 @@ def _texts(line: Callable[[bool], bytes]) -> Iterator[bytes]:
             if begun:
                 yield begun
             return
-        except KeyboardInterrupt:  # drops what is typed, as shells do
-            print(flush=True)
+        except _Dropped:
             begun = b""
             continue
         if (len(typed) - len(typed.rstrip(b"\\"))) % 2:
@@ -140,6 +143,9 @@ def _typed_line(begun: bool) -> bytes:
     except EOFError:
         print(flush=True)  # what comes begins a line
         raise
+    except KeyboardInterrupt:  # drops what is typed, as shells do
+        print(flush=True)
+        raise _Dropped from None
 
 
 def _piped_lines() -> Callable[[bool], bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mambabyte.errors import UserError
-from mambabyte.generation.context import CHUNK, EMPTY_PROMPT, Context, read, read_pieces
+from mambabyte.generation.context import CHUNK, Context, read_pieces
 from mambabyte.models import ByteLM
 from mambabyte.runtime.progress import Progress
 from mambabyte.runtime.terminal import visible
@@ -57,40 +57,36 @@ class Prompt:
         if not os.access(self.file, os.R_OK):
             raise UserError(f"'{self.file}' cannot be read: change its permissions")
 
-    def read(self, model: ByteLM, context: Context | None = None) -> tuple[Context, int]:
-        """Have the model read it after a context, in memory that does not grow with its length if the model
-        is recurrent; a bar on stderr shows how far it is. With neither bytes nor a context, it reads a line
-        feed.
-
-        Returns:
-            The context after the prompt, and the number of the prompt's bytes.
+    def read(self, model: ByteLM, context: Context | None = None) -> Iterator[Context]:
+        """Have the model read it after a context, and yield the context after each piece, of which there may
+        be none. A recurrent model's memory does not grow with the length; a bar on stderr shows where it is.
 
         Raises:
             UserError: the file cannot be read.
         """
         if self.file is None:
             pieces = iter([self.typed[i : i + CHUNK] for i in range(0, len(self.typed), CHUNK)])
-            return self._read(model, context, pieces, len(self.typed))
+            yield from self._read(model, context, pieces, len(self.typed))
+            return
         try:
             with _opened(self.file) as file:
                 status = os.fstat(file.fileno())
                 total = status.st_size if stat.S_ISREG(status.st_mode) else None
-                return self._read(model, context, iter(lambda: file.read(CHUNK), b""), total)
+                yield from self._read(model, context, iter(lambda: file.read(CHUNK), b""), total)
         except OSError as error:
             raise UserError(f"'{self.name}' cannot be read: {error.strerror}") from error
 
     def _read(
         self, model: ByteLM, context: Context | None, pieces: Iterator[bytes], total: int | None
-    ) -> tuple[Context, int]:
+    ) -> Iterator[Context]:
         before = 0 if context is None else context.length
         bar = Progress(f"reading {self.name}", total)
-        after = context
-        for after in read_pieces(model, pieces, context):
-            bar.show(after.length - before)
-        bar.close()
-        if after is None:
-            return read(model, EMPTY_PROMPT), 0
-        return after, after.length - before
+        try:
+            for after in read_pieces(model, pieces, context):
+                bar.show(after.length - before)
+                yield after
+        finally:
+            bar.close()  # so that what is said next begins a line
 
 
 def _opened(file: Path) -> BinaryIO:

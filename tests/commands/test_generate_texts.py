@@ -26,6 +26,7 @@ from mambabyte.commands import generate
 from mambabyte.errors import UserError
 from mambabyte.generation.continuations import Continuation
 from mambabyte.models import ByteLM, MambaByteConfig, TransformerConfig
+from mambabyte.runtime.progress import Progress
 
 CONFIGS = {
     "mambabyte": MambaByteConfig(d_model=16, n_layer=1),
@@ -257,6 +258,19 @@ class TestInterrupted:
         for text in found["texts"]:
             assert text["finish_reason"] == "interrupted"
             assert written(text) == mambabyte.generate(model, text["prompt"].encode(), 6)
+
+    def test_so_it_is_while_a_prompt_is_read(self, ckpt: Path, monkeypatch, capfd) -> None:
+        show = Progress.show
+        monkeypatch.setattr(
+            Progress, "show", lambda *done: (show(*done), os.kill(os.getpid(), signal.SIGINT))
+        )
+        for command in (["prompt_file=file"], ["prompt_file=file", "bytes=0", "save_state=a.state"]):
+            assert self.start(ckpt, *command, "--json") == 130
+            shown = capfd.readouterr()
+            found = json.loads(shown.out)
+            assert (found["texts"], found["interrupted"], found["bytes"]) == ([], True, 0)
+            assert shown.err.endswith("mambabyte: stopped\n")
+        assert not Path("a.state").exists()
 
     def test_the_state_is_saved_there(self, ckpt: Path, ctrl_c: None, model: ByteLM, texts) -> None:
         assert self.start(ckpt, "prompt=ab", "out=raw", "save_state=a.state") == 130
