@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from time import perf_counter
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from mambabyte.generation.context import Context
 from mambabyte.generation.sampler import Draws, Sampler, draw
 from mambabyte.generation.speculative.drafter import Guess
-from mambabyte.generation.speculative.drafting import Draft, Drafting
+from mambabyte.generation.speculative.drafting import Draft, Drafting, clock
 from mambabyte.generation.stepping import stepper_for
 from mambabyte.generation.stopping import Stops
 from mambabyte.models import ByteLM
@@ -143,19 +142,22 @@ class Batch:
     def step(self) -> list[Drawn]:
         """Draw a byte for each row, and read it; rows that have ended leave. With drafting, some rows may get
         several bytes, in their order."""
-        begin = perf_counter()
+        drafting = self._drafting
+        if drafting is not None and drafting.sleeps():
+            drafting = None
+        begin = clock()
         drawn = self._draw()
         self._select([p for p in self._places if p.row.finished is None or p.row.keep_context])
         rows, length = len(self._places), 0
-        if rows and self._drafting is not None:
-            more, length = self._read_drafted(self._drafting)
+        if rows and drafting is not None:
+            more, length = self._read_drafted(drafting)
             drawn += more
         elif rows:
             self._read()
         self._keep_contexts([i for i, p in enumerate(self._places) if p.row.finished is not None])
         self._select([place for place in self._places if place.row.finished is None])
-        if rows and self._drafting is not None:
-            self._drafting.spent(rows, len(drawn), length, perf_counter() - begin)
+        if rows and drafting is not None:
+            drafting.spent(rows, len(drawn), length, begin)
         return drawn
 
     def __iter__(self) -> Iterator[Drawn]:
@@ -199,6 +201,9 @@ class Batch:
 
     def _read_drafted(self, drafting: Drafting) -> tuple[list[Drawn], int]:
         """The last byte of each row and the guesses that follow it and are right, and the longest draft."""
+        if drafting.rests(len(self._places)):
+            self._read()
+            return [], 0
         drafts = self._drafts(drafting)
         length = max(len(draft.guesses) for draft in drafts)
         if not length:

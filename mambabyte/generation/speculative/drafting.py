@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
+from statistics import median
+from time import thread_time as clock
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -14,20 +15,17 @@ from numpy.typing import NDArray
 from mambabyte.errors import UserError
 from mambabyte.generation.sampler import Draws, draw
 from mambabyte.generation.speculative.drafter import Drafter, Guess
-from mambabyte.generation.speculative.lengths import (
-    OUTLIER,
-    AdaptiveLengths,
-    FixedLengths,
-    Lengths,
-    Mean,
-    Round,
-)
+from mambabyte.generation.speculative.lengths import AdaptiveLengths, FixedLengths, Lengths, Round
 from mambabyte.runtime.units import counted
 
 MOST = 32  # guesses in a round, where nothing else is said
 MOST_TOP_BETA = 8
 _PLAIN_STEPS = 4  # of each number of rows, which are timed before anything is drafted
-_ROUNDS = 64  # drafted ones, after which a plain step is timed again
+_ROUNDS = 64  # with the drafter, after which a plain step is timed again
+# All times are CPU time of this thread: what other processes take says nothing of drafts. For a GPU, PyTorch
+# waits by spinning.
+_SLEEP = 32  # plain steps, where drafts do not pay
+_TIMED = 16  # plain steps, the last ones, whose median counts
 Acceptance = Literal["exact", "top_beta"]
 
 
@@ -61,19 +59,28 @@ class Statistics:
         """The time that plain steps would have taken for the same bytes, by those that were timed in between,
         over what was taken; None if too few were timed."""
         timed = [pace for pace in self.paces.values() if pace.plain]
-        seconds = sum(pace.seconds for pace in timed)
-        return sum(p.bytes * p.plain_seconds / p.plain for p in timed) / seconds if seconds else None
+        seconds = sum(pace.seconds + pace.slept * pace.plain_seconds for pace in timed)
+        plain = sum((pace.bytes + pace.slept) * pace.plain_seconds for pace in timed)
+        return plain / seconds if seconds else None
 
 
 @dataclass
 class Pace:
-    """seconds: of all steps with so many rows. bytes: of a row, drawn in them. plain, plain_seconds: the
-    number of those without a draft, but for the first, and their time without the drafter's."""
+    """seconds, bytes: of the steps with so many rows, and of each row, where they were timed.
+    plain, plain_seconds: the number of those without the drafter, and the time of one.
+    slept: plain steps that were not timed."""
 
     seconds: float = 0.0
     bytes: float = 0.0
     plain: int = 0
     plain_seconds: float = 0.0
+    slept: int = 0
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMED), repr=False)
+
+    def add_plain(self, seconds: float) -> None:
+        self.plain += 1
+        self._recent.append(seconds)
+        self.plain_seconds = median(self._recent)  # some find less in the caches
 
 
 @dataclass
@@ -141,10 +148,36 @@ class Drafting:
         if lengths is None and self._top_beta:
             lengths = FixedLengths(most or MOST_TOP_BETA)
         self._lengths = lengths or AdaptiveLengths(most or MOST)
-        self._plain: dict[int, Mean] = defaultdict(Mean)  # seconds of a plain step of so many rows
         self._rounds = 0  # since the last plain step
+        self._sleep = self._slept = 0  # steps that it will and did sleep
+        self._rested = False  # this step is plain, and timed
         self._asked = 0
-        self._seconds = 0.0  # of drafting, in this round
+        self._seconds = 0.0  # of drafting, in this step
+        self._late = 0.0  # seconds of the last `spent`
+
+    def sleeps(self) -> bool:
+        """Whether the next step is to be plain and of no concern here, because drafts do not pay."""
+        if self._sleep:
+            self._sleep -= 1
+            return True
+        return False
+
+    def rests(self, rows: int) -> bool:
+        """Whether the next step, of so many rows, is to be plain, so that it is timed. As when it sleeps, the
+        drafter is told later what came."""
+        pace = self.statistics.paces[rows]
+        if self._slept:
+            pace.slept += self._slept
+            self._lengths.rested(self._slept)
+            self._slept = 0
+        timed = pace.plain
+        if self._top_beta:  # what is written depends on what is drafted, which must not depend on other rows
+            timed = sum(each.plain for each in self.statistics.paces.values())
+        self._rested = timed < _PLAIN_STEPS or self._rounds >= _ROUNDS
+        if not self._rested and not self._lengths.starts():
+            self._rested = True
+            self._sleep = self._slept = _SLEEP
+        return self._rested
 
     def propose(self, texts: Sequence[bytes], draws: Sequence[Draws], left: Sequence[int]) -> list[Draft]:
         """A draft for each row, which may be empty.
@@ -153,16 +186,13 @@ class Drafting:
             texts: what came to each row's text since the last call.
             left: the most bytes that each row can still take.
         """
-        begin = perf_counter()
+        begin = clock()
         self.drafter.push(texts)
         drafts = [Draft() for _ in draws]
         self._asked = 0
-        timed = self._plain[len(draws)].seen
-        if self._top_beta:  # what is written depends on what is drafted, which must not depend on other rows
-            timed = sum(plain.seen for plain in self._plain.values())
-        if timed >= _PLAIN_STEPS and self._rounds < _ROUNDS and any(left) and self._lengths.starts():
+        if any(left):
             self._guess(drafts, draws, left)
-        self._seconds = perf_counter() - begin
+        self._seconds = clock() - begin
         return drafts
 
     def _guess(self, drafts: list[Draft], draws: Sequence[Draws], left: Sequence[int]) -> None:
@@ -242,30 +272,31 @@ class Drafting:
         if untested is not None:
             self._lengths.tell(untested.kind, untested.byte == byte)
 
-    def spent(self, rows: int, drawn: int, length: int, seconds: float) -> None:
+    def spent(self, rows: int, drawn: int, length: int, begin: float) -> None:
         """A step is over.
 
         Args:
             rows: that were read.
             drawn: the bytes that all of them gave.
-            length: of the longest draft that was verified; 0: a plain step.
-            seconds: of the step, with `propose`.
+            length: of the longest draft that was verified; 0: none was.
+            begin: when the step began, by `clock`.
         """
-        pace, plain, rest = self.statistics.paces[rows], self._plain[rows], seconds - self._seconds
-        if length:
-            self.statistics.rounds += 1
-            self._rounds += 1
-        else:
-            self._rounds = 0
-            if plain.seen:  # the first one finds nothing in the caches
-                pace.plain += 1
-                pace.plain_seconds += rest
-            plain.add(min(rest, OUTLIER * plain.value) if plain.seen else rest)
-        pace.seconds += seconds
+        now = clock()
+        pace, seconds = self.statistics.paces[rows], now - begin
+        pace.seconds += seconds + self._late
         pace.bytes += drawn / rows
-        if plain.seen:
-            times = self._seconds / plain.value, rest / plain.value
-            self._lengths.spent(Round(drawn / rows, self._asked, length, *times))
+        if self._rested:
+            self._rounds = 0
+            pace.add_plain(seconds)
+            self._lengths.rested(1)
+        else:
+            self._rounds += 1
+            self.statistics.rounds += length > 0
+            if pace.plain:
+                drafting, rest = self._seconds, seconds - self._seconds + self._late
+                times = drafting / pace.plain_seconds, rest / pace.plain_seconds
+                self._lengths.spent(Round(drawn / rows, self._asked, length, *times))
+        self._late = clock() - now
 
 
 def _ranks(byte: int, logits: NDArray[np.floating], among: int) -> bool:

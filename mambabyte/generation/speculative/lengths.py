@@ -13,16 +13,16 @@ _SURPLUS = 16.0  # plain steps: what was won longer ago is not staked again
 _STAKE = 0.01  # of the time, which drafting may lose for ever
 _PAST = 0.98  # weight of the past, for each value that comes, in all means
 _GUESS = 0.1  # plain steps: what a guess may well take
-OUTLIER = 4  # times the mean: what takes longer shared the processor with something else
+_OUTLIER = 3  # times the mean: what takes longer shared the processor with something else
 _LEAST_SLOPE = 0.01  # plain steps that one guess more is thought to take at least
 
 
 class Round(NamedTuple):
-    """What a step took and gave. All times are in plain steps of as many rows.
+    """What a step with the drafter took and gave. All times are in plain steps of as many rows.
 
     bytes: drawn, of each row on average.
     asked: guesses that each row was asked for.
-    length: the most that were verified of a row; 0: a plain step.
+    length: the most that were verified of a row.
     drafting, rest: time of the drafter, and of all else.
     """
 
@@ -61,7 +61,10 @@ class Lengths(Protocol):
         """A guess of this kind came true or did not."""
 
     def spent(self, round: Round) -> None:
-        """A round is over."""
+        """A step with the drafter is over."""
+
+    def rested(self, steps: int) -> None:
+        """So many plain steps are over."""
 
 
 class FixedLengths:
@@ -91,6 +94,9 @@ class FixedLengths:
     def spent(self, round: Round) -> None:
         """Nothing depends on it."""
 
+    def rested(self, steps: int) -> None:
+        """Nothing depends on it."""
+
 
 class AdaptiveLengths:
     """Weighs the time of guesses and windows, as measured in this run, against that of plain steps.
@@ -102,11 +108,11 @@ class AdaptiveLengths:
     def __init__(self, most: int) -> None:
         self.most = most
         self._account = _LOAN
-        self._pace = Mean(1.0)  # time of a byte
-        self._guessing = Mean(0.0)  # time of one guess
+        self._pace = _Mean(1.0)  # time of a byte
+        self._guessing = _Mean(0.0)  # time of one guess
         self._verifying = _Line()
-        self._right = Mean(0.5)  # of all guesses
-        self._rates: dict[int, Mean] = defaultdict(lambda: Mean(0.5))  # of each kind
+        self._right = _Mean(0.5)  # of all guesses
+        self._rates: dict[int, _Mean] = defaultdict(lambda: _Mean(0.5))  # of each kind
 
     def starts(self) -> bool:
         return self._account > 0
@@ -131,21 +137,24 @@ class AdaptiveLengths:
         self._right.add(right)
 
     def spent(self, round: Round) -> None:
-        time = 1.0 + round.drafting
+        expected = self._verifying.at(round.length) if round.length else 1.0
+        rest = min(round.rest, _OUTLIER * expected)
+        each = min(round.drafting / max(round.asked, 1), _OUTLIER * max(self._guessing.value, _GUESS))
+        time = rest + each * max(round.asked, 1)
+        if round.asked:
+            self._guessing.add(each)
         if round.length:
-            rest = min(round.rest, OUTLIER * self._verifying.at(round.length))
             self._verifying.add(round.length, rest)
-            time = rest + round.drafting
         elif round.asked:
             self._verifying.forget()
-        if round.asked:
-            longest = OUTLIER * max(self._guessing.value, _GUESS)
-            self._guessing.add(min(round.drafting / round.asked, longest))
         self._pace.add(min(time / round.bytes, 1.0))
         self._account = min(self._account + round.bytes * (1 + _STAKE) - time, _SURPLUS)
 
+    def rested(self, steps: int) -> None:
+        self._account = min(self._account + steps * _STAKE, _SURPLUS)
 
-class Mean:
+
+class _Mean:
     """A mean over about the last 50 values, which begins with one from before if that is given."""
 
     def __init__(self, before: float | None = None) -> None:
