@@ -132,7 +132,7 @@ def measure_point(name: str, length: int, width: int) -> dict[str, float]:
                 _, state = layer.step(x, state)
 
         steps()
-        step = timed(steps, 3) / _STEPS
+        step = timed(steps, 10) / _STEPS
     return {
         "training_seconds": training,
         "step_seconds": step,
