@@ -135,6 +135,8 @@ class _Length(Settings):
 
 
 def _check_model(model: Any) -> None:
+    if hasattr(model, "merge_and_unload"):
+        raise UserError("model is wrapped by peft: give model.merge_and_unload(), which is a ByteLM again")
     if not isinstance(model, ByteLM):
         raise UserError(f"model must be a ByteLM, as mambabyte.load returns one, not {type(model).__name__}")
 

@@ -214,3 +214,11 @@ def test_a_rank_above_that_of_every_layer_is_refused_before_there_is_a_run(
     with pytest.raises(UserError, match=r"lora\.rank=33 is above the rank of every layer .*, 32 at most"):
         train.run(settings(tmp_path, finished, corpus, "lora.rank=33"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_peft_wraps_is_to_be_merged_first(adapted, finished, configure, tmp_path) -> None:
+    export.run(configure("export", f"ckpt={adapted}", f"out={tmp_path}/out", "format=adapter"))
+    model = peft.PeftModel.from_pretrained(load_model(finished), str(tmp_path / "out"))
+    for use in (mambabyte.generate, lambda model: mambabyte.save(model, tmp_path / "saved")):
+        with pytest.raises(UserError, match=r"wrapped by peft: give model\.merge_and_unload\(\)"):
+            use(model)
