@@ -130,6 +130,14 @@ def test_a_state_is_a_copy_of_what_it_was(model: ByteLM) -> None:
     rows.one()
 
 
+def test_pythons_bytes_are_taken(model: ByteLM) -> None:
+    rows = Rows(model, torch.tensor([[1, 2]]))
+    for length, call in ((1, rows.step), (3, rows.step.window), (2, rows.step.read)):
+        more = b"abc"[:length]
+        rows.texts[0] += more
+        rows.expect(call(more))
+
+
 def test_long_texts_are_read_in_chunks(model: ByteLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepping, "READ_BYTES", 7)
     rows = Rows(model, torch.tensor([[1], [2]]))

@@ -123,7 +123,7 @@ class MambaStepper:
         self._reserve(last)
         for memory, given in zip(self._now.tensors, [history, *zip(*layers, strict=True)], strict=True):
             for ours, tensor in zip(memory, given, strict=False):
-                ours[first:last] = tensor
+                ours[first:last] = tensor.detach()
         self._rows, self._window = last, None
 
     def _overwrite(self, bytes: Tensor) -> Tensor:
