@@ -39,9 +39,8 @@ class Conversation:
         self.context = context
         self._writing, self._spent, self._batch = writing, spent, writing.batch()
         self._drawn = 0  # continuations, of which each draws with its own noise
-        self._turns: deque[tuple[Context | None, Context]] = deque(
-            maxlen=_TURNS_KEPT
-        )  # before and after a text
+        # What it had read before and after each text that was typed.
+        self._turns: deque[tuple[Context | None, Context]] = deque(maxlen=_TURNS_KEPT)
 
     def turn(self, typed: bytes) -> None:
         """Read what was typed, and write on."""
@@ -72,7 +71,7 @@ class Conversation:
         self._drawn += 1
         shown = ShownText(headings=False)
         shown.begin(row)
-        with interrupt_noted() as interrupted:
+        with interrupt_noted(insisting=False) as interrupted:  # the batch serves the next turn too
             written = written_together(self._batch, [(context, row)], 1, interrupted)
             for text, data in self._spent.writing(written):
                 shown.write(text, data)

@@ -39,14 +39,18 @@ def raise_on_stop_signal() -> Iterator[None]:
 
 
 @contextmanager
-def interrupt_noted() -> Iterator[Callable[[], bool]]:
-    """Within the block, Ctrl+C is only noted, for work that ends between two of its steps; a second one
-    raises KeyboardInterrupt as usual. The function that it gives says whether it was noted."""
+def interrupt_noted(insisting: bool = True) -> Iterator[Callable[[], bool]]:
+    """Within the block, Ctrl+C is only noted, for work that ends between two of its steps. The function that
+    it gives says whether it was.
+
+    Args:
+        insisting: whether a second one raises KeyboardInterrupt as usual.
+    """
     noted = False
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal noted
-        if noted:
+        if noted and insisting:
             raise KeyboardInterrupt
         noted = True
 

@@ -307,6 +307,23 @@ class TestInteractive:
         typed = b"/undo\n/again\nab\n/again\ncd\n/undo\ncd\n"
         assert [generate.visible(line) for line in expected] == turns(typed)
 
+    def test_however_often_ctrl_c_is_pressed_the_text_goes_on_from_there(
+        self, turns, model: ByteLM, monkeypatch
+    ) -> None:
+        push = Continuation.push
+
+        def interrupted(row: Continuation, byte: int) -> bytes:
+            if row.drawn == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return push(row, byte)
+
+        monkeypatch.setattr(Continuation, "push", interrupted)
+        shown = turns(b"ab\ncd\n")
+        first = mambabyte.generate(model, b"ab", 3, temperature=0)
+        second = mambabyte.generate(model, b"ab" + first + b"cd", 3, temperature=0)
+        assert shown == [generate.visible(line) for text in (first, second) for line in self.shown(text)]
+
     def test_it_begins_after_a_state_and_leaves_one(self, run, turns, model: ByteLM, tmp_path: Path) -> None:
         run("prompt=the", "bytes=0", "save_state=begin.state")
         shown = turns(b" end\n", "state=begin.state", "save_state=end.state", "prompt=x")

@@ -16,4 +16,8 @@ def test_the_first_is_noted_the_second_interrupts_and_all_is_as_before_afterward
         assert interrupted()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    with interrupt_noted(insisting=False) as interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted()
     assert signal.getsignal(signal.SIGINT) is before
