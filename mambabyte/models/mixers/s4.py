@@ -22,24 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mambabyte.config.settings import setting
-from mambabyte.errors import UserError
 from mambabyte.models.layers import as_residual
 from mambabyte.models.mixers.hippo import normal_and_low_rank
 from mambabyte.models.mixers.long_convolution import long_convolution
-from mambabyte.models.mixers.mixer import MixerConfig, MixerState, Place, SequenceMixer
+from mambabyte.models.mixers.mixer import MixerState, Place, SequenceMixer
+from mambabyte.models.mixers.s4d import TimeInvariantConfig, log_uniform
 
 
 @dataclass
-class S4Config(MixerConfig):
-    d_state: int = setting(default=64, at_least=2, at_most=1024)  # N, in conjugate pairs
-    dt_min: float = setting(default=1e-3, at_least=1e-10, at_most=10**3)
-    dt_max: float = setting(default=1e-1, above=0, at_most=10**3)
-
-    def __post_init__(self) -> None:
-        if self.d_state % 2:
-            raise UserError(f"model.mixer.d_state={self.d_state} must be even: states are conjugate pairs")
-        self.require_ascending("dt_min", "dt_max")
+class S4Config(TimeInvariantConfig):
+    """It has the hyperparameters that S4D has too, and no others."""
 
 
 class S4(SequenceMixer):
@@ -48,8 +40,7 @@ class S4(SequenceMixer):
     def __init__(self, config: S4Config, place: Place) -> None:
         super().__init__()
         channels, pairs = place.width, config.d_state // 2
-        low, high = math.log(config.dt_min), math.log(config.dt_max)
-        self.log_step = nn.Parameter(torch.rand(channels) * (high - low) + low)
+        self.log_step = nn.Parameter(log_uniform(channels, config.dt_min, config.dt_max))
         eigenvalues, low_rank, B = normal_and_low_rank(config.d_state)
         self.log_decay = nn.Parameter(_repeated(-eigenvalues.real, channels).log())
         self.frequency = nn.Parameter(_repeated(eigenvalues.imag, channels))

@@ -32,9 +32,10 @@ Init = Literal["lin", "inv", "legs", "real"]
 
 
 @dataclass
-class S4DConfig(MixerConfig):
+class TimeInvariantConfig(MixerConfig):
+    """What S4 and S4D have in common."""
+
     d_state: int = setting(default=64, at_least=2, at_most=1024)  # N, in conjugate pairs
-    init: Init = "lin"
     dt_min: float = setting(default=1e-3, at_least=1e-10, at_most=10**3)
     dt_max: float = setting(default=1e-1, above=0, at_most=10**3)
 
@@ -43,6 +44,11 @@ class S4DConfig(MixerConfig):
             raise UserError(f"model.mixer.d_state={self.d_state} must be even: states are conjugate pairs")
         self.require_ascending("dt_min", "dt_max")
 
+
+@dataclass
+class S4DConfig(TimeInvariantConfig):
+    init: Init = "lin"
+
     def build(self, place: Place) -> S4D:
         return S4D(place.width, self.d_state, self.dt_min, self.dt_max, self.init)
 
@@ -50,19 +56,19 @@ class S4DConfig(MixerConfig):
 class S4D(SequenceMixer):
     """u (B, L, d) -> y (B, L, d), in fp32. The state is (B, d, N/2, 2), real and imaginary parts.
 
-    With `init` "real", A stays real: its N/2 states have no frequency.
+    With `init` "real", A and C stay real, and so do their N/2 states.
     """
 
     def __init__(self, channels: int, states: int, dt_min: float, dt_max: float, init: Init = "lin") -> None:
         super().__init__()
         pairs = states // 2
-        log_step = torch.rand(channels) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)
-        self.log_step = nn.Parameter(log_step)
+        self.log_step = nn.Parameter(log_uniform(channels, dt_min, dt_max))
         decay, frequency = initial_rates(states, init)
         self.log_decay = nn.Parameter(decay.log().repeat(channels, 1))
-        if init != "real":
+        self.is_real = init == "real"
+        if not self.is_real:
             self.frequency = nn.Parameter(frequency.repeat(channels, 1))
-        self.C = nn.Parameter(torch.randn(channels, pairs, 2) * math.sqrt(0.5))
+        self.C = nn.Parameter(torch.randn(channels, pairs, 1 if self.is_real else 2) * math.sqrt(0.5))
         self.D = nn.Parameter(torch.randn(channels))
         for parameter in self.parameters():
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
@@ -73,7 +79,10 @@ class S4D(SequenceMixer):
         with torch.autocast(u.device.type, enabled=False):
             u = as_residual(u)
             log_step, log_decay, C, D = map(as_residual, (self.log_step, self.log_decay, self.C, self.D))
-            frequency = as_residual(self.frequency) if hasattr(self, "frequency") else 0 * log_decay.detach()
+            if self.is_real:
+                frequency, C = torch.zeros_like(log_decay), pad(C, (0, 1))
+            else:
+                frequency = as_residual(self.frequency)
             A = torch.complex(-log_decay.exp(), frequency)
             exponent = log_step.exp().unsqueeze(-1) * A
             B, C = torch.expm1(exponent) / A, torch.view_as_complex(C)
@@ -89,12 +98,17 @@ class S4D(SequenceMixer):
             return y + u * D, None if h is None else (torch.view_as_real(h),)
 
     def initial_state(self, batch_size: int) -> MixerState:
-        return (self.C.new_zeros(batch_size, *self.C.shape),)
+        return (self.C.new_zeros(batch_size, *self.log_decay.shape, 2),)
 
     def flops(self, context_length: int) -> float:
         """The recurrence, 12 per pair of states (6 + 2 + 4 for decay, input and output), at any context
         length. Training by FFT costs about as much: 20 log2(2 context_length) per channel."""
         return 12 * self.log_decay.numel()
+
+
+def log_uniform(channels: int, dt_min: float, dt_max: float) -> Tensor:
+    """Logarithms of step sizes (channels), uniform between those of the two."""
+    return torch.rand(channels) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)
 
 
 def initial_rates(states: int, init: Init) -> tuple[Tensor, Tensor]:

@@ -92,12 +92,13 @@ def channel_mixing(mixer, x):
 
 def s4d(mixer, x):
     decay = -mixer.log_decay.exp()
-    A = torch.complex(decay, getattr(mixer, "frequency", torch.zeros_like(decay)))
-    step, C = mixer.log_step.exp()[:, None], torch.view_as_complex(mixer.C)
+    A = decay if mixer.is_real else torch.complex(decay, mixer.frequency)
+    C = mixer.C.squeeze(-1) if mixer.is_real else torch.view_as_complex(mixer.C)
+    step = mixer.log_step.exp()[:, None]
     h, out = torch.zeros_like(A), []
     for t in range(x.shape[1]):
         h = (step * A).exp() * h + ((step * A).exp() - 1) / A * x[:, t, :, None]
-        out.append(2 * (C * h).sum(-1).real + mixer.D * x[:, t])
+        out.append(2 * (C * h).sum(-1).real + mixer.D * x[:, t])  # of real states .real is themselves
     return torch.stack(out, 1)
 
 
