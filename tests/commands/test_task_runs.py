@@ -21,7 +21,7 @@ from tests import driver
 from tests.commands.test_resume import assert_same_end
 from tests.conftest import TINY
 
-STEPS = 100
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = [
         *("experiment=copying_small", "mixer=s4d", "model.d_model=32", "model.n_layer=1"),
         *("data.tokens=2", "data.vocabulary=6", "context_length=12", "trainer.global_batch_bytes=384"),
-        *(f"trainer.max_steps={STEPS}", "optimizer.learning_rate=1e-2", "optimizer.warmup_steps=10"),
+        *(f"trainer.max_steps={STEPS}", "optimizer.learning_rate=4e-3", "optimizer.warmup_steps=20"),
         *("callbacks.validate_every=10", "callbacks.validate_bytes=600", "data.validation_bytes=1200"),
         *("trainer.accelerator=cpu", f"run_dir={run_dir}"),
     ]
