@@ -63,7 +63,8 @@ def main() -> None:
     ratios = {f"{name} / plain": timings["plain"].median / timings[name].median for name in found}
     for name, its in found.items():
         setting[f"{name}: acceptance"] = f"{its.acceptance or 0:.3f}"
-        setting[f"{name}: bytes in a round"] = f"{(its.accepted + its.rounds) / max(its.rounds, 1):.2f}"
+        accepted = its.accepted / max(its.rounds, 1) / options.batch
+        setting[f"{name}: bytes of a text in a drafted round"] = f"{1 + accepted:.2f}"
     count = options.texts * options.bytes
     setting |= {f"{name}: bytes per second": f"{count / t.median:.0f}" for name, t in timings.items()}
     models = {"model": model, **{name: draft for name, draft in names.items() if isinstance(draft, ByteLM)}}

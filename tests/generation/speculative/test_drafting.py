@@ -1,10 +1,12 @@
 """With a drafter, each text is what it is without: whatever is guessed, and whatever the rows go through."""
 
+import numpy as np
 import pytest
 import torch
 
 from mambabyte.generation import Batch, Context, Row, Sampler, generate, read
 from mambabyte.generation.speculative import Drafting, FixedLengths, NgramDrafter
+from mambabyte.generation.stepping import GenericStepper, stepper_for
 from mambabyte.models import ByteLM
 from tests.generation.speculative.drafters import Knowing, collect, right, sometimes, wrong
 from tests.models.test_every_model import MODELS
@@ -131,6 +133,22 @@ def test_each_byte_comes_with_the_logits_that_it_was_drawn_from(mamba: ByteLM) -
         expected = mamba(b"ab" + whole[:-1])[0, 1:]
     seen = torch.stack([torch.from_numpy(its.logits) for its in drawn])
     torch.testing.assert_close(seen, expected, atol=1e-3, rtol=1e-4)  # of logits up to 100
+
+
+@pytest.mark.parametrize("name", ["mambabyte", "mambabyte-ngrams"])
+def test_the_fused_step_s_windows_change_no_bit(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name].build().eval()
+    if isinstance(stepper_for(model, model.initial_state(1)), GenericStepper):
+        pytest.skip("the kernels are not compiled here, so that windows and steps round differently")
+    sampler, whole, logits = Sampler(1.0), b"", []
+    for guess in (None, right, sometimes):
+        batch = Batch(model, drafting=fixed(Knowing([whole], guess)) if guess else None)
+        batch.add(read(model, b"ab"), [Row(sampler, LENGTH)])
+        drawn = list(batch)
+        whole = bytes(its.byte for its in drawn)
+        logits.append(np.stack([its.logits for its in drawn]))
+    assert (logits[0] == logits[1]).all() and (logits[0] == logits[2]).all()
 
 
 def test_a_step_without_a_draft_follows_accepted_ones(mamba: ByteLM) -> None:
