@@ -149,10 +149,10 @@ def draw(rows: Sequence[Draws], logits: Array) -> list[int]:
 def _weights(rows: Sequence[Draws], logits: Array) -> Array:
     """Probabilities (B, 256), not normalised: the likeliest byte has 1."""
     logits = np.asarray(logits, dtype=np.float64)
-    if not np.isfinite(logits.max(1)).all():  # the largest of any with a NaN is NaN
-        raise UserError(NO_PROBABILITIES)
+    _refuse_no_probabilities(logits)
     if any(row.sampler.valid_utf8 or row.sampler.repetition_penalty != 1 for row in rows):
         logits = np.stack([row.constrained(logits[i]) for i, row in enumerate(rows)])
+        _refuse_no_probabilities(logits)  # of what may come
     below = logits - logits.max(1, keepdims=True)  # at most 0: exp cannot overflow
     temperatures = np.array([row.sampler.temperature for row in rows])
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -163,6 +163,11 @@ def _weights(rows: Sequence[Draws], logits: Array) -> Array:
         elif row.sampler.filters:
             weights[i] = _filtered(weights[i], row.sampler)
     return weights
+
+
+def _refuse_no_probabilities(logits: Array) -> None:
+    if not np.isfinite(logits.max(1)).all():  # the largest of any with a NaN is NaN
+        raise UserError(NO_PROBABILITIES)
 
 
 def _filtered(weights: Array, sampler: Sampler) -> Array:
