@@ -67,8 +67,12 @@ def generate(
     """
     _check_model(model)
     _check_bytes("prompt", prompt)
+    if not isinstance(stop, Sequence):
+        raise UserError(f"stop must be a list of stop strings, not {type(stop).__name__}")
     for string in stop:
         _check_bytes("a stop string", string)
+    if not isinstance(context, (Context, NoneType)):
+        raise UserError(f"context must be what mambabyte.read returns, not {type(context).__name__}")
     length = _Length(bytes).bytes
     sampler = Sampler(temperature, top_k, top_p, seed, min_p, repetition_penalty, valid_utf8)
     stops = Stops(stop)

@@ -68,6 +68,15 @@ def test_generation_ends_before_a_stop_string(model: ByteLM) -> None:
         mambabyte.generate(model, b"the", 40, stop=["text"])  # type: ignore[list-item]
     with pytest.raises(UserError, match="a stop string must have a byte or more"):
         mambabyte.generate(model, b"the", 40, stop=[b""])
+    assert mambabyte.generate(model, b"the", 40, stop=[memoryview(stop)]) == whole[: whole.index(stop)]
+    for no_list in (None, 5):
+        with pytest.raises(UserError, match="stop must be a list of stop strings"):
+            mambabyte.generate(model, b"the", 40, stop=no_list)  # type: ignore[arg-type]
+
+
+def test_what_is_no_context_is_one_sentence(model: ByteLM) -> None:
+    with pytest.raises(UserError, match=r"context must be what mambabyte\.read returns, not bytes"):
+        mambabyte.generate(model, context=b"the")  # type: ignore[arg-type]
 
 
 def test_a_drafter_changes_nothing(model: ByteLM) -> None:

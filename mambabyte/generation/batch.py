@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mambabyte.generation.context import Context
+from mambabyte.generation.context import EMPTY_PROMPT, Context
 from mambabyte.generation.sampler import Draws, Sampler, draw
 from mambabyte.generation.speculative.drafter import Guess
 from mambabyte.generation.speculative.drafting import Draft, Drafting, clock
@@ -108,11 +108,16 @@ class Batch:
 
     Raises:
         UserError: such weights are not to be had for this model here.
+        RuntimeError: from all calls after a step that failed, whatever its reason, as rows may have drawn
+            bytes that the model has not read.
     """
 
     def __init__(self, model: ByteLM, weights: str = "fp32", drafting: Drafting | None = None) -> None:
         self.model = model
         self._drafting = drafting
+        if drafting is not None:
+            drafting.drafter.select([])  # rows that a batch before this one has left behind
+        self._failed = False
         self._places: list[_Place] = []
         self._stepper = stepper_for(model, model.initial_state(0), weights)
         self._logits = np.empty((0, 256), dtype=np.float32)
@@ -124,28 +129,37 @@ class Batch:
 
     @torch.no_grad()
     def add(self, context: Context, rows: Sequence[Row]) -> None:
-        """Rows that all go on from one context."""
+        """Rows that all go on from one context.
+
+        Raises:
+            UserError: it is of another model.
+        """
+        self._refuse_after_failure()
+        self.model.as_batch(EMPTY_PROMPT, context.state)  # nothing has changed yet if it is refused
         if self._drafting is not None:
             self._drafting.drafter.append(context.recent, len(rows))
-        for row in rows:
-            self._stepper.append(context.state)
-            self._places.append(_Place(row, context))
+        self._stepper.append(context.state)
+        before = len(self._places)
+        self._stepper.select([*range(before), *[before] * len(rows)])
+        self._places += [_Place(row, context) for row in rows]
         logits = context.logits.float().cpu().numpy()
         self._logits = np.concatenate([self._logits, np.repeat(logits, len(rows), axis=0)])
 
     def remove(self, row: Row) -> None:
         """Let a row go, with its context so far if it keeps one; one that has ended is no longer here."""
-        self._keep_contexts([i for i, p in enumerate(self._places) if p.row is row and row.keep_context])
+        self._refuse_after_failure()
+        self._keep_contexts([i for i, place in enumerate(self._places) if place.row is row])
         self._select([place for place in self._places if place.row is not row])
 
     @torch.no_grad()
     def step(self) -> list[Drawn]:
         """Draw a byte for each row, and read it; rows that have ended leave. With drafting, some rows may get
         several bytes, in their order."""
+        self._refuse_after_failure()
         drafting = self._drafting
         if drafting is not None and drafting.sleeps():
             drafting = None
-        begin = clock()
+        self._failed, begin = True, clock()
         drawn = self._draw()
         self._select([p for p in self._places if p.row.finished is None or p.row.keep_context])
         rows, length = len(self._places), 0
@@ -158,12 +172,17 @@ class Batch:
         self._select([place for place in self._places if place.row.finished is None])
         if rows and drafting is not None:
             drafting.spent(rows, len(drawn), length, begin)
+        self._failed = False
         return drawn
 
     def __iter__(self) -> Iterator[Drawn]:
         """Every byte, until all rows have ended."""
         while self._places:
             yield from self.step()
+
+    def _refuse_after_failure(self) -> None:
+        if self._failed:
+            raise RuntimeError("a step of this batch has failed: begin another one")
 
     def _draw(self) -> list[Drawn]:
         """The next byte of each row."""
@@ -231,6 +250,8 @@ class Batch:
     def _keep_contexts(self, ended: list[int]) -> None:
         for i in ended:
             place = self._places[i]
+            if not place.row.keep_context:
+                continue
             logits = torch.from_numpy(self._logits[i : i + 1]).to(self.model.device)
             place.row.context = place.context(self._stepper.state([i]), logits)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ def load_context(path: str | Path, model: ByteLM) -> Context:
             if metadata.get("format") != _FORMAT:
                 raise UserError(f"'{path}' holds no saved state: generate writes one with save_state=FILE")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        length, tail = json.loads(metadata["length"]), bytes.fromhex(metadata["tail"])
+        length, tail = int(metadata["length"]), bytes.fromhex(metadata["tail"])
         of_these_weights = metadata["weights"] == weights_fingerprint(model)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"'{path}' is damaged and cannot be read: {error}") from error
@@ -139,11 +138,19 @@ def load_context(path: str | Path, model: ByteLM) -> Context:
         logits = tensors.pop("logits").to(model.device)
         state = _rebuilt(model.initial_state(1), tensors, model.device)
         model.as_batch(EMPTY_PROMPT, state)
-        if tensors or logits.shape != (1, 256) or not isinstance(length, int):
+        if tensors or logits.shape != (1, 256) or len(tail) > min(length, _TAIL):
             raise KeyError
-    except (KeyError, UserError) as error:
+        _try(model, state)
+    except (KeyError, UserError, RuntimeError, IndexError) as error:
         raise UserError(f"'{path}' is damaged: it holds no state of this model") from error
     return Context(state, logits, length, tail, tail)
+
+
+@torch.no_grad()
+def _try(model: ByteLM, state: State) -> None:
+    """Have the model go on from it: caches may not fit one another, and bytes in them be none."""
+    with in_eval_mode(model), suppress(UserError):  # a text that is as long as the model's can be
+        model.prefill(EMPTY_PROMPT * _TAIL, state)
 
 
 def _named(state: Any, name: str = "state") -> dict[str, Tensor]:
@@ -153,7 +160,9 @@ def _named(state: Any, name: str = "state") -> dict[str, Tensor]:
 
 
 def _rebuilt(like: Any, tensors: dict[str, Tensor], device: torch.device, name: str = "state") -> Any:
-    """The tensors, which it removes, in the structure of another state."""
+    """The tensors, which it removes, in the structure of another state; KeyError if a dtype differs."""
     if isinstance(like, Tensor):
+        if tensors[name].dtype != like.dtype:
+            raise KeyError(name)
         return tensors.pop(name).to(device)
     return type(like)(_rebuilt(part, tensors, device, f"{name}.{i}") for i, part in enumerate(like))

@@ -82,6 +82,8 @@ class Draws:
         self._end = length
         self._recent = read[-PENALISED:]
         self._utf8 = Utf8Position.after(read)
+        self._block = -1
+        self._block_noise: Array = np.empty((0, _VOCABULARY))
 
     def ahead(self) -> Draws:
         """The same draws from here on, for a guess at them: what it draws leaves this one where it is."""
@@ -113,7 +115,9 @@ class Draws:
     def noise(self) -> Array:
         """Exponential noise (256,) of the next draw."""
         block, place = divmod(self.position, _BLOCK)
-        return _noise(self.sampler.seed, self.sampler.sample, block)[place]
+        if block != self._block:
+            self._block, self._block_noise = block, _noise(self.sampler.seed, self.sampler.sample, block)
+        return self._block_noise[place]
 
     def constrained(self, logits: Array) -> Array:
         """float64 logits (256,) after the penalty, with -inf for what is ruled out."""
@@ -150,10 +154,10 @@ def draw(rows: Sequence[Draws], logits: Array) -> list[int]:
 def _weights(rows: Sequence[Draws], logits: Array) -> Array:
     """Probabilities (B, 256), not normalised: the likeliest byte has 1."""
     logits = np.asarray(logits, dtype=np.float64)
-    if not np.isfinite(logits.max(1)).all():  # the largest of any with a NaN is NaN
-        raise UserError(NO_PROBABILITIES)
+    _refuse_no_probabilities(logits)
     if any(row.sampler.valid_utf8 or row.sampler.repetition_penalty != 1 for row in rows):
         logits = np.stack([row.constrained(logits[i]) for i, row in enumerate(rows)])
+        _refuse_no_probabilities(logits)  # of what may come
     below = logits - logits.max(1, keepdims=True)  # at most 0: exp cannot overflow
     temperatures = np.array([row.sampler.temperature for row in rows])
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -164,6 +168,11 @@ def _weights(rows: Sequence[Draws], logits: Array) -> Array:
         elif row.sampler.filters:
             weights[i] = _filtered(weights[i], row.sampler)
     return weights
+
+
+def _refuse_no_probabilities(logits: Array) -> None:
+    if not np.isfinite(logits.max(1)).all():  # the largest of any with a NaN is NaN
+        raise UserError(NO_PROBABILITIES)
 
 
 def _filtered(weights: Array, sampler: Sampler) -> Array:
@@ -181,7 +190,7 @@ def _filtered(weights: Array, sampler: Sampler) -> Array:
     return kept
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)  # shared by a row and the guesses at it
 def _noise(seed: int, sample: int, block: int) -> Array:
     """Standard exponential noise (64, 256), above 0."""
     generator = np.random.Generator(np.random.Philox(key=[seed, sample], counter=block * _BLOCK * 256))

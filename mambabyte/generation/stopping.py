@@ -19,7 +19,7 @@ class Stops:
             raise UserError(
                 "a stop string must have a byte or more: an empty one would end every text at once"
             )
-        self._strings = sorted(strings, key=len, reverse=True)
+        self._strings = sorted(map(bytes, strings), key=len, reverse=True)
         self._held = b""
         self.found = False
 

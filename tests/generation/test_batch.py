@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from mambabyte.errors import UserError
 from mambabyte.generation import Batch, Row, Sampler, generate, load_context, read, read_pieces, save_context
@@ -159,3 +161,24 @@ class TestSavedStates:
         path.write_bytes(path.read_bytes()[:-5])
         with pytest.raises(UserError, match="is damaged and cannot be read"):
             load_context(path, mamba)
+
+    @pytest.mark.parametrize("name", ["mambabyte-ngrams", "transformer-window", "megabyte", "lstm"])
+    def test_what_is_no_state_of_the_model_is_refused(self, name: str, tmp_path) -> None:
+        model, path = MODELS[name].build().eval(), tmp_path / "a.state"
+        save_context(path, model, read(model, b"a prompt of some bytes"))
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        whole = load_file(path)
+        damaged = [({**whole, key: tensor.bool()}, {}) for key, tensor in whole.items() if key != "logits"]
+        damaged += [(whole, {"length": length}) for length in ("-5", "3", "[" * 10**5, "9" * 5000, "true")]
+        damaged += [(whole, {"tail": tail}) for tail in ("zz", "00" * 65)]
+        if name == "transformer-window":  # caches of different lengths
+            damaged.append(({**whole, "state.1.0": whole["state.1.0"].repeat(1, 2, 1, 1)}, {}))
+        if name == "megabyte":  # bytes that are none
+            damaged.append(({**whole, "state.0.1": torch.full_like(whole["state.0.1"], 256)}, {}))
+        for tensors, changes in damaged:
+            save_file(tensors, path, {**metadata, **changes})
+            with pytest.raises(UserError, match="is damaged"):
+                load_context(path, model)
+        save_file(whole, path, metadata)
+        assert load_context(path, model).length == 22

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mambabyte.errors import UserError
 from mambabyte.generation import Sampler
 from mambabyte.generation.sampler import Draws, draw
 from mambabyte.generation.utf8 import Utf8Position
@@ -134,3 +135,11 @@ def test_ruling_out_renormalises_exactly() -> None:
     expected = np.exp(LOGITS[0].astype(np.float64))
     expected[0x80:0xC2] = expected[0xF5:] = 0
     np.testing.assert_allclose(row.probabilities(LOGITS[0]), expected / expected.sum(), rtol=1e-12)
+
+
+def test_no_byte_that_may_come_is_possible() -> None:
+    logits = np.where(np.arange(256) < 0x80, 0.0, -np.inf)
+    for temperature in (0, 1.0):
+        assert Draws(Sampler(temperature, valid_utf8=True))(logits) < 0x80
+        with pytest.raises(UserError, match="the model gives no probabilities"):
+            Draws(Sampler(temperature, valid_utf8=True), b"\xe2")(logits)

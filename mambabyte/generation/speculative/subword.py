@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mambabyte.checkpoints.formats.layout import read_json
+from mambabyte.checkpoints.formats.layout import check_file, read_json
 from mambabyte.errors import UserError
 from mambabyte.generation.sampler import Draws
 from mambabyte.generation.speculative.drafter import Guess
@@ -29,6 +29,7 @@ _CONFIG, _WEIGHTS, _TOKENIZER = "drafter.json", "model.safetensors", "tokenizer.
 _SHAPE = ("d_model", "n_layer", "d_state")  # what the config says beside the vocabulary
 _CHUNK = 1024  # tokens that are read at a time
 _FEW = 8  # tokens that are read one by one
+_LONGEST_WORD = 256  # bytes: what has no boundary, such as base64, is read on in parts, not remembered whole
 _MARGINS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)  # nats; a wider margin is the next kind
 _WITHIN = 100  # added to the kind of the bytes of a token after the first
 
@@ -60,8 +61,11 @@ def load_subword_drafter(folder: Path, device: torch.device) -> SubwordDrafter:
     """
     described = read_json(folder / _CONFIG)
     tokenizer = SubwordTokenizer.load(folder / _TOKENIZER)
+    check_file(folder / _WEIGHTS)
     try:
         weights = load_file(folder / _WEIGHTS)
+        if not all(tensor.dtype == torch.float32 for tensor in weights.values()):
+            raise TypeError("its weights are not in fp32")
         shape, vocabulary = {name: described[name] for name in _SHAPE}, described["vocabulary"]
         if vocabulary != tokenizer.vocabulary or shape["n_layer"] > len(weights):
             raise UserError(f"the files of '{folder}' do not belong together")
@@ -150,9 +154,12 @@ class SubwordDrafter:
             token, kind = _likeliest(here.logits)
 
     def _read_words(self, row: _Row) -> None:
-        """Read the words that are complete: those before the last boundary."""
-        last = max(row.word.rfind(byte) for byte in BOUNDARIES)
-        if last <= 0:
+        """Read the words that are complete: those before the last boundary, and what is too long for a
+        word."""
+        last = max(0, *(row.word.rfind(byte) for byte in BOUNDARIES))
+        if len(row.word) - last > _LONGEST_WORD:
+            last = len(row.word) - 1  # so that a byte is left to guess from
+        if last == 0:
             return
         tokens = self._tokenizer.encode(bytes(row.word[:last]))
         if len(tokens) <= _FEW:

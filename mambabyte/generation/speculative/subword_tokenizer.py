@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from functools import cached_property
 from importlib import import_module
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambabyte.checkpoints.formats.byte_tokenizer import alphabet
+from mambabyte.checkpoints.formats.layout import check_file
 from mambabyte.errors import UserError
 
 _CHARACTERS = alphabet()
@@ -35,11 +37,8 @@ class SubwordTokenizer:
         Raises:
             UserError: the library is missing.
         """
-        tokenizers = _library()
-        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-        words = tokenizers.Regex(f"[{_SPACE}{_NEWLINE}]?[^{_SPACE}{_NEWLINE}]+|[{_SPACE}{_NEWLINE}]")
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(words, "isolated")
-        trainer = tokenizers.trainers.BpeTrainer(
+        tokenizer = _without_tokens()
+        trainer = _library().trainers.BpeTrainer(
             vocab_size=vocabulary, initial_alphabet=_CHARACTERS, special_tokens=[], show_progress=False
         )
         tokenizer.train_from_iterator(
@@ -56,7 +55,10 @@ class SubwordTokenizer:
         """
         tokenizers = _library()
         try:
+            check_file(path)
             tokenizer = cls(tokenizers.Tokenizer.from_file(str(path)))
+            if _all_but_tokens(tokenizer._tokenizer) != _all_but_tokens(_without_tokens()):
+                raise UserError(f"'{path}' is no tokenizer of ours: it does more than merge bytes")
             whole = sorted(token for token in tokenizer.token_bytes if len(token) == 1)
         except UserError:
             raise
@@ -91,6 +93,22 @@ class SubwordTokenizer:
         ):
             raise UserError("it has tokens that stand for no bytes")
         return [bytes(_BYTES[character] for character in token) for token, _ in tokens]
+
+
+def _without_tokens() -> Any:
+    """The library's tokenizer of words, before it has tokens."""
+    tokenizers = _library()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    words = tokenizers.Regex(f"[{_SPACE}{_NEWLINE}]?[^{_SPACE}{_NEWLINE}]+|[{_SPACE}{_NEWLINE}]")
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(words, "isolated")
+    return tokenizer
+
+
+def _all_but_tokens(tokenizer: Any) -> dict[str, Any]:
+    """What it does to a text beside merging: a file may say anything, slow patterns and random merges too."""
+    described = json.loads(tokenizer.to_str())
+    del described["model"]["vocab"], described["model"]["merges"]
+    return described
 
 
 def _text(data: bytes) -> str:

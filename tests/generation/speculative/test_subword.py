@@ -1,6 +1,7 @@
 """A subword Mamba as the drafter: its tokenizer takes any bytes, and its guesses are of the whole text."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -89,6 +90,27 @@ def test_guesses_follow_from_the_whole_text_whenever_they_are_asked_for(
         assert guessed == greedy(trained, tokenizer, text, 9), text
 
 
+def test_a_text_without_boundaries_is_not_held_whole(
+    trained: SubwordMamba, tokenizer: SubwordTokenizer, monkeypatch
+) -> None:
+    drafter, data = (
+        SubwordDrafter(trained, tokenizer),
+        bytes(random.Random(0).choices(range(33, 256), k=2000)),
+    )
+    drafter.append(data[:1000], 1)
+    encode, encoded = tokenizer.encode, []
+
+    def noted(text: bytes) -> np.ndarray:
+        encoded.append(len(text))
+        return encode(text)
+
+    monkeypatch.setattr(tokenizer, "encode", noted)
+    for byte in data[1000:]:
+        drafter.push([bytes([byte])])
+        assert next(drafter.guesses([Draws(Sampler(0))])) != [None]
+    assert len(encoded) > 1000 and max(encoded[1:]) < 300
+
+
 def test_texts_are_those_of_plain_decoding(trained: SubwordMamba, tokenizer: SubwordTokenizer) -> None:
     torch.manual_seed(1)
     model = MambaByteConfig(d_model=16, n_layer=1, d_state=4).build().eval()
@@ -151,6 +173,35 @@ class TestDamage:
     def test_damaged_files_are_one_sentence(self, folder, name: str, content: bytes) -> None:
         (folder / name).write_bytes(content)
         with pytest.raises(UserError, match="drafter"):
+            load_subword_drafter(folder, CPU)
+
+    @pytest.mark.parametrize(
+        ("part", "change"),
+        [
+            (None, {"normalizer": {"type": "Lowercase"}}),
+            ("pre_tokenizer", {"pattern": {"Regex": "(a+)+b"}}),
+            ("model", {"dropout": 0.5}),
+        ],
+        ids=["normalizer", "slow-pattern", "random-merges"],
+    )
+    def test_a_tokenizer_that_does_more_than_merge_is_refused(self, folder, part, change: dict) -> None:
+        described = json.loads((folder / "tokenizer.json").read_text())
+        (described if part is None else described[part]).update(change)
+        (folder / "tokenizer.json").write_text(json.dumps(described))
+        with pytest.raises(UserError, match="is no tokenizer of ours: it does more than merge bytes"):
+            load_subword_drafter(folder, CPU)
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors"])
+    def test_a_pipe_holds_nobody_up(self, folder, name: str) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(UserError, match="is no regular file"):
+            load_subword_drafter(folder, CPU)
+
+    def test_weights_of_another_dtype_are_refused(self, folder) -> None:
+        weights = load_file(folder / "model.safetensors")
+        save_file({name: tensor.half() for name, tensor in weights.items()}, folder / "model.safetensors")
+        with pytest.raises(UserError, match="its weights are not in fp32"):
             load_subword_drafter(folder, CPU)
 
     def test_absurd_shapes_are_refused_before_anything_is_allocated(self, folder) -> None:
