@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from mambabyte.errors import UserError
 from mambabyte.generation import Batch, Row, Sampler, generate, load_context, read, read_pieces, save_context
 from mambabyte.models import ByteLM
-from tests.models.test_every_model import MODELS
+from tests.models.every_model import MODELS
 
 PROMPTS = [b"ab", b"\xff\x00 a longer prompt", b"a", b"\n"]
 

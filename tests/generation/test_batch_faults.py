@@ -10,7 +10,7 @@ from mambabyte.generation import Batch, Row, Sampler, generate, read
 from mambabyte.generation.speculative import Drafting, FixedLengths
 from mambabyte.models import ByteLM
 from tests.generation.speculative.drafters import Knowing, collect, right
-from tests.models.test_every_model import MODELS
+from tests.models.every_model import MODELS
 
 
 def built(name: str = "mambabyte") -> ByteLM:

@@ -8,7 +8,7 @@ from mambabyte.generation import stepping
 from mambabyte.generation.stepping import GenericStepper, stepper_for
 from mambabyte.models.byte_lm import ByteLM
 from mambabyte.ops import use_backend
-from tests.models.test_every_model import MODELS
+from tests.models.every_model import MODELS
 
 # fp32 sums in another order, logits of order 1
 CLOSE = {"atol": 3e-5, "rtol": 0}

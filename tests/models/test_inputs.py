@@ -9,7 +9,7 @@ import torch
 
 from mambabyte.errors import UserError
 from mambabyte.models import ByteLM, LSTMConfig, MambaByteConfig
-from tests.models.test_every_model import MODELS
+from tests.models.every_model import MODELS
 
 BATCH = [list(b"ab"), list(b"cd"), list(b"ef")]
 

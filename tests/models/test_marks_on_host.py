@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mambabyte.errors import UserError
-from tests.models.test_every_model import MODELS, random_bytes
+from tests.models.every_model import MODELS, random_bytes
 
 READING = [name for name, config in MODELS.items() if config.build().reads_marks_on_host]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.models.test_every_model import MODELS, random_bytes
+from tests.models.every_model import MODELS, random_bytes
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -8,7 +8,7 @@ import torch
 
 from mambabyte.models import MambaByteConfig
 from mambabyte.models.meta_device import on_meta_device, repeated
-from tests.models.test_every_model import MODELS
+from tests.models.every_model import MODELS
 
 
 def described(model):

@@ -10,7 +10,7 @@ from mambabyte.models import MambaByteConfig, MegaByteConfig
 from mambabyte.models.hyperparameters import LoraSettings
 from mambabyte.models.lora import add_adapters
 from mambabyte.models.training_flops import training_flops_per_byte
-from tests.models.test_every_model import MODELS, random_bytes
+from tests.models.every_model import MODELS, random_bytes
 
 LENGTH = 560  # whole blocks of Perceiver AR and patches of MegaByte
 

@@ -21,7 +21,7 @@ from mambabyte.ops import recomputation
 from mambabyte.training.module import ByteLMModule
 from mambabyte.training.readback import AnyRank
 from mambabyte.training.settings import TrainSettings
-from tests.models.test_every_model import MODELS
+from tests.models.every_model import MODELS
 
 DEVICE = torch.device("meta")
 # the value or the shape of their result depends on data, which the host has to read

@@ -9,7 +9,7 @@ from mambabyte.generation.speculative import Drafting, FixedLengths, NgramDrafte
 from mambabyte.generation.stepping import GenericStepper, stepper_for
 from mambabyte.models import ByteLM
 from tests.generation.speculative.drafters import Knowing, collect, right, sometimes, wrong
-from tests.models.test_every_model import MODELS
+from tests.models.every_model import MODELS
 
 PROMPTS = [b"ab", b"\xff\x00 a longer prompt, a longer prompt", b"a", b"\n"]
 SAMPLERS = [

@@ -12,7 +12,7 @@ from mambabyte.generation.speculative import Drafting, FixedLengths, Guess, Mode
 from mambabyte.models import ByteLM, MegaByteConfig
 from tests.generation.speculative.drafters import collect
 from tests.generation.speculative.test_drafting import LENGTH, PROMPTS, SAMPLERS, alone, fixed, sharpened
-from tests.models.test_every_model import MODELS
+from tests.models.every_model import MODELS
 
 
 @pytest.fixture(scope="module", params=MODELS)

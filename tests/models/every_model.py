@@ -1,0 +1,55 @@
+"""A small configuration of every model."""
+
+import torch
+
+from mambabyte.models import (
+    CNNConfig,
+    GatedS4DConfig,
+    LSTMConfig,
+    MambaByteConfig,
+    MegaByteConfig,
+    MixerStackConfig,
+    PerceiverARConfig,
+    TransformerConfig,
+    mixers,
+)
+
+
+def mixer_stack(mixer, **settings):
+    return MixerStackConfig(mixer=mixer, d_model=16, n_layer=2, **settings)
+
+
+MODELS = {
+    "mambabyte": MambaByteConfig(d_model=32, n_layer=2, d_state=4),
+    "mambabyte-ngrams": MambaByteConfig(
+        d_model=32, n_layer=2, d_state=4, ngram=4, ngram_buckets=64, ngram_width=6
+    ),
+    "transformer": TransformerConfig(d_model=32, n_layer=2, n_head=2),
+    "transformer-window": TransformerConfig(d_model=32, n_layer=2, n_head=2, window=5, tie_embeddings=False),
+    "megabyte": MegaByteConfig(
+        patch_size=4, max_length=1100, d_model=32, n_head=2, local_d_model=16, local_n_head=2, n_layer=2
+    ),
+    "megabyte-patch-of-1": MegaByteConfig(
+        patch_size=1, max_length=1100, d_model=16, n_head=2, local_d_model=16, local_n_head=1, n_layer=1
+    ),
+    "perceiver_ar": PerceiverARConfig(n_latents=7, d_model=32, n_layer=3, n_head=2),
+    "gated_s4d": GatedS4DConfig(d_model=32, n_layer=2, d_state=8),
+    "lstm": LSTMConfig(d_model=32, n_layer=2),
+    "cnn": CNNConfig(d_model=32, n_layer=3, kernel_size=3, dilation_cycle=2),
+    "mamba-s6": mixer_stack(mixers.S6Config(d_state=4), block="mamba", mlp="none"),
+    "h3-s6": mixer_stack(mixers.S6Config(d_state=4), block="h3", mlp="none"),
+    "linear_attention": mixer_stack(mixers.LinearAttentionConfig(n_head=2), mlp="gelu"),
+    "ssd": mixer_stack(mixers.SSDConfig(d_state=4, n_head=2, chunk=8)),
+    "attention": mixer_stack(mixers.AttentionConfig(n_head=2)),
+    "s4": mixer_stack(mixers.S4Config(d_state=4)),
+    "s4d": mixer_stack(mixers.S4DConfig(d_state=4, init="legs")),
+    "mamba-s4d-real": mixer_stack(mixers.S4DConfig(d_state=4, init="real"), block="mamba"),
+    "h3": mixer_stack(mixers.H3Config(d_state=4), mlp="none"),
+    "rwkv": mixer_stack(mixers.RWKVConfig(), mlp="rwkv"),
+    "lstm-mixer": mixer_stack(mixers.LSTMConfig(), mlp="none"),
+    "cnn-mixer": mixer_stack(mixers.CNNConfig(kernel_size=2, dilation=2), mlp="none"),
+}
+
+
+def random_bytes(*shape, seed=1):
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed))
