@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +46,11 @@ def run(settings: DrafterSettings) -> None:
 
     checkpoint = checkpoints.read(settings.ckpt)
     folder = _folder_of(checkpoint) if settings.out is None else Path(settings.out).expanduser()
-    if folder.exists():
-        raise UserError(f"'{folder}' is there already: choose another with out=, or remove it")
+    _refuse_to_write(folder)
     data = settings.data or _data_of(checkpoint)
     device = choose_device(settings.device)
     trained = train_subword_drafter(data.prepare("train"), settings, device, progress_bar("training"))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         save_subword_drafter(folder, trained.model, trained.tokenizer)
     except OSError as error:
         raise cannot_write(folder, error, "out=") from error
@@ -60,6 +60,19 @@ def run(settings: DrafterSettings) -> None:
         f"training windows; use it by generate draft={folder}",
         file=sys.stderr,
     )
+
+
+def _refuse_to_write(folder: Path) -> None:
+    """Raises UserError, before anything is trained, if a new folder cannot be written there; what it is in is
+    made."""
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"'{folder}' is there already: choose another with out=, or remove it")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise cannot_write(folder, error, "out=") from error
 
 
 def _folder_of(checkpoint: Checkpoint) -> Path:

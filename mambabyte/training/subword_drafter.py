@@ -14,6 +14,7 @@ from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
 from mambabyte.generation.speculative.subword_tokenizer import SubwordTokenizer
 from mambabyte.models.subword_mamba import SubwordMamba, subword_config
+from mambabyte.runtime.units import counted
 from mambabyte.training.subword_settings import SubwordTraining
 
 _TOKENIZER_BYTES = 20_000_000  # of the corpus, which suffice to learn merges
@@ -45,7 +46,7 @@ def train_subword_drafter(
     window = settings.context_length + 1
     if len(tokens) < window:
         raise UserError(
-            f"the data has {len(tokens)} subwords, fewer than a window of {window}: set a shorter "
+            f"the data has {counted(len(tokens), 'subword')}, fewer than a window of {window}: set a shorter "
             "context_length"
         )
     lengths = np.array([len(token) for token in tokenizer.token_bytes])

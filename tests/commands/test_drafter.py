@@ -51,8 +51,11 @@ def test_other_data_may_be_given(finished: Path, configure: Callable, tmp_path: 
 
 
 def test_where_it_cannot_be_written_is_one_sentence(
-    finished: Path, configure: Callable, tmp_path: Path
+    finished: Path, configure: Callable, tmp_path: Path, monkeypatch
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file/drafter"):
-        drafter.run(configure("drafter", f"ckpt={finished}", f"out={tmp_path}/file/drafter", *SMALL))
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    monkeypatch.setattr("mambabyte.training.subword_drafter.train_subword_drafter", None)
+    for out, message in (("file/drafter", "file/drafter"), ("link", "is there already")):
+        with pytest.raises(UserError, match=message):
+            drafter.run(configure("drafter", f"ckpt={finished}", f"out={tmp_path}/{out}", *SMALL))
