@@ -144,8 +144,9 @@ def test_a_saved_model_is_measured_where_the_data_and_the_context_are_named(
     mambabyte.save(model, tmp_path / "saved")
     (tmp_path / "text").write_bytes(b"some text " * 8)
     data = ["data=files", f"data.path={tmp_path}/text", f"data.folder={tmp_path}/p"]
-    with pytest.raises(UserError, match=r"does not say .* set context_length= and data="):
-        evaluate.run(configure("eval", f"ckpt={tmp_path}/saved", *data))
+    for given, wanted in ((data, "context_length="), ([], "context_length= and data=")):
+        with pytest.raises(UserError, match=f"does not say .* set {wanted}$"):
+            evaluate.run(configure("eval", f"ckpt={tmp_path}/saved", *given))
     evaluate.run(configure("eval", f"ckpt={tmp_path}/saved", *data, "context_length=16"))
     assert "context 16 bytes" in capsys.readouterr().out
 

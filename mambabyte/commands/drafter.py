@@ -48,6 +48,8 @@ def run(settings: DrafterSettings) -> None:
     folder = _folder_of(checkpoint) if settings.out is None else Path(settings.out).expanduser()
     _refuse_to_write(folder)
     data = settings.data or _data_of(checkpoint)
+    if data.is_task:
+        raise UserError("a drafter learns from text, and this data is a synthetic task: set data= to text")
     device = choose_device(settings.device)
     trained = train_subword_drafter(data.prepare("train"), settings, device, progress_bar("training"))
     try:

@@ -24,7 +24,7 @@ class Row:
     """One text that a model writes.
 
     Args:
-        length: the most bytes to write.
+        length: the most bytes to write; a row of 0 has ended before it begins.
         stop: strings before which it ends.
         keep_context: whether to keep the model's state at the end, which costs one more step.
 
@@ -39,7 +39,7 @@ class Row:
     ) -> None:
         self.sampler, self.length, self.stops = sampler, length, Stops(stop)
         self.keep_context = keep_context
-        self.finished: Literal["length", "stop", "interrupted"] | None = None
+        self.finished: Literal["length", "stop", "interrupted"] | None = None if length else "length"
         self.drawn = 0
         self.context: Context | None = None
 
@@ -129,13 +129,14 @@ class Batch:
 
     @torch.no_grad()
     def add(self, context: Context, rows: Sequence[Row]) -> None:
-        """Rows that all go on from one context.
+        """Rows that all go on from one context; those that have ended are left out.
 
         Raises:
             UserError: it is of another model.
         """
         self._refuse_after_failure()
         self.model.as_batch(EMPTY_PROMPT, context.state)  # nothing has changed yet if it is refused
+        rows = [row for row in rows if row.finished is None]
         if self._drafting is not None:
             self._drafting.drafter.append(context.recent, len(rows))
         self._stepper.append(context.state)

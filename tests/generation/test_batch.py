@@ -122,6 +122,13 @@ def test_a_row_that_is_let_go_keeps_its_context_so_far(model: ByteLM) -> None:
     assert more == alone(model, text, 8, Sampler(0))
 
 
+def test_a_row_of_no_bytes_has_ended_before_it_begins(model: ByteLM) -> None:
+    batch, row, none = Batch(model), Row(Sampler(0), 2), Row(Sampler(0), 0)
+    batch.add(read(model, b"x"), [none, row])
+    assert collect(batch) == {id(row): alone(model, b"x", 2, row.sampler)}
+    assert none.finished == "length"
+
+
 def test_a_stop_string_ends_a_row(model: ByteLM) -> None:
     whole = alone(model, b"ab", 40, Sampler(1.0))
     stop = whole[10:13]
