@@ -106,9 +106,11 @@ def written_together(
             batch.add(context, [row])
         if not batch.rows:
             return
+        texts: dict[Continuation, bytes] = {}  # a drafted step gives a row several bytes
         for drawn in batch.step():
             assert isinstance(drawn.row, Continuation)
-            yield drawn.row, drawn.text
+            texts[drawn.row] = texts.get(drawn.row, b"") + drawn.text
+        yield from texts.items()
     for left in batch.rows:
         assert isinstance(left, Continuation)
         batch.remove(left)

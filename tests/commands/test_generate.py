@@ -1,5 +1,6 @@
 """`mambabyte generate`."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from mambabyte import checkpoints, commands
 from mambabyte.commands import generate
 from mambabyte.errors import UserError
 from mambabyte.models import MambaByteConfig
+from mambabyte.runtime.terminal import visible
 
 
 def written(configure, capsys, *overrides: str) -> str:
@@ -46,9 +48,22 @@ def test_drafts_are_verified_and_counted(configure, finished: Path, tmp_path: Pa
         generate.run(configure("generate", *common, f"draft={draft}"))
         out, err = capsys.readouterr()
         assert out == plain
-        assert err.startswith("mambabyte: draft") and err.count("\n") == 1
+        assert "; drafted" in err and err.count("\n") == 1
     generate.run(configure("generate", *common, f"draft={smaller}", "acceptance=top_beta", "top_beta=256"))
     assert "accepted 100%" in capsys.readouterr().err
+
+
+def test_a_text_that_ends_in_the_middle_of_a_draft_is_shown_whole(
+    configure, finished: Path, tmp_path: Path, capsys
+) -> None:
+    smaller = tmp_path / "smaller"
+    checkpoints.write_export(MambaByteConfig(d_model=8, n_layer=1, d_state=2).build(), None, 0, smaller)
+    drafting = [f"draft={smaller}", "acceptance=top_beta", "top_beta=256"]  # every guess is accepted
+    for length in (16, 17, 18):
+        common = [f"ckpt={finished}", "prompt=the ", f"bytes={length}", "valid_utf8=true", *drafting]
+        (text,) = json.loads(written(configure, capsys, *common, "json=true"))["texts"]
+        assert text["bytes"] == length
+        assert written(configure, capsys, *common) == visible(f"the {text['text']}") + "\n"
 
 
 def test_drafters_that_cannot_help_are_refused(configure, finished: Path) -> None:
