@@ -48,7 +48,9 @@ def run(settings: DrafterSettings) -> None:
         raise UserError(f"'{folder}' is there already: choose another with out=, or remove it")
     data = settings.data or _data_of(checkpoint)
     device = choose_device(settings.device)
-    trained = train_subword_drafter(data.prepare("train"), settings, device, progress_bar("training"))
+    trained = train_subword_drafter(
+        data.prepare("train"), settings, device, progress_bar("training", unit=" steps")
+    )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_subword_drafter(folder, trained.model, trained.tokenizer)
@@ -57,7 +59,7 @@ def run(settings: DrafterSettings) -> None:
     print(
         f"mambabyte: '{folder}' holds a drafter of {trained.model.num_parameters():,} parameters and "
         f"{trained.tokenizer.vocabulary:,} subwords, {trained.bits_per_byte:.3f} bits per byte on its last "
-        f"training windows; use it by generate draft={folder}",
+        f"training windows; use it with generate draft={folder}",
         file=sys.stderr,
     )
 

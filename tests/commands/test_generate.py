@@ -71,6 +71,7 @@ def test_drafters_that_cannot_help_are_refused(configure, finished: Path) -> Non
         ([f"draft={finished}"], "computes as much for a byte as the model itself"),
         (["draft=ngrams"], "draft=ngrams is neither ngram nor a model: there is no checkpoint at 'ngrams'"),
         (["draft_length=4"], "add draft=ngram or draft=CKPT"),
+        (["draft=ngram", "top_beta=5"], "top_beta= has no effect with acceptance=exact"),
         (["draft=ngram", "draft_length=0"], "draft_length must be at least 1"),
     ):
         with pytest.raises(UserError, match=message):
