@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         nearest = meant if "did you mean" in meant else ""
         key = unknown[1][2:].replace("-", "_") if unknown else ""
         if key in self.settings:
-            raise UserError(f"{self.prog} has no flag --{key.replace('_', '-')}: write {key}=VALUE")
+            raise UserError(f"there is no flag {unknown[1]}: write {key}=VALUE")
         raise UserError(f"{message}{nearest}; see {self.prog} --help")
 
 

@@ -165,7 +165,7 @@ def test_cfg_prints_one_group_and_runs_nothing(cli):
         (["train", "--qqq"], "unrecognized arguments: --qqq; see mambabyte train --help"),
         (
             ["generate", "ckpt=a", "--draft-length", "4"],
-            "mambabyte generate has no flag --draft-length: write draft_length=VALUE",
+            "there is no flag --draft-length: write draft_length=VALUE",
         ),
         (["train", "--bpb"], "unrecognized arguments: --bpb"),
         (["eval"], "ckpt is not set; add ckpt=VALUE"),
