@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         meant = suggestion(unknown[1], known) if unknown else ""
         nearest = meant if "did you mean" in meant else ""
         key = unknown[1][2:].replace("-", "_") if unknown else ""
-        if key in self.settings:
+        if unknown and key in self.settings:
             raise UserError(f"there is no flag {unknown[1]}: write {key}=VALUE")
         raise UserError(f"{message}{nearest}; see {self.prog} --help")
 
