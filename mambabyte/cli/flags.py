@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -20,13 +20,22 @@ _SWEEPING = ("launcher=", "+launcher=", "hydra.mode=")
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are UserErrors."""
+    """An ArgumentParser whose errors are UserErrors.
+
+    Attributes:
+        settings: what is written as key=VALUE, and is no flag.
+    """
+
+    settings: Collection[str] = ()
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         known = [name for name in self._option_string_actions if name.startswith("--")]
         meant = suggestion(unknown[1], known) if unknown else ""
         nearest = meant if "did you mean" in meant else ""
+        key = unknown[1][2:].replace("-", "_") if unknown else ""
+        if unknown and key in self.settings:
+            raise UserError(f"there is no flag {unknown[1]}: write {key}=VALUE")
         raise UserError(f"{message}{nearest}; see {self.prog} --help")
 
 
@@ -44,6 +53,7 @@ def command_parser(name: str, command: Command) -> Parser:
         allow_abbrev=not composed,
     )
     if composed:
+        parser.settings = {field.name for field in fields(command.settings)}
         help, metavar = (words.help, words.metavar) if words else (argparse.SUPPRESS, None)
         parser.add_argument("words", nargs="*", metavar=metavar, help=help)
     elif words is not None:

@@ -51,7 +51,9 @@ def run(settings: DrafterSettings) -> None:
     if data.is_task:
         raise UserError("a drafter learns from text, and this data is a synthetic task: set data= to text")
     device = choose_device(settings.device)
-    trained = train_subword_drafter(data.prepare("train"), settings, device, progress_bar("training"))
+    trained = train_subword_drafter(
+        data.prepare("train"), settings, device, progress_bar("training", unit=" steps")
+    )
     try:
         save_subword_drafter(folder, trained.model, trained.tokenizer)
     except OSError as error:
@@ -59,7 +61,7 @@ def run(settings: DrafterSettings) -> None:
     print(
         f"mambabyte: '{folder}' holds a drafter of {trained.model.num_parameters():,} parameters and "
         f"{trained.tokenizer.vocabulary:,} subwords, {trained.bits_per_byte:.3f} bits per byte on its last "
-        f"training windows; use it by generate draft={folder}",
+        f"training windows; use it with generate draft={folder}",
         file=sys.stderr,
     )
 

@@ -53,7 +53,7 @@ class GenerateSettings(CommandSettings):
     draft: str | None
     draft_length: int | None = setting(at_least=1, at_most=256)
     acceptance: Literal["exact", "top_beta"]
-    top_beta: int = setting(at_least=1, at_most=256)
+    top_beta: int | None = setting(at_least=1, at_most=256)
     weights: Literal["fp32", "bf16", "int8"]
     raw: bool
     json: bool
@@ -73,7 +73,9 @@ class GenerateSettings(CommandSettings):
         if self.interactive and (self.raw or self.json or self.out is not None or self.samples > 1):
             raise UserError("interactive=true shows one text: leave raw=, json=, out= and samples= out")
         if self.draft is None and (self.draft_length is not None or self.acceptance != "exact"):
-            raise UserError("draft_length= and acceptance= are of drafts: add draft=ngram or draft=CKPT")
+            raise UserError("draft_length= and acceptance= need a drafter: add draft=ngram or draft=CKPT")
+        if self.top_beta is not None and self.acceptance != "top_beta":
+            raise UserError("top_beta= has no effect with acceptance=exact: add acceptance=top_beta")
 
 
 def run(settings: GenerateSettings) -> None:
@@ -88,7 +90,7 @@ def run(settings: GenerateSettings) -> None:
     from mambabyte.generation import Sampler, check_weights, load_context, save_context
     from mambabyte.generation.continuations import Spent
     from mambabyte.generation.interactive import Conversation, converse
-    from mambabyte.generation.speculative import drafting_from
+    from mambabyte.generation.speculative import TOP_BETA, drafting_from
     from mambabyte.generation.stopping import Stops
     from mambabyte.generation.writing import Writing
     from mambabyte.runtime.devices import choose_device
@@ -105,7 +107,8 @@ def run(settings: GenerateSettings) -> None:
     drafting = None
     if settings.draft is not None:
         drafting = drafting_from(
-            settings.draft, model, settings.draft_length, settings.acceptance, settings.top_beta
+            *(settings.draft, model, settings.draft_length, settings.acceptance),
+            TOP_BETA if settings.top_beta is None else settings.top_beta,
         )
     context = None if settings.state is None else load_context(settings.state, model)
     spent, stopped = Spent(), False

@@ -65,7 +65,7 @@ class Task(Settings):
     def documents(self, split: str) -> Iterator[Document]:
         raise UserError(
             "this data is a task, whose sequences are made while they are read: there are no documents to "
-            "prepare, inspect or mix"
+            "prepare, inspect, mix or train a drafter on"
         )
 
 

@@ -17,7 +17,7 @@ class Output(Protocol):
         """A text whose prompt was read. They begin in their order."""
 
     def write(self, text: Continuation, data: bytes) -> None:
-        """What comes next in a text. With its last bytes, and perhaps before, `text.finished` is set."""
+        """What comes next in a text. With its last bytes, and not before, `text.finished` is set."""
 
     def close(self, spent: Spent, interrupted: bool) -> None:
         """All that will be written is written."""

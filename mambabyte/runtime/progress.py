@@ -56,9 +56,15 @@ class Progress(StatusLine):
     Work of less than two seconds shows nothing.
     """
 
-    def __init__(self, label: str, total_bytes: int | None, done_bytes: int = 0) -> None:
+    def __init__(self, label: str, total_bytes: int | None, done_bytes: int = 0, unit: str = "B") -> None:
         super().__init__(
-            2.0, desc=label, total=total_bytes, initial=done_bytes, unit="B", unit_scale=True, smoothing=0
+            2.0,
+            desc=label,
+            total=total_bytes,
+            initial=done_bytes,
+            unit=unit,
+            unit_scale=unit == "B",
+            smoothing=0,
         )
 
     def show(self, done_bytes: int, documents: int | None = None) -> None:
@@ -68,14 +74,16 @@ class Progress(StatusLine):
         self.update(done_bytes - self.n)
 
 
-def progress_bar(label: str) -> ProgressCallback:
-    """A callback that shows a :class:`Progress` until all is done."""
+def progress_bar(label: str, unit: str = "B") -> ProgressCallback:
+    """A callback that shows a :class:`Progress`, of bytes or of another unit, until all is done."""
     bar: Progress | None = None
 
     def show(done: int, total: int) -> None:
         nonlocal bar
         if bar is None:
-            bar = Progress(label, total, done)  # bytes from an earlier run do not count towards the rate
+            bar = Progress(
+                label, total, done, unit
+            )  # bytes from an earlier run do not count towards the rate
         bar.show(done)
         if done == total:
             bar.close()

@@ -163,6 +163,10 @@ def test_cfg_prints_one_group_and_runs_nothing(cli):
         (["train", "--config-dir", "nowhere"], "nowhere' not found"),
         (["train", "--cfg", "jobs"], "argument -c/--cfg: invalid choice: 'jobs'"),
         (["train", "--qqq"], "unrecognized arguments: --qqq; see mambabyte train --help"),
+        (
+            ["generate", "ckpt=a", "--draft-length", "4"],
+            "there is no flag --draft-length: write draft_length=VALUE",
+        ),
         (["train", "--bpb"], "unrecognized arguments: --bpb"),
         (["eval"], "ckpt is not set; add ckpt=VALUE"),
         (

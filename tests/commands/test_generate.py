@@ -1,5 +1,6 @@
 """`mambabyte generate`."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from mambabyte import checkpoints, commands
 from mambabyte.commands import generate
 from mambabyte.errors import UserError
 from mambabyte.models import MambaByteConfig
+from mambabyte.runtime.terminal import visible
 
 
 def written(configure, capsys, *overrides: str) -> str:
@@ -51,11 +53,25 @@ def test_drafts_are_verified_and_counted(configure, finished: Path, tmp_path: Pa
     assert "accepted 100%" in capsys.readouterr().err
 
 
+def test_a_text_that_ends_in_the_middle_of_a_draft_is_shown_whole(
+    configure, finished: Path, tmp_path: Path, capsys
+) -> None:
+    smaller = tmp_path / "smaller"
+    checkpoints.write_export(MambaByteConfig(d_model=8, n_layer=1, d_state=2).build(), None, 0, smaller)
+    drafting = [f"draft={smaller}", "acceptance=top_beta", "top_beta=256"]  # every guess is accepted
+    for length in (16, 17, 18):
+        common = [f"ckpt={finished}", "prompt=the ", f"bytes={length}", "valid_utf8=true", *drafting]
+        (text,) = json.loads(written(configure, capsys, *common, "json=true"))["texts"]
+        assert text["bytes"] == length
+        assert written(configure, capsys, *common) == visible(f"the {text['text']}") + "\n"
+
+
 def test_drafters_that_cannot_help_are_refused(configure, finished: Path) -> None:
     for overrides, message in (
         ([f"draft={finished}"], "computes as much for a byte as the model itself"),
         (["draft=ngrams"], "draft=ngrams is neither ngram nor a model: there is no checkpoint at 'ngrams'"),
         (["draft_length=4"], "add draft=ngram or draft=CKPT"),
+        (["draft=ngram", "top_beta=5"], "top_beta= has no effect with acceptance=exact"),
         (["draft=ngram", "draft_length=0"], "draft_length must be at least 1"),
     ):
         with pytest.raises(UserError, match=message):

@@ -190,7 +190,7 @@ def test_what_a_task_cannot_obey_is_refused(changes: dict, sentence: str, tmp_pa
 
 
 def test_a_task_is_neither_prepared_nor_mixed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there are no documents to prepare, inspect or mix"):
+    with pytest.raises(UserError, match="there are no documents to prepare, inspect, mix or train"):
         module(tmp_path).settings.prepare("validation")
     with pytest.raises(UserError, match=r"data.parts.a: data=copying is a task"):
         MixtureSource(parts={"a": {"data": "copying"}})

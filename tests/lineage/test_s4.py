@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mambabyte.lineage import hippo, s4, ssm
-from mambabyte.models.gated_s4d import decaying_sum
+from mambabyte.models.mixers.s4d import decaying_sum
 
 
 def random(*shape: int) -> torch.Tensor:

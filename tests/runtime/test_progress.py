@@ -69,6 +69,15 @@ def test_work_beyond_an_estimated_total_goes_on(wait, capsys) -> None:
     assert "12.0MB" in capsys.readouterr().err
 
 
+def test_steps_are_counted_whole_and_not_as_bytes(wait, capsys) -> None:
+    show = progress_bar("training", unit=" steps")
+    show(1, 3000)
+    wait(4)
+    show(2001, 3000)
+    assert "2001/3000 [00:04" in (line := capsys.readouterr().err)
+    assert "500.00 steps/s" in line
+
+
 def test_short_work_shows_nothing(wait, capsys) -> None:
     show = progress_bar("disjoint")
     show(10, 20)

@@ -20,6 +20,7 @@ from mambabyte.runtime.units import counted
 
 MOST = 32  # guesses in a round, where nothing else is said
 MOST_TOP_BETA = 8
+TOP_BETA = 3  # of the paper's bytes, as many are the likeliest
 _PLAIN_STEPS = 4  # of each number of rows, which are timed before anything is drafted
 _ROUNDS = 64  # with the drafter, after which a plain step is timed again
 # All times are CPU time of this thread: what other processes take says nothing of drafts. For a GPU, PyTorch
@@ -133,7 +134,7 @@ class Drafting:
         drafter: Drafter,
         most: int | None = None,
         acceptance: Acceptance = "exact",
-        top_beta: int = 3,
+        top_beta: int = TOP_BETA,
         lengths: Lengths | None = None,
     ) -> None:
         if acceptance not in get_args(Acceptance):

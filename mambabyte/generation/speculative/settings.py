@@ -7,7 +7,7 @@ from pathlib import Path
 from mambabyte import checkpoints
 from mambabyte.errors import UserError
 from mambabyte.generation.speculative.drafter import Drafter
-from mambabyte.generation.speculative.drafting import Acceptance, Drafting
+from mambabyte.generation.speculative.drafting import TOP_BETA, Acceptance, Drafting
 from mambabyte.generation.speculative.model import ModelDrafter
 from mambabyte.generation.speculative.ngram import NgramDrafter
 from mambabyte.generation.speculative.subword import is_subword_drafter, load_subword_drafter
@@ -22,7 +22,7 @@ def drafting_from(
     model: ByteLM,
     length: int | None = None,
     acceptance: Acceptance = "exact",
-    top_beta: int = 3,
+    top_beta: int = TOP_BETA,
 ) -> Drafting:
     """Drafting for a model.
 
