@@ -22,6 +22,7 @@ from mambabyte.runtime.terminal import visible, write_bytes
 if TYPE_CHECKING:
     from mambabyte.generation.outputs import Output
     from mambabyte.generation.prompts import Prompt
+    from mambabyte.generation.speculative.drafting import Drafting
 
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.?)", re.DOTALL)
 _ESCAPED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\"}
@@ -124,7 +125,7 @@ def run(settings: GenerateSettings) -> None:
         converse(conversation)
         context = conversation.context
     else:
-        with _output(settings, several=len(prompts) * settings.samples > 1) as output:
+        with _output(settings, len(prompts) * settings.samples > 1, drafting) as output:
             work = writing.texts if settings.bytes else writing.nothing
             context, stopped = work(prompts, context, output, spent)
     if settings.save_state is not None and context is not None:
@@ -215,13 +216,14 @@ def _refuse_to_write(file: Path, key: str) -> None:
 
 
 @contextmanager
-def _output(settings: GenerateSettings, several: bool) -> Iterator[Output]:
+def _output(settings: GenerateSettings, several: bool, drafting: Drafting | None) -> Iterator[Output]:
     """Where the texts go."""
     from mambabyte.generation.outputs import JsonObject, RawBytes, ShownText
 
     if settings.json:
         state = None if settings.state is None else str(settings.state)
-        yield JsonObject({"checkpoint": str(settings.ckpt), "state": state, "seed": settings.seed})
+        about = {"checkpoint": str(settings.ckpt), "state": state, "seed": settings.seed}
+        yield JsonObject(about, None if drafting is None else drafting.statistics)
     elif settings.out is not None:
         try:
             with settings.out.open("xb", buffering=0) as file:  # complete whenever the program ends

@@ -98,6 +98,8 @@ def _unknown_key(fault: ConfigAttributeError | ConfigKeyError) -> UserError:
     section = str(fault.full_key).rpartition(".")[0]
     if section and not known:  # of a group whose choice is none
         return UserError(f"there is no setting {fault.full_key} yet: choose {section}= too")
+    if fault.full_key == "data":  # the group that some commands leave at null
+        return UserError("settings such as data.path need a choice of data first: add one, as in data=files")
     return UserError(f"there is no setting {fault.full_key}" + suggestion(str(fault.key), known))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from mambabyte.generation.continuations import Continuation, Spent
+from mambabyte.generation.speculative.drafting import Statistics
 from mambabyte.runtime.terminal import visible
 from mambabyte.runtime.valid_json import valid_json
 
@@ -106,10 +107,11 @@ class JsonObject:
 
     Args:
         about: what stands in it before the texts.
+        drafts: what drafting does, if there is any.
     """
 
-    def __init__(self, about: dict[str, Any]) -> None:
-        self._about = about
+    def __init__(self, about: dict[str, Any], drafts: Statistics | None = None) -> None:
+        self._about, self._drafts = about, drafts
         self._texts: list[tuple[Continuation, bytearray]] = []
 
     def begin(self, text: Continuation) -> None:
@@ -127,6 +129,12 @@ class JsonObject:
             "writing_seconds": writing,
             "bytes_per_second": spent.written_bytes / writing if writing else None,
         }
+        if self._drafts is not None:
+            figures |= {
+                "drafted": self._drafts.drafted,
+                "accepted": self._drafts.accepted,
+                "speedup": self._drafts.speedup,
+            }
         texts = [self._described(text, bytes(data)) for text, data in self._texts]
         print(valid_json({**self._about, "texts": texts, **figures, "interrupted": interrupted}))
 

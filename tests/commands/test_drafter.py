@@ -59,3 +59,8 @@ def test_where_it_cannot_be_written_is_one_sentence(
     for out, message in (("file/drafter", "file/drafter"), ("link", "is there already")):
         with pytest.raises(UserError, match=message):
             drafter.run(configure("drafter", f"ckpt={finished}", f"out={tmp_path}/{out}", *SMALL))
+
+
+def test_settings_of_no_data_say_what_is_missing(configure: Callable) -> None:
+    with pytest.raises(UserError, match="need a choice of data first: add one, as in data=files"):
+        configure("drafter", "ckpt=a", "data.path=x")

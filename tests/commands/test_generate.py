@@ -51,6 +51,11 @@ def test_drafts_are_verified_and_counted(configure, finished: Path, tmp_path: Pa
         assert "; drafted " in err and err.count("\n") == 1
     generate.run(configure("generate", *common, f"draft={smaller}", "acceptance=top_beta", "top_beta=256"))
     assert "accepted 100%" in capsys.readouterr().err
+    generate.run(
+        configure("generate", *common, f"draft={smaller}", "acceptance=top_beta", "top_beta=256", "json=true")
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["drafted"] == found["accepted"] > 0 and "speedup" in found
 
 
 def test_a_text_that_ends_in_the_middle_of_a_draft_is_shown_whole(
