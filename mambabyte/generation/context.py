@@ -84,7 +84,7 @@ def read_pieces(model: ByteLM, pieces: Iterable[bytes], context: Context | None 
     for piece in pieces:
         if not piece:
             continue
-        logits, state = model.prefill(piece, None if context is None else context.state)
+        logits, state = model.prefill(model.as_batch(piece), None if context is None else context.state)
         last = logits[:, -1].clone()  # so that the other positions' are freed
         before = Context(state, last, 0, b"") if context is None else context
         context = before.extended(piece, state, last)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import secrets
 import time
@@ -17,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from mambabyte.errors import UserError, is_out_of_memory
+from mambabyte.runtime.valid_json import valid_json
 from mambabyte.serving.choices import Choice
 from mambabyte.serving.engine import Ended, Engine, Event, Failed, Job, PromptRead, Written
 from mambabyte.serving.errors import ApiError
@@ -196,7 +196,7 @@ async def _gone(request: Request) -> None:
 
 
 def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, separators=(',', ':'))}\n\n"
+    return f"data: {valid_json(value)}\n\n"
 
 
 def _explained(fault: Exception) -> ApiError:

@@ -19,6 +19,7 @@ from mambabyte.training.settings import TrainSettings
 NEEDED = {
     "eval": ["ckpt=a"],
     "generate": ["ckpt=a"],
+    "drafter": ["ckpt=a", "out=b"],
     "serve": ["ckpt=a"],
     "export": ["ckpt=a", "out=b"],
     "compress": ["ckpt=a", "file=b"],

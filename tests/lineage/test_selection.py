@@ -67,7 +67,7 @@ def test_step_sizes_are_those_that_the_scan_uses(monkeypatch: pytest.MonkeyPatch
         used.append(softplus(delta[0] + more[5]))  # A, B, C, D, z, delta_bias
         return selective_scan(u, delta, *more, **options)
 
-    monkeypatch.setattr("mambabyte.models.mamba.selective_scan", recording)
+    monkeypatch.setattr("mambabyte.models.selective_state_space.selective_scan", recording)
     found = selection.step_sizes(model, b"hamburger")
     assert found.shape == (2, 9, 32)
     assert torch.allclose(found, torch.stack(used), rtol=1e-6, atol=0)

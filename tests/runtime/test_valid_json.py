@@ -10,7 +10,13 @@ import pytest
 import mambabyte
 from mambabyte.runtime.valid_json import valid_json
 
-KEYS = ("reporting/comparison.py", "evaluation/resume.py", "data/corpus/corpus.py", "data/datamodule.py")
+KEYS = (
+    "reporting/comparison.py",
+    "evaluation/resume.py",
+    "data/corpus/corpus.py",
+    "data/datamodule.py",
+    "data/tasks.py",
+)
 
 
 @pytest.mark.parametrize("indent", [None, 2])

@@ -143,10 +143,11 @@ def test_a_fault_in_one_prompt_leaves_the_others_alone(
 ) -> None:
     prefill = type(model).prefill
 
-    def faulty(self: ByteLM, piece: bytes, state: object = None) -> object:
+    def faulty(self: ByteLM, data: torch.Tensor, state: object = None) -> object:
+        piece = bytes(data[0].tolist())
         if piece == b"fault":
             raise RuntimeError("made up")
-        logits, after = prefill(self, piece, state)
+        logits, after = prefill(self, data, state)
         return (logits * torch.nan if piece == b"nan" else logits), after
 
     monkeypatch.setattr(type(model), "prefill", faulty)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from mambabyte.generation.speculative.subword_tokenizer import BOUNDARIES, Subwo
 from mambabyte.models.byte_lm import State
 from mambabyte.models.subword_mamba import SubwordMamba, subword_config
 from mambabyte.runtime.atomic_write import atomic_folder
+from mambabyte.runtime.valid_json import valid_json
 
 _CONFIG, _WEIGHTS, _TOKENIZER = "drafter.json", "model.safetensors", "tokenizer.json"
 _SHAPE = ("d_model", "n_layer", "d_state")  # what the config says beside the vocabulary
@@ -47,7 +47,7 @@ def save_subword_drafter(folder: Path, model: SubwordMamba, tokenizer: SubwordTo
     """
     config = {"vocabulary": model.vocabulary, **{name: getattr(model.config, name) for name in _SHAPE}}
     with atomic_folder(folder) as temporary:
-        (temporary / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (temporary / _CONFIG).write_text(valid_json(config, indent=2) + "\n")
         weights = {name: t.contiguous() for name, t in model.state_dict().items() if name != "lm_head.weight"}
         save_file(weights, temporary / _WEIGHTS)
         tokenizer.save(temporary / _TOKENIZER)

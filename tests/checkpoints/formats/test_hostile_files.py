@@ -96,7 +96,9 @@ def test_weights_of_an_absurd_shape_are_refused_before_anything_is_built(folder,
         torch.save({**weights, "backbone.layers.0.mixer.A_log": torch.zeros(1).expand(shape)}, path)
         assert_refused(path.parent, "A_log has fewer numbers than its shape says")
     torch.save({**weights, "backbone.layers.0.mixer.A_log": torch.zeros(48, 10**4)}, path)
-    assert_refused(path.parent, "d_state=5, and its weights are of a model with d_state=10000")
+    assert_refused(
+        path.parent, r"ssm_cfg\.d_state=5, and its weights are of a model with ssm_cfg\.d_state=10000"
+    )
 
 
 def test_weights_without_data_are_refused(folder) -> None:

@@ -141,5 +141,7 @@ def test_a_layer_norm_in_its_layout_is_refused(tmp_path: Path) -> None:
     model = small_model(norm="layer")
     config = {"model_type": "mamba", "hidden_size": 24, "tie_word_embeddings": False}
     write_folder(tmp_path / "a", model.state_dict(), config)
-    with pytest.raises(UserError, match="norm='rms', and its weights are of a model with norm=layer"):
+    with pytest.raises(
+        UserError, match="have norms with a bias, and its config is of a layout that has RMSNorms alone"
+    ):
         mambabyte.load(tmp_path / "a")
