@@ -3,8 +3,8 @@
     python benchmarks/generation_cost.py [--d-model 256 --layers 4 --far 65536]
 
 Ratios of one run, in turns: a byte after `far` bytes against one after 100; bytes per second of 32 rows
-against one; reading a prompt of 100 kB against `forward` in training mode on windows of 1,024 bytes. Memory
-is what the process holds at the end of each, and what reading 1 kB and 100 kB adds at its peak, after 100 kB
+against one; reading a prompt of 100 KiB against `forward` in training mode on windows of 1,024 bytes. Memory
+is what the process holds at the end of each, and what reading 1 KiB and 100 KiB adds at its peak, after 100 KiB
 were read once.
 """
 
@@ -21,7 +21,7 @@ from mambabyte.models import ByteLM, MambaByteConfig
 from mambabyte.runtime.memory import PeakMemory
 
 TURN = 256  # bytes timed at a time
-NEAR, PROMPT, WINDOW, WINDOWS = 100, 100_000, 1024, 8
+NEAR, PROMPT, WINDOW, WINDOWS = 100, 102_400, 1024, 8
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     prompt = torch.randint(0, 256, (PROMPT,), dtype=torch.uint8).numpy().tobytes()
     windows = torch.frombuffer(bytearray(prompt[: WINDOWS * WINDOW]), dtype=torch.uint8).view(WINDOWS, WINDOW)
     peak(model, prompt)  # the allocator keeps what the first long prompt took
-    memory = {f"reading {size} bytes": peak(model, prompt[:size]) for size in (1000, PROMPT)}
+    memory = {f"reading {size} bytes": peak(model, prompt[:size]) for size in (1024, PROMPT)}
 
     near, far = text(model), text(model)
     advance(near, NEAR)
@@ -91,7 +91,7 @@ def rows(model: ByteLM, count: int) -> None:
 
 def peak(model: ByteLM, prompt: bytes) -> int:
     """Bytes that reading adds to this process at its peak."""
-    read(model, prompt[:1000])  # builds the kernels and the permanent buffers
+    read(model, prompt[:1024])  # builds the kernels and the permanent buffers
     memory = PeakMemory(model.device)
     before = memory.bytes()
     read(model, prompt)
