@@ -4,8 +4,8 @@
 
 Ratios of one run, in turns: a byte after `far` bytes against one after 100; bytes per second of 32 rows
 against one; reading a prompt of 100 KiB against `forward` in training mode on windows of 1,024 bytes. Memory
-is what the process holds at the end of each, and what reading 1 KiB and 100 KiB adds at its peak, after 100 KiB
-were read once.
+is what the process holds at the end of each, and what reading 1 KiB and 100 KiB adds at its peak once
+100 KiB were read before.
 """
 
 from __future__ import annotations

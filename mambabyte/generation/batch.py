@@ -174,6 +174,8 @@ class Batch:
         self._select([place for place in self._places if place.row.finished is None])
         if rows and drafting is not None:
             drafting.spent(rows, len(drawn), length, begin)
+        elif rows and self._drafting is not None:
+            self._drafting.slept(rows, begin)
         self._failed = False
         return drawn
 

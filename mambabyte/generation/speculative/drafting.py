@@ -85,6 +85,15 @@ class Pace:
 
 
 @dataclass
+class _Asleep:
+    """seconds: of the latest steps with so many rows while it slept."""
+
+    rows: int
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
 class Draft:
     """The guesses for one row.
 
@@ -151,6 +160,7 @@ class Drafting:
         self._lengths = lengths or AdaptiveLengths(most or MOST)
         self._rounds = 0  # since the last plain step
         self._sleep = self._slept = 0  # steps that it will and did sleep
+        self._asleep = _Asleep(0)
         self._rested = False  # this step is plain, and timed
         self._asked = 0
         self._seconds = 0.0  # of drafting, in this step
@@ -163,6 +173,13 @@ class Drafting:
             return True
         return False
 
+    def slept(self, rows: int, begin: float) -> None:
+        """A step while it slept is over; `begin` is when that began, by `clock`."""
+        if rows != self._asleep.rows:
+            self._asleep = _Asleep(rows)
+        self._asleep.steps += 1
+        self._asleep.seconds += clock() - begin
+
     def rests(self, rows: int) -> bool:
         """Whether the next step, of so many rows, is to be plain, so that it is timed. As when it sleeps, the
         drafter is told later what came."""
@@ -171,6 +188,11 @@ class Drafting:
             pace.slept += self._slept
             self._lengths.rested(self._slept)
             self._slept = 0
+            if self._asleep.rows == rows:
+                # Better than single steps between others, which find less in the caches.
+                pace.plain_seconds = self._asleep.seconds / self._asleep.steps
+                self._rounds = 0
+            self._asleep = _Asleep(0)
         timed = pace.plain
         if self._top_beta:  # what is written depends on what is drafted, which must not depend on other rows
             timed = sum(each.plain for each in self.statistics.paces.values())

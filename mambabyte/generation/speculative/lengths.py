@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 _LOAN = 6.0  # plain steps whose time drafting may lose at first
 _SURPLUS = 16.0  # plain steps: what was won longer ago is not staked again
 _STAKE = 0.01  # of the time, which drafting may lose for ever
+_AFTER = 0.1  # plain steps: what a window is thought to cost those after it, which find less in the caches
 _PAST = 0.98  # weight of the past, for each value that comes, in all means
 _GUESS = 0.1  # plain steps: what a guess may well take
 _OUTLIER = 3  # times the mean: what takes longer shared the processor with something else
@@ -127,7 +128,7 @@ class AdaptiveLengths:
         return chance * self._pace.value > self._verifying.slope
 
     def suffices(self, length: int, gain: float) -> bool:
-        return gain * self._pace.value > self._verifying.at(length) - 1
+        return gain * self._pace.value > self._verifying.at(length) - 1 + _AFTER
 
     def rate(self, kind: int) -> float:
         return self._rates[kind].value
