@@ -256,7 +256,7 @@ class Batch:
             place = self._places[i]
             if not place.row.keep_context:
                 continue
-            logits = torch.from_numpy(self._logits[i : i + 1]).to(self.model.device)
+            logits = torch.from_numpy(self._logits[i : i + 1]).to(self._device)
             place.row.context = place.context(self._stepper.state([i]), logits)
 
     def _select(self, places: list[_Place]) -> None:

@@ -19,7 +19,7 @@ from mambabyte.models import ByteLM
 from mambabyte.models.byte_lm import State
 from mambabyte.runtime.atomic_write import atomic_write
 
-CHUNK = 2048  # bytes of a prompt that are read at a time
+CHUNK = 1024  # bytes of a prompt that are read at a time
 # A model needs at least one byte to predict the next from; the start of a line is the most neutral choice.
 EMPTY_PROMPT = b"\n"
 _TAIL = 64  # bytes that are kept of the text: as many as any sampler looks back
