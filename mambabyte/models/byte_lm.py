@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from mambabyte.errors import UserError
 from mambabyte.models.hyperparameters import ByteLMConfig
 
 VOCABULARY = 256
+NOT_SCORED = -100  # the target of a byte that no loss counts
 State = list[tuple[Tensor, ...]]
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -27,6 +29,17 @@ class FlopsPerByte:
     @property
     def training(self) -> float:
         return 3 * self.inference
+
+
+class TrainingLoss(NamedTuple):
+    """What a training step minimises.
+
+    nats: (B, L), what each target costs, in fp32 (fp64); 0 where it is not scored. Reports count these alone.
+    auxiliary: a number that is minimised beside the mean of the nats; None where a model has none.
+    """
+
+    nats: Tensor
+    auxiliary: Tensor | None = None
 
 
 class ByteLM(nn.Module):
@@ -58,6 +71,13 @@ class ByteLM(nn.Module):
             UserError: see `as_batch`, which every model calls on what it is given.
         """
         raise NotImplementedError
+
+    def training_loss(
+        self, bytes: Tensor, targets: Tensor, document_start: Tensor | None = None
+    ) -> TrainingLoss:
+        """The cross entropy of the bytes that follow, `targets` (B, L), -100 where one is not scored; and
+        what else a model has to minimise. Training calls this instead of `forward`."""
+        return TrainingLoss(target_nats(self.forward(bytes, document_start=document_start), targets))
 
     def initial_state(self, batch_size: int) -> State:
         """The state before any byte: tensors with the batch as their first dimension. Dimensions that grow
@@ -178,6 +198,16 @@ class ByteLM(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def target_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """The cross entropy in nats (B, L) of targets (B, L) under logits (B, L, 256), in fp32 (fp64); 0 where a
+    target is -100."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    nats = cross_entropy(
+        logits.flatten(0, 1), targets.long().flatten(), ignore_index=NOT_SCORED, reduction="none"
+    )
+    return nats.view(targets.shape)
 
 
 def _shapes(state: Any) -> Any:

@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn import functional
 
 from mambabyte.checkpoints import FORMAT
 from mambabyte.config.settings import to_plain
 from mambabyte.models import ByteLM
+from mambabyte.models.byte_lm import NOT_SCORED
 from mambabyte.runtime.process_group import add_over_ranks
 from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.distributed.fsdp import shard, unsharded_copy
@@ -27,7 +27,8 @@ from mambabyte.training.time_budget import End
 
 class ByteLMModule(LightningModule):
     """Trains a ByteLM by next-byte cross entropy: a step minimises its nats over its scored bytes, those of
-    the whole global batch, however micro-batches and ranks split it.
+    the whole global batch, however micro-batches and ranks split it. What a model minimises besides is
+    averaged over micro-batches, each weighted by its scored bytes.
 
     How many bytes a step scores is known only at its end, so each micro-batch's loss counts every byte of its
     windows as scored, and the step's gradient is corrected by the ratio before it is clipped.
@@ -109,14 +110,10 @@ class ByteLMModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         document_start = batch["document_start"] if batch["marked"] else None
-        logits = self.model(batch["bytes"], document_start=document_start)
-        targets = batch["targets"].long()
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nats = functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
-        )
-        nats = nats.view_as(targets).sum(dim=1)
-        scored = (targets != -100).sum(dim=1)
+        targets = batch["targets"]
+        nats, auxiliary = self.model.training_loss(batch["bytes"], targets, document_start)
+        nats = nats.sum(dim=1)
+        scored = (targets != NOT_SCORED).sum(dim=1)
         sums = torch.stack((nats.sum(), scored.sum()))
         self._step_sums += sums.detach()
         self._spikes.record(self.global_step + 1, batch, nats.detach(), scored)
@@ -124,7 +121,8 @@ class ByteLMModule(LightningModule):
             # checkpoints are saved between steps, when every batch drawn has been used
             self.trainer.datamodule.trained(batch["position"])  # type: ignore[attr-defined]
         # accumulation and ranks average these: the step's gradient is that of its nats / global_batch_bytes
-        return sums[0] / targets.numel()
+        loss = sums[0] if auxiliary is None else sums[0] + auxiliary * sums[1]
+        return loss / targets.numel()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         # under DDP, gradients are views of its buckets, and None would let go of them

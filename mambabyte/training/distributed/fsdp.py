@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from mambabyte.models import ByteLM
@@ -34,6 +34,7 @@ def shard(model: ByteLM, mesh: Any, in_bf16: bool) -> None:
             fully_shard(matrices, mesh=mesh, mp_policy=_ROUNDED)
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "training_loss")
     for name in exempt:  # fully_shard has replaced the parameters
         model.get_parameter(name)._no_weight_decay = True  # type: ignore[attr-defined]
 

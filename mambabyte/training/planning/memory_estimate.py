@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -197,11 +196,10 @@ def peak_of_a_pass(
             parameter.grad = torch.zeros_like(parameter)  # left by the previous micro-batch
         with LiveStorages() as live:
             bytes = torch.zeros(shape, dtype=torch.uint8, device=device)
-            targets = torch.zeros(shape, dtype=torch.int16, device=device).flatten().long()
+            targets = torch.zeros(shape, dtype=torch.int16, device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                logits = model(bytes)
-                loss = functional.cross_entropy(logits.float().flatten(0, 1), targets)
-            loss.backward()
+                nats, auxiliary = model.training_loss(bytes, targets)
+            (nats.mean() if auxiliary is None else nats.mean() + auxiliary).backward()
     return live.peak
 
 

@@ -203,7 +203,7 @@ def test_an_automatic_micro_batch_leaves_out_what_does_not_fit(
     needed = memory_estimate.MemoryBudget.of(one).estimate(4).total
     monkeypatch.setattr(memory_estimate, "available_memory", lambda device: int(needed / 0.75) + 1)
     assert with_measurements(cfg, keep=False).trainer.micro_batch_size == 4
-    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: needed // 10)
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: needed // 6)
     with pytest.raises(UserError, match="lower context_length"):
         with_measurements(cfg, keep=False)
     assert not (tmp_path / "run").exists()
