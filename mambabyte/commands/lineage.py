@@ -39,7 +39,7 @@ def run(settings: LineageSettings) -> None:
         records = settings.records.expanduser()
         if not records.is_dir():
             raise UserError(
-                f"records={records} is no folder: name one with scaling.csv or selective_copying.csv"
+                f"records={records} is no folder: name one with scaling.csv or synthetic_tasks.csv"
             )
     page = build(_model(settings.ckpt), records)
     folder = settings.out.expanduser()

@@ -215,22 +215,32 @@ def traffic() -> Figure:
     return figure
 
 
-def selective_copying(path: Path) -> Figure:
-    """Bars of a CSV with the columns mixer, task and accuracy (0 to 1)."""
-    rows = _rows(path, "mixer", "task", "accuracy")
-    mixers, tasks = (list(dict.fromkeys(row[column] for row in rows)) for column in ("mixer", "task"))
-    accuracy = {(row["mixer"], row["task"]): 100 * float(row["accuracy"]) for row in rows}
-    figure = _canvas(2.8)
+def split(path: Path) -> Figure:
+    """Bars of the CSV that benchmarks/synthetic_tasks.py writes: mixer, block, task and accuracy (0 to 1), of
+    copying and selective copying; a mixer in several blocks is named with each. Seeds are averaged."""
+    rows = _rows(path, "mixer", "block", "task", "accuracy")
+    found: dict[str, dict[str, list[float]]] = {"copying": {}, "selective_copying": {}}
+    for row in rows:
+        name = (
+            row["mixer"].replace("_", "\n")
+            if row["block"] == "plain"
+            else f"{row['block']}\n+ {row['mixer']}"
+        )
+        if row["task"] in found:
+            found[row["task"]].setdefault(name, []).append(100 * float(row["accuracy"]))
+    names = list(dict.fromkeys(name for by_name in found.values() for name in by_name))
+    figure = _canvas(2.9)
     axes = figure.subplots()
-    for n, task in enumerate(tasks):
-        places = [place + 0.8 * ((n + 0.5) / len(tasks) - 0.5) for place in range(len(mixers))]
-        values = [accuracy.get((mixer, task), float("nan")) for mixer in mixers]
-        bars = axes.bar(places, values, 0.76 / len(tasks), label=task.replace("_", " "))
-        axes.bar_label(bars, fmt="%.0f", padding=1, fontsize=7)
-    axes.set_xticks(range(len(mixers)), mixers)
-    axes.set(ylabel="accuracy, %", ylim=(0, 112))
+    for n, (task, by_name) in enumerate(found.items()):
+        values = [sum(each) / len(each) if (each := by_name.get(name)) else float("nan") for name in names]
+        bars = axes.bar(
+            [i + 0.4 * n - 0.2 for i in range(len(names))], values, 0.38, label=task.replace("_", " ")
+        )
+        axes.bar_label(bars, fmt="%.0f", padding=1, fontsize=6)
+    axes.set_xticks(range(len(names)), names, fontsize=6.5)
+    axes.set(ylabel="answers right, %", ylim=(0, 118))
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(tasks))
+    axes.legend(loc="upper right", ncols=2)
     return figure
 
 
@@ -270,7 +280,7 @@ COMPUTED: dict[str, Callable[[], Figure]] = {
     "traffic": traffic,
 }
 # drawn from measurements that take too long to repeat, <name>.csv
-RECORDED: dict[str, Callable[[Path], Figure]] = {"selective_copying": selective_copying, "scaling": scaling}
+RECORDED: dict[str, Callable[[Path], Figure]] = {"synthetic_tasks": split, "scaling": scaling}
 
 
 def draw(name: str, model: MambaByte | None, records: Path) -> bytes | str:

@@ -91,7 +91,8 @@ def theorem_1(x: Tensor, v: Tensor) -> Tensor:
 # True
 #
 # ![Accuracy on copying, where the data stand at fixed places, and on selective copying, where they are
-# scattered among noise: a model without selection cannot tell data from noise.](selective_copying)
+# scattered among noise: how long a model without selection keeps a byte depends on the byte's place, and not
+# on what it is.](synthetic_tasks)
 #
 # ![The mean Δ of every byte in each layer of a trained model, relative to the layer's median. Red: a long
 # step, the byte is taken in and the past fades. Blue: a short step, the byte leaves the state almost as it

@@ -22,8 +22,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> page.Page:
     (records / "scaling.csv").write_text(
         "layer,length,width,training_seconds\nattention,512,8,0.1\nattention,1024,8,0.4\nscan,512,8,0.1\n"
     )
-    (records / "selective_copying.csv").write_text(
-        "mixer,task,accuracy\ns4d,copying,0.999\ns4d,selective_copying,0.25\ns6,copying,1.0\n"
+    (records / "synthetic_tasks.csv").write_text(
+        "task,mixer,block,accuracy\ncopying,s4,plain,0.999\nselective_copying,s4,plain,0.25\n"
+        "copying,s6,mamba,1.0\ninduction_heads,s6,mamba,1.0\n"
     )
     torch.manual_seed(0)
     return page.build(MambaByteConfig(d_model=16, n_layer=2).build(), records)
