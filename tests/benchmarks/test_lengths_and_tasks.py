@@ -111,7 +111,13 @@ def test_the_pages_in_docs_are_those_of_the_figures_there(load) -> None:
 
 
 def result(task: str, mixer: str, accuracy: float, seed: int = 0) -> dict:
-    figures = {"accuracy": accuracy, "chance": 0.07, "parameters": 1000.0, "training_seconds": 60.0}
+    figures = {
+        "accuracy": accuracy,
+        "sequence_accuracy": accuracy**2,
+        "chance": 0.07,
+        "parameters": 1000.0,
+        "training_seconds": 60.0,
+    }
     kind = {"mixer": mixer, "block": "plain", "mlp": "none", "seed": float(seed)}
     return {"task": task, **kind, **figures, "machine": "a machine"}
 
@@ -127,8 +133,8 @@ def test_the_page_of_the_tasks_has_means_and_dashes(load, tmp_path: Path) -> Non
     lengths = [{**results[-1], "length": float(n), "sequences": 64.0} for n in (64, 128)]
     pages = load("synthetic_tasks_page")
     page = pages.page(results, lengths)
-    assert "| s4 | plain | 1,000 | 100.0 | 25.0 | 18.3 |" in page
-    assert "| s6 | plain | 1,000 | - | 99.0 | 97.0 |" in page
+    assert "| s4 | plain | 1,000 | 100.0 | 100.0 | 25.0 | 6.5 | 18.3 |" in page
+    assert "| s6 | plain | 1,000 | - | - | 99.0 | 98.0 | 97.0 |" in page
     assert "| s6 | plain | 100.0 | 100.0 |" in page and "5 runs, seeds 0, 1; 5 minutes" in page
     pages.draw(results, lengths, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
