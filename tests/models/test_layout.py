@@ -1,0 +1,20 @@
+"""Layout strings."""
+
+import pytest
+
+from mambabyte.errors import UserError
+from mambabyte.models.layout import parse_layout
+
+
+@pytest.mark.parametrize("text", ["m4T1", "m4 T1", " m4  T1 "])
+def test_a_letter_for_each_layer(text: str) -> None:
+    assert parse_layout(text, "mMtT") == ["m", "m", "m", "m", "T"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "0 layers"), ("m", "'m'"), ("m0", "'m0'"), ("m4x2", "'x2'"), ("m9999999", "10000"), ("4m", "'4m'")],
+)
+def test_what_is_no_layout_is_refused(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_layout(text, "mMtT")
