@@ -79,6 +79,13 @@ def _residual_norm(backend: str, checked: str) -> list[torch.Tensor]:
     return _with_gradients(torch.cat(both), inputs)
 
 
+def _ssd(backend: str, checked: str) -> list[torch.Tensor]:
+    inputs = _inputs(checked, (2, 65, 4, 24), (2, 65, 4), (2, 65, 2, 16), (2, 65, 2, 16))
+    x, decay, B, C = inputs
+    out, _ = ops.ssd(x, -decay.exp(), B, C, return_final_state=True, backend=backend)
+    return _with_gradients(out, inputs)
+
+
 def _mamba_step(backend: str, checked: str) -> list[torch.Tensor]:
     device = "cpu" if checked == "cpu" else "cuda"
     with torch.random.fork_rng(devices=[]), torch.no_grad(), ops.use_backend(backend):
@@ -98,4 +105,5 @@ _OUTPUTS: dict[str, Callable[[str, str], list[torch.Tensor]]] = {
     "causal_conv1d": _causal_conv1d,
     "residual_norm": _residual_norm,
     "mamba_step": _mamba_step,
+    "ssd": _ssd,
 }

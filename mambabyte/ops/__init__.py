@@ -4,6 +4,7 @@ from mambabyte.ops.backends import Backend, backend_for, describe_backends, use_
 from mambabyte.ops.causal_conv1d import causal_conv1d
 from mambabyte.ops.residual_norm import residual_norm
 from mambabyte.ops.selective_scan import selective_scan
+from mambabyte.ops.ssd import ssd
 
 __all__ = [
     "Backend",
@@ -12,5 +13,6 @@ __all__ = [
     "describe_backends",
     "residual_norm",
     "selective_scan",
+    "ssd",
     "use_backend",
 ]

@@ -65,7 +65,7 @@ class OffInBackward(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("fault", [lambda x: 1.001 * x, OffInBackward.apply])
-@pytest.mark.parametrize("op", ["selective_scan", "causal_conv1d", "residual_norm"])
+@pytest.mark.parametrize("op", ["selective_scan", "causal_conv1d", "residual_norm", "ssd"])
 def test_a_kernel_with_other_values_or_gradients_is_found(op, fault, monkeypatch):
     honest = getattr(mambabyte.ops, op)
 

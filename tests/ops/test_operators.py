@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from mambabyte.models import MambaByteConfig
-from mambabyte.ops import causal_conv1d, selective_scan
+from mambabyte.ops import causal_conv1d, selective_scan, ssd
 from tests.ops.causal_conv1d.test_causal_conv1d import make_arguments as conv_arguments
 from tests.ops.selective_scan.test_selective_scan import make_arguments as scan_arguments
+from tests.ops.ssd.test_ssd import arguments as ssd_arguments
 
 
 @pytest.mark.parametrize("resets", [False, True])
@@ -27,14 +28,26 @@ def test_opcheck_of_the_convolution(resets):
     torch.library.opcheck(torch.ops.mambabyte.causal_conv1d.default, arguments)
 
 
-def test_fake_tensors_have_the_shapes_and_dtypes_of_real_ones():
+@pytest.mark.parametrize("full", [False, True])
+def test_opcheck_of_the_state_space_dual(full):
+    x, decay, B, C, state = ssd_arguments(37, groups=2, dtype=torch.float32).values()
+    start = torch.rand(2, 37, generator=torch.Generator().manual_seed(0)) < 0.1
+    optional = (state, start) if full else (None, None)
+    arguments = (x, decay if full else None, B, C, *optional, True, "cpu")
+    torch.library.opcheck(torch.ops.mambabyte.ssd.default, arguments)
+
+
+@pytest.mark.parametrize("op", [selective_scan, ssd])
+def test_fake_tensors_have_the_shapes_and_dtypes_of_real_ones(op):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    arguments = scan_arguments(2, 37, 20, 3, torch.bfloat16)
-    real = selective_scan(**arguments, return_final_state=True, backend="cpu")
+    small = torch.bfloat16
+    arguments = ssd_arguments(37, dtype=small) if op is ssd else scan_arguments(2, 37, 20, 3, small)
+    arguments = {name: value.detach() for name, value in arguments.items()}
+    real = op(**arguments, return_final_state=True, backend="cpu")
     with FakeTensorMode() as mode:
         fake_arguments = {name: mode.from_tensor(value).requires_grad_() for name, value in arguments.items()}
-        fake = selective_scan(**fake_arguments, return_final_state=True, backend="cpu")
+        fake = op(**fake_arguments, return_final_state=True, backend="cpu")
     for f, r in zip(fake, real, strict=True):
         assert (f.shape, f.dtype) == (r.shape, r.dtype)
 

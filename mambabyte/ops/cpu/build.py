@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SOURCES = ("selective_scan.cpp", "causal_conv1d.cpp", "residual_norm.cpp", "mamba_step.cpp")
-HEADERS = ("kernel.h", "vector.h", "mamba_step.h")
+SOURCES = ("selective_scan.cpp", "causal_conv1d.cpp", "residual_norm.cpp", "mamba_step.cpp", "ssd.cpp")
+HEADERS = ("kernel.h", "vector.h", "mamba_step.h", "products.h", "ssd.h")
 # No -ffast-math: it would reassociate the rounding in exp2, and leave the whole process flushing denormals.
 FLAGS = tuple(
     [

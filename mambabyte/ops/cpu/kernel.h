@@ -8,6 +8,21 @@ namespace mambabyte {
 
 static inline int64_t ceil_divide(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
+// Row t of batch b of a (B, L, width) tensor: data + batch * batch_stride + t * time_stride, last dimension contiguous.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t batch_stride, time_stride;
+  T* at(int64_t batch, int64_t t) const { return data + batch * batch_stride + t * time_stride; }
+};
+
+struct RawRows {
+  void* data;
+  int64_t batch_stride, time_stride;
+  template <class T>
+  Rows<T> as() const { return {static_cast<T*>(data), batch_stride, time_stride}; }
+};
+
 // Lanes in use of the block that begins at `first` in a row of `width` values.
 static inline int lanes_from(int64_t first, int64_t width) {
   return int(std::min<int64_t>(kLanes, width - first));

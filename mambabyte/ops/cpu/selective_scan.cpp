@@ -17,21 +17,6 @@ namespace mambabyte {
 
 constexpr int kChunk = 32;
 
-// Row t of batch b of a (B, L, width) tensor: data + batch * batch_stride + t * time_stride, last dimension contiguous.
-template <class T>
-struct Rows {
-  T* data;
-  int64_t batch_stride, time_stride;
-  T* at(int64_t batch, int64_t t) const { return data + batch * batch_stride + t * time_stride; }
-};
-
-struct RawRows {
-  void* data;
-  int64_t batch_stride, time_stride;
-  template <class T>
-  Rows<T> as() const { return {static_cast<T*>(data), batch_stride, time_stride}; }
-};
-
 struct SelectiveScanArguments {
   int64_t batch, length, channels, states, groups;
   int32_t threads, bfloat16, softplus;

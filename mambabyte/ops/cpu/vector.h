@@ -12,11 +12,13 @@
 namespace mambabyte {
 
 #if defined(__AVX512F__)  // 32 registers of 16 lanes
-constexpr int kLanes = 16, kTile = 8;
+constexpr int kLanes = 16, kTile = 8, kTileVectors = 4;
 #else  // AVX2: 16 registers of 8 lanes; NEON: 32 of 4, two for each vector
-constexpr int kLanes = 8, kTile = 4;
+constexpr int kLanes = 8, kTile = 4, kTileVectors = 2;
 #endif
 // kTile: the states of the selective scan that are kept in registers at a time
+// kTileRows x kTileVectors: the sums of a matrix product that are
+constexpr int kTileRows = 4;
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));

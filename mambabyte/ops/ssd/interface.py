@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mambabyte.ops.ssd.reference import ssd_reference
+from mambabyte.ops.backends import choose_backend
+from mambabyte.ops.ssd.custom_op import ssd_fused
+from mambabyte.ops.ssd.reference import SSDInputs, ssd_reference
 
 
 def ssd(
@@ -16,6 +18,7 @@ def ssd(
     return_final_state: bool = False,
     document_start: Tensor | None = None,
     chunk: int = 64,
+    backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The state space dual form (Mamba-2, arXiv 2405.21060, equation 1 with A a scalar for each head):
 
@@ -33,38 +36,44 @@ def ssd(
         B, C: (B, L, G, N).
         initial_state: (B, H, P, N), the state before the first step; zero when None.
         document_start: (B, L) boolean; the state is reset to zero before each marked step.
-        chunk: steps of one matrix product.
+        chunk: steps of one matrix product of the reference; the fused backends have their own.
+        backend: "cpu" or "reference"; by default the first of them that serves x's device and dtype and this
+            call. See `mambabyte.ops.backends` for what each serves and how to override it.
 
     Returns:
         y (B, L, H, P) in x's dtype, and with `return_final_state` the state (B, H, P, N) after the last step,
         in fp32 (fp64).
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together, or a backend that cannot serve this call.
     """
-    _check_shapes(x, log_decay, B, C, initial_state, document_start)
-    y, state = ssd_reference(x, log_decay, B, C, initial_state, document_start, min(chunk, x.shape[1]))
+    inputs = SSDInputs(x, log_decay, B, C, initial_state, document_start)
+    _check_shapes(inputs)
+    backend = choose_backend("ssd", x.device, x.dtype, backend, channels=x.shape[3], states=B.shape[3])
+    if backend == "reference":
+        y, state = ssd_reference(inputs, min(chunk, x.shape[1]))
+    else:
+        y, state = ssd_fused(backend, inputs)
     return (y, state) if return_final_state else y
 
 
-def _check_shapes(
-    x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, initial_state: Tensor | None,
-    document_start: Tensor | None,
-) -> None:  # fmt: skip
-    if x.dim() != 4 or 0 in x.shape or B.dim() != 4 or x.shape[2] % max(1, B.shape[2]):
+def _check_shapes(inputs: SSDInputs) -> None:
+    x, B = inputs.x, inputs.B
+    if x.dim() != 4 or B.dim() != 4 or 0 in (*x.shape, *B.shape) or x.shape[2] % B.shape[2]:
         raise ValueError(
-            "x must be a non-empty (B, L, H, P) and B (B, L, G, N) with H a multiple of G, not "
+            "x and B must be non-empty, (B, L, H, P) and (B, L, G, N) with H a multiple of G, not "
             f"{tuple(x.shape)} and {tuple(B.shape)}"
         )
     batch, length, heads, channels = x.shape
     groups, states = B.shape[2:]
     expected = {
-        "log_decay": (log_decay, (batch, length, heads)),
-        "B": (B, (batch, length, groups, states)),
-        "C": (C, (batch, length, groups, states)),
-        "initial_state": (initial_state, (batch, heads, channels, states)),
-        "document_start": (document_start, (batch, length)),
+        "log_decay": (batch, length, heads),
+        "B": (batch, length, groups, states),
+        "C": (batch, length, groups, states),
+        "initial_state": (batch, heads, channels, states),
+        "document_start": (batch, length),
     }
-    for name, (tensor, shape) in expected.items():
+    for name, shape in expected.items():
+        tensor = getattr(inputs, name)
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, not {tuple(tensor.shape)}")

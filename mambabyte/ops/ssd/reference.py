@@ -7,16 +7,27 @@ between chunks follow one another, one step for each chunk.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 
-def ssd_reference(
-    x: Tensor, log_decay: Tensor | None, B: Tensor, C: Tensor, state: Tensor | None,
-    document_start: Tensor | None, chunk: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+class SSDInputs(NamedTuple):
+    """What `mambabyte.ops.ssd` takes, with the shapes given there, in the operators' order."""
+
+    x: Tensor
+    log_decay: Tensor | None
+    B: Tensor
+    C: Tensor
+    initial_state: Tensor | None
+    document_start: Tensor | None
+
+
+def ssd_reference(inputs: SSDInputs, chunk: int) -> tuple[Tensor, Tensor]:
     """As `mambabyte.ops.ssd`, in fp32 (fp64 if x is); the output (B, L, H, P) in x's dtype and the state."""
+    x, log_decay, B, C, state, document_start = inputs
     given, length, groups = x.dtype, x.shape[1], B.shape[2]
     dtype = torch.float64 if given == torch.float64 else torch.float32
     x, B, C = (_chunks(tensor.to(dtype), chunk).transpose(2, 3) for tensor in (x, B, C))  # (B, n, H, c, P)

@@ -16,6 +16,7 @@ from mambabyte.ops.causal_conv1d import cpu as causal_conv1d
 from mambabyte.ops.cpu import build
 from mambabyte.ops.residual_norm import cpu as residual_norm
 from mambabyte.ops.selective_scan import cpu as selective_scan
+from mambabyte.ops.ssd import cpu as ssd
 from mambabyte.ops.step import cpu as step
 
 
@@ -142,6 +143,7 @@ def test_a_user_without_a_home_gets_a_cache_of_their_own(tmp_path, monkeypatch):
         ("selective_scan_arguments", selective_scan.Arguments),
         ("causal_conv1d_arguments", causal_conv1d.Arguments),
         ("residual_norm_arguments", residual_norm.Arguments),
+        ("ssd_arguments", ssd.Arguments),
         ("mamba_step_arguments", step.Arguments),
         ("mamba_step_block", step.Block),
         ("mamba_step_state", step.LayerState),

@@ -10,7 +10,9 @@ import pytest
 from mambabyte.ops.cpu import build
 
 OPS = Path(__file__).parents[1]
-TESTS = [OPS / name / f"test_{name}.py" for name in ("selective_scan", "causal_conv1d", "residual_norm")]
+TESTS = [
+    OPS / name / f"test_{name}.py" for name in ("selective_scan", "causal_conv1d", "residual_norm", "ssd")
+]
 TESTS += [
     OPS / "step" / f"test_{name}.py" for name in ("mamba_step", "kept_weights", "rounded_weights", "windows")
 ]
