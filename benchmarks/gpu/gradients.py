@@ -15,7 +15,7 @@ from stage import Stage, main
 from torch import Tensor
 
 from mambabyte.models import MambaByteConfig
-from mambabyte.ops import causal_conv1d, residual_norm, selective_scan
+from mambabyte.ops import causal_conv1d, residual_norm, selective_scan, ssd
 
 Op = Callable[..., tuple[Tensor, ...] | Tensor]
 
@@ -43,6 +43,15 @@ def run(stage: Stage) -> None:
             check(stage, "selective_scan", scan, backend, inputs, rounded)
         else:
             check(stage, "selective_scan", whole, backend, with_state, rounded)
+
+    dual = partial(ssd, return_final_state=True, document_start=start)
+    heads, group = (batch, length, 4, channels // 4), (batch, length, 2, states)
+    inputs = {
+        "x": draw(*heads), "log_decay": -draw(*heads[:3]).abs() / 10, "B": draw(*group), "C": draw(*group),
+        "initial_state": draw(batch, 4, channels // 4, states),
+    }  # fmt: skip
+    for backend in stage.backends("ssd"):
+        check(stage, "ssd", dual, backend, inputs, ("x", "B", "C"))
 
     convolve = partial(causal_conv1d, return_final_state=True, document_start=start)
     inputs = {

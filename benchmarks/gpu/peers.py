@@ -35,6 +35,20 @@ def selective_scan(dry: bool) -> Any:
     return stand_in
 
 
+def chunk_scan(dry: bool) -> Any:
+    """mamba_ssm's `mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size)`, in our layout."""
+    if not dry:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+        return mamba_chunk_scan_combined
+
+    def stand_in(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int) -> Any:
+        scaled = (x * dt.unsqueeze(-1)).to(x.dtype)
+        return ops.ssd(scaled, dt * A, B, C, chunk=chunk_size, backend="reference")
+
+    return stand_in
+
+
 def causal_conv1d(dry: bool) -> Any:
     """causal_conv1d's `causal_conv1d_fn(x, weight, bias, activation=)`, x being (B, D, L)."""
     if not dry:

@@ -106,6 +106,29 @@ ROWS = [
         ratio("scan", "both", THEIRS, [f"{SIZE} {kernel}" for kernel in KERNELS]),
     ),
     Row(
+        "ssd, 64 states, triton, forward", ">= 0.63 ms", "", one("ssd", "N=64 triton", "forward", "{:.2f} ms")
+    ),
+    Row("ssd, 64 states, triton, both", ">= 1.9 ms", "", one("ssd", "N=64 triton", "both", "{:.2f} ms")),
+    Row(
+        "ssd, 128 states, triton, forward",
+        ">= 1.0 ms",
+        "",
+        one("ssd", "N=128 triton", "forward", "{:.2f} ms"),
+    ),
+    Row("ssd, 128 states, triton, both", ">= 2.9 ms", "", one("ssd", "N=128 triton", "both", "{:.2f} ms")),
+    Row(
+        "ssd, both: ours with 64 states / our scan with 16",
+        "",
+        "",
+        ratio("ssd", "both", "N=64 triton", ["selective scan"]),
+    ),
+    Row(
+        "ssd, 128 states, both: mamba_ssm / ours",
+        "",
+        "",
+        ratio("ssd", "both", "N=128 mamba_ssm", ["N=128 triton"]),
+    ),
+    Row(
         "convolution, triton, both",
         ">= 0.22 ms",
         "",

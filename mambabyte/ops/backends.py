@@ -40,7 +40,7 @@ BACKENDS = {
     "causal_conv1d": ("cpu", "triton", "reference"),
     "residual_norm": ("cpu", "triton", "reference"),
     "mamba_step": ("cpu", "triton", "reference"),
-    "ssd": ("cpu", "reference"),
+    "ssd": ("cpu", "triton", "reference"),
 }
 _NAMES = BACKENDS["selective_scan"]  # which has every backend that there is
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -45,7 +45,16 @@ def rows(folder: Path) -> list[dict]:
     ("stage", "cases"),
     [
         ("machine", {"copy", "product"}),
-        ("gradients", {"selective_scan cpu float32", "residual_norm reference bfloat16", "a model in fp32"}),
+        ("ssd", {"N=4 cpu", "N=4 reference", "N=4 mamba_ssm", "selective scan"}),
+        (
+            "gradients",
+            {
+                "selective_scan cpu float32",
+                "ssd cpu bfloat16",
+                "residual_norm reference bfloat16",
+                "a model in fp32",
+            },
+        ),
         ("scan", {"B=2 L=64 cpu", "B=1 L=32 reference", "B=2 L=64 mamba_ssm, its layout"}),
         (
             "elementwise",

@@ -6,7 +6,7 @@ import torch
 from mambabyte.ops import backend_for, backends, causal_conv1d, residual_norm
 
 
-@pytest.mark.parametrize("op", ["selective_scan", "causal_conv1d", "residual_norm"])
+@pytest.mark.parametrize("op", ["selective_scan", "causal_conv1d", "residual_norm", "ssd"])
 def test_cuda_tensors_use_triton_where_it_runs(monkeypatch, op):
     monkeypatch.setattr(backends, "_available", lambda name: (name in ("triton", "reference"), ""))
     cuda = torch.device("cuda")

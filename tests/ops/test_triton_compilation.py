@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mambabyte.ops.causal_conv1d.custom_op import ConvInputs
 from mambabyte.ops.selective_scan.reference import ScanInputs
+from mambabyte.ops.ssd.reference import SSDInputs
 from tests.ops.interpreter import INTERPRETED
 
 pytest.importorskip("triton")
@@ -27,6 +28,7 @@ shared_kernels = importlib.import_module("mambabyte.ops.triton.kernels")
 convolution = importlib.import_module("mambabyte.ops.causal_conv1d.triton")
 norm = importlib.import_module("mambabyte.ops.residual_norm.triton")
 scan = importlib.import_module("mambabyte.ops.selective_scan.triton")
+ssd = importlib.import_module("mambabyte.ops.ssd.triton")
 
 B, L, D, N, WIDTH = 8, 8192, 2048, 16, 4  # MambaByte-353M's; its model width is half of D
 
@@ -77,7 +79,18 @@ def select(dtype: torch.dtype, states: bool) -> None:
     scan.backward(out, final if states else None, inputs, kept)
 
 
+def dual(dtype: torch.dtype, states: int, resumed: bool) -> None:
+    """A training step of Mamba-2's heads of 64 channels, of packed windows, or from a state and to one."""
+    x, log_decay = empty(B, L, D // 64, 64, dtype=dtype), empty(B, L, D // 64)
+    state, start = (empty(B, D // 64, 64, states), None) if resumed else (None, empty(B, L, dtype=torch.bool))
+    projections = [empty(B, L, 1, states, dtype=dtype) for _ in "BC"]
+    inputs = SSDInputs(x, log_decay, *projections, state, start)
+    out, final, kept = ssd.forward(inputs, True)
+    ssd.backward(out, final if resumed else None, inputs, kept)
+
+
 SUM = {"sum_kernel": 40}
+DUAL = {"cumulate_kernel": 40, "combine_kernel": 40, "decay_kernel": 80}
 CONVOLUTION = (convolution, shared_kernels)
 NORM = (norm, shared_kernels)
 CASES = [
@@ -127,6 +140,23 @@ CASES = [
         lambda: select(torch.float32, True),
         (scan,),
         {"scan_kernel": 168, "combine_kernel": 40, "backward_kernel": 255},
+    ),
+    Case(
+        "ssd, bf16",
+        lambda: dual(torch.bfloat16, 128, False),
+        (ssd,),
+        {**DUAL, "chunk_kernel": 160, "product_kernel": 232},
+        {"product_kernel": 16},
+        shared=53248,
+        more_capabilities=(80,),
+    ),
+    Case(
+        "ssd, fp32, states",
+        lambda: dual(torch.float32, 64, True),
+        (ssd,),
+        {**DUAL, "chunk_kernel": 168, "product_kernel": 255},
+        {"product_kernel": 16},
+        shared=53248,
     ),
 ]
 EVERYWHERE = [(case, capability) for case in CASES for capability in (90, *case.more_capabilities)]

@@ -125,9 +125,10 @@ def compiled(launch: Launch, capability: int, folder: Path) -> Usage:
 
 
 def widest_load(ptx: str) -> int:
-    """Bytes of the widest load from global memory."""
+    """Bytes of the widest load from global memory, into registers or past them into shared memory."""
     loads = re.findall(r"\bld\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s", ptx)
-    return max(int(count or 1) * int(bits) // 8 for count, bits in loads)
+    copies = re.findall(r"\bcp\.async\.\S+\s\[[^\]]*\], *\[[^\]]*\], *(\w+)", ptx)
+    return max([int(n or 1) * int(bits) // 8 for n, bits in loads] + [int(size, 0) for size in copies])
 
 
 def spills_in_loops(sass: str) -> int:

@@ -1,6 +1,6 @@
 """The fused state space duals as PyTorch operators: see `mambabyte.ops.operators`.
 
-A fused backend is a module of this package (cpu) with three functions:
+A fused backend is a module of this package (cpu, triton) with three functions:
 
     forward(inputs, keep_states) -> out in x's dtype, the final state in fp32, states
     backward(grad_out, grad_final_state, inputs, states)

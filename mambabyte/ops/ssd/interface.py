@@ -37,8 +37,8 @@ def ssd(
         initial_state: (B, H, P, N), the state before the first step; zero when None.
         document_start: (B, L) boolean; the state is reset to zero before each marked step.
         chunk: steps of one matrix product of the reference; the fused backends have their own.
-        backend: "cpu" or "reference"; by default the first of them that serves x's device and dtype and this
-            call. See `mambabyte.ops.backends` for what each serves and how to override it.
+        backend: "cpu", "triton" or "reference"; by default the first that serves x's device and dtype and
+            this call. See `mambabyte.ops.backends` for what each serves and how to override it.
 
     Returns:
         y (B, L, H, P) in x's dtype, and with `return_final_state` the state (B, H, P, N) after the last step,
