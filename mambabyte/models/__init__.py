@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from mambabyte.models.megabyte import MegaByte, MegaByteConfig
     from mambabyte.models.mixer_stack import MixerStack, MixerStackConfig
     from mambabyte.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+    from mambabyte.models.spacebyte import SpaceByte, SpaceByteConfig
     from mambabyte.models.transformer import Transformer, TransformerConfig
 
 _MODELS = {
     "CNN": "cnn", "GatedS4D": "gated_s4d", "LSTM": "lstm", "MambaByte": "mamba", "MegaByte": "megabyte",
-    "MixerStack": "mixer_stack", "PerceiverAR": "perceiver_ar", "Transformer": "transformer",
+    "MixerStack": "mixer_stack", "PerceiverAR": "perceiver_ar", "SpaceByte": "spacebyte",
+    "Transformer": "transformer",
 }  # fmt: skip
 
 

@@ -53,12 +53,13 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def run_layers(
-    layers: Iterable[nn.Module], norm: ResidualNorm, x: Tensor, states: State | None, *more: Any,
-    update: Tensor | None = None,
+    layers: Iterable[nn.Module], norm: Callable[..., tuple[Tensor, Any]], x: Tensor, states: State | None,
+    *more: Any, update: Tensor | None = None,
 ) -> tuple[Tensor, State]:  # fmt: skip
     """Run `x` + `update` through the layers and the norm; return the result and the layers' new states.
 
     A layer takes (residual, update, its state or None, *more) and returns (residual, update, state or None).
+    The norm takes (residual, update), and its first output is the result.
     """
     residual, after = as_residual(x), []
     for index, layer in enumerate(layers):
@@ -185,6 +186,19 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal:
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
 
 
+def attention_with_cache(
+    q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, window: int | None
+) -> tuple[Tensor, Cache | None]:
+    """`causal_attention` (B, L, d) of L new positions (B, L, H, h) after the cached ones, and the cache after
+    them, which holds the last window - 1 positions if there is a window."""
+    if cache is None:
+        return causal_attention(q, k, v, window), None
+    k, v = append_to_cache(cache[0], k), append_to_cache(cache[1], v)
+    forgotten = 0 if window is None else max(0, k.shape[1] - window + 1)
+    after = (k[:, forgotten:], v[:, forgotten:]) if forgotten else (k, v)
+    return causal_attention(q, k, v, window), after
+
+
 class Attention(nn.Module):
     """Causal self-attention: (B, L, d) -> (B, L, d)."""
 
@@ -201,13 +215,8 @@ class Attention(nn.Module):
         else:
             qk, v = qkv.split([2 * self.heads, self.heads], dim=2)
             q, k = apply_rotary(qk, rotary).chunk(2, dim=2)
-        if cache is not None:
-            k, v = append_to_cache(cache[0], k), append_to_cache(cache[1], v)
-        out = self.out(causal_attention(q, k, v, self.window))
-        if cache is None:
-            return out, None
-        forgotten = 0 if self.window is None else max(0, k.shape[1] - self.window + 1)
-        return out, ((k[:, forgotten:], v[:, forgotten:]) if forgotten else (k, v))
+        out, cache = attention_with_cache(q, k, v, cache, self.window)
+        return self.out(out), cache
 
 
 class FeedForward(nn.Module):

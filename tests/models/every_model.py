@@ -10,6 +10,7 @@ from mambabyte.models import (
     MegaByteConfig,
     MixerStackConfig,
     PerceiverARConfig,
+    SpaceByteConfig,
     TransformerConfig,
     mixers,
 )
@@ -19,6 +20,10 @@ def mixer_stack(mixer, **settings):
     return MixerStackConfig(mixer=mixer, d_model=16, n_layer=2, **settings)
 
 
+SPACEBYTE = {
+    "max_length": 1100, "d_model": 32, "n_layer": 1, "n_head": 2, "local_d_model": 16, "local_n_layer": 2,
+    "local_n_head": 1, "local_window": 9, "initializer_scale": 0.5,
+}  # fmt: skip
 MODELS = {
     "mambabyte": MambaByteConfig(d_model=32, n_layer=2, d_state=4),
     "mambabyte-ngrams": MambaByteConfig(
@@ -33,6 +38,8 @@ MODELS = {
         patch_size=1, max_length=1100, d_model=16, n_head=2, local_d_model=16, local_n_head=1, n_layer=1
     ),
     "perceiver_ar": PerceiverARConfig(n_latents=7, d_model=32, n_layer=3, n_head=2),
+    "spacebyte": SpaceByteConfig(**SPACEBYTE),
+    "spacebyte-fixed": SpaceByteConfig(**SPACEBYTE, patching="fixed", bytes_per_chunk=3),
     "gated_s4d": GatedS4DConfig(d_model=32, n_layer=2, d_state=8),
     "lstm": LSTMConfig(d_model=32, n_layer=2),
     "cnn": CNNConfig(d_model=32, n_layer=3, kernel_size=3, dilation_cycle=2),

@@ -60,12 +60,27 @@ def test_parameters_of_megabytes_two_models(choice, published):
     assert counts["local"] == pytest.approx(published[1], rel=0.01)
 
 
+def test_parameters_of_spacebytes_blocks():
+    """The paper's name counts blocks alone."""
+    counts = {"global": 0, "initial": 0, "final": 0}
+    for name, parameter in build("spacebyte_793m_184m").named_parameters():
+        kind, _, rest = name.partition("_blocks.")
+        if rest:
+            counts[kind] += parameter.numel()
+    assert counts == {"global": 792_813_056, "initial": 92_034_176, "final": 92_034_176}
+    assert counts["global"] == pytest.approx(793e6, abs=0.5e6)
+    assert counts["initial"] + counts["final"] == pytest.approx(184e6, abs=0.5e6)
+    # and the embeddings of 256 bytes, 8,192 positions and the 4,097 patches that they can open, and the head
+    assert build("spacebyte_793m_184m").num_parameters() == 989_859_840
+
+
 @pytest.mark.parametrize(
     ("choice", "context_length", "published"),
     [  # SpaceByte (arXiv 2404.14408), table 4
         ("mambabyte_353m", 8192, 713e6),
         ("megabyte_758m_262m", 8192, 729e6),
         ("transformer_320m", 1024, 732e6),
+        ("spacebyte_793m_184m", 8192, 728e6),
     ],
 )
 def test_flops_per_byte(choice, context_length, published):

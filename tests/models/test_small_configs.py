@@ -7,7 +7,8 @@ from mambabyte.commands import train
 from mambabyte.training.settings import TrainSettings
 
 SMALL = ["small", "mambabyte", "transformer", "megabyte", "perceiver_ar", "gated_s4d", "lstm", "cnn"]
-SMALL += ["mixer_stack mixer=linear_attention", "mamba2", "hybrid"]
+SMALL += ["spacebyte", "spacebyte_fixed", "mamba2", "hybrid"]
+SMALL.append("mixer_stack mixer=linear_attention")
 
 
 @pytest.mark.parametrize("choice", SMALL)

@@ -14,6 +14,7 @@ from mambabyte.models import (
     MambaByteConfig,
     MegaByteConfig,
     PerceiverARConfig,
+    SpaceByteConfig,
     TransformerConfig,
 )
 from mambabyte.training.activation_checkpointing import checkpoint_activations
@@ -23,6 +24,7 @@ MODELS = {
     "transformer": TransformerConfig(d_model=32, n_layer=3, n_head=2),
     "megabyte": MegaByteConfig(max_length=64, d_model=32, n_head=2, local_d_model=16, local_n_head=2),
     "perceiver_ar": PerceiverARConfig(n_latents=8, d_model=32, n_layer=3, n_head=2),
+    "spacebyte": SpaceByteConfig(max_length=64, d_model=32, n_head=2, local_d_model=16, local_n_head=1),
     "gated_s4d": GatedS4DConfig(d_model=32, n_layer=3, d_state=8),
     "lstm": LSTMConfig(d_model=32, n_layer=2),
     "cnn": CNNConfig(d_model=32, n_layer=3, dilation_cycle=2),

@@ -8,7 +8,7 @@ from mambabyte.errors import UserError
 from mambabyte.training.planning.budget import within_budget
 
 MODELS = ["mambabyte", "transformer", "megabyte", "perceiver_ar", "gated_s4d", "lstm", "cnn"]
-MODELS += ["mamba2", "hybrid"]
+MODELS += ["spacebyte", "spacebyte_fixed", "mamba2", "hybrid"]
 
 
 def build(settings):
