@@ -11,7 +11,7 @@ _MOST = 10**4
 
 
 def parse_layout(text: str, letters: str) -> list[str]:
-    """One letter for each layer: "m4 T1" is ["m", "m", "m", "m", "T"]. Blanks between the groups are optional.
+    """One letter for each layer: "m4 T1" is ["m", "m", "m", "m", "T"]. Blanks between groups are optional.
 
     Args:
         letters: those that are allowed.

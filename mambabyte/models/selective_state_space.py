@@ -56,10 +56,11 @@ class SelectiveStateSpace(nn.Module):
         )  # type: ignore[return-value]  # fmt: skip
 
 
-def step_size_bias(like: Tensor, dt_min: float, dt_max: float) -> Tensor:
-    """softplus^-1 of draws from [dt_min, dt_max], uniform in their logarithms, in the shape of `like`."""
+def step_size_bias(like: Tensor, dt_min: float, dt_max: float, floor: float = 0.0) -> Tensor:
+    """softplus^-1 of draws from [dt_min, dt_max], uniform in their logarithms and raised to `floor` if they
+    are below it, in the shape of `like`."""
     low, high = math.log(dt_min), math.log(dt_max)
-    step_size = torch.exp(torch.rand_like(like) * (high - low) + low)
+    step_size = torch.exp(torch.rand_like(like) * (high - low) + low).clamp(min=floor)
     return step_size + torch.log(-torch.expm1(-step_size))
 
 

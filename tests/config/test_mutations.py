@@ -28,7 +28,7 @@ NEEDED = {
 LEFT_OUT = ["wikipedia_mixture", "of_ckpt"]  # a mixture like any other, and no model of its own
 # Of a model that is built and run.
 SMALL = {"n_layer": 1, "d_model": 16, "n_head": 2, "d_ff": 32, "d_state": 4, "n_latents": 4, "max_length": 64}
-SMALL |= {"local_n_layer": 1, "local_d_model": 16, "local_n_head": 2, "local_d_ff": 32}
+SMALL |= {"local_n_layer": 1, "local_d_model": 16, "local_n_head": 2, "local_d_ff": 32, "head_dim": 8}
 
 Place = tuple[str | int, ...]
 
@@ -39,6 +39,16 @@ def choices(group: str) -> list[str]:
 
 def section(name: str, choice: str) -> dict[str, Any]:
     return plain(TrainSettings.compose_yaml([f"{name}={choice}", *NEEDED.get(choice, [])])[0])[name]
+
+
+def small(values: dict[str, Any]) -> dict[str, Any]:
+    """A model's or a mixer's section with small sizes in the place of those that it has."""
+    sizes = {key: size for key, size in SMALL.items() if values.get(key) is not None}
+    if values.get("layout"):
+        sizes |= {"layout": "m1 t1", "n_layer": 2}
+    if isinstance(values.get("mixer"), dict):
+        sizes["mixer"] = small(values["mixer"])
+    return {**values, **sizes}
 
 
 def places(tree: Any, place: Place = ()) -> Iterator[Place]:
@@ -97,13 +107,11 @@ def test_every_setting_of_every_source_is_obeyed_or_refused_in_one_sentence(choi
 
 @pytest.mark.parametrize("choice", choices("model"))
 def test_every_setting_of_every_model_is_obeyed_or_refused_in_one_sentence(choice: str) -> None:
-    values = section("model", choice)
-    check({**values, **{key: value for key, value in SMALL.items() if key in values}}, run)
+    check(small(section("model", choice)), run)
 
 
 @pytest.mark.parametrize("choice", choices("mixer"))
 def test_every_setting_of_every_mixer_is_obeyed_or_refused_in_one_sentence(choice: str) -> None:
     stack = plain(TrainSettings.compose_yaml(["model=mixer_stack", f"mixer={choice}"])[0])["model"]
     stack |= {"d_model": 16, "n_layer": 1, "mlp": "none"}
-    mixer = {**stack["mixer"], **{key: value for key, value in SMALL.items() if key in stack["mixer"]}}
-    check(mixer, lambda values: run({**stack, "mixer": values}))
+    check(small(stack["mixer"]), lambda values: run({**stack, "mixer": values}))

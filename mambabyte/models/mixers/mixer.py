@@ -78,6 +78,11 @@ class MixerConfig(TargetSettings):
         """The mixer, freshly initialised from PyTorch's global generator."""
         return self.mixer(self, place)
 
+    @property
+    def width_unit(self) -> int:
+        """A number of which the widths that a budget tries are multiples."""
+        return 1
+
     def check(self, width: int) -> None:
         """Raise UserError if there is no such mixer of `width` channels."""
 

@@ -3,8 +3,8 @@
     a_t = exp(dt_t A)      h_t = a_t h_{t-1} + dt_t x_t B_t^T      y_t = h_t C_t + D x_t
 
 A and dt are one number for each head of P channels, and B and C, which come from the input, are shared by
-all heads. `block=mamba` puts Mamba's projections, convolution and gate around it. Mamba-2's own block is
-another: there B, C and dt are projected from the block's input beside x and z, and a norm follows the gate.
+all heads. `block=mamba` puts Mamba's projections, convolution and gate around it. Mamba-2's own block,
+`mamba2.py`, is another: there B, C and dt are projected from the block's input, and a norm follows the gate.
 """
 
 from __future__ import annotations

@@ -29,6 +29,26 @@ def ssd(mixer, x):
     return (y + mixer.D[:, None] * u).flatten(2)
 
 
+def mamba2(mixer, x):
+    """As arXiv 2405.21060 has it, the rows of W_i in mamba_ssm's order: z, x, B, C, dt."""
+    inner, heads, groups = mixer.norm.weight.numel(), mixer.A_log.numel(), mixer.groups
+    states, taps = mixer.d_state, mixer.conv1d.weight.shape[2]
+    projected = x @ mixer.in_proj.weight.T
+    z, dt = projected[..., :inner], softplus(projected[..., -heads:] + mixer.dt_bias)
+    before = projected[..., inner:-heads]
+    padded = torch.cat([torch.zeros_like(before[:, :1]).expand(-1, taps - 1, -1), before], 1)
+    kernel, bias = mixer.conv1d.weight[:, 0].T, mixer.conv1d.bias
+    convolved = [(padded[:, t : t + taps] * kernel).sum(1) + bias for t in range(x.shape[1])]
+    convolved = torch.stack([each * each.sigmoid() for each in convolved], 1)
+    u = convolved[..., :inner].unflatten(-1, (heads, -1))
+    B, C = convolved[..., inner:].unflatten(-1, (2, groups, states)).unbind(2)
+    zero = torch.zeros(len(x), heads, inner // heads, states, dtype=x.dtype)
+    y = naive_ssd(u * dt[..., None], -dt * mixer.A_log.exp(), B, C, zero)[0] + mixer.D[:, None] * u
+    gated = (y.flatten(2) * z * z.sigmoid()).unflatten(-1, (groups, -1))
+    normed = gated / (gated.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    return (normed.flatten(2) * mixer.norm.weight) @ mixer.out_proj.weight.T
+
+
 def linear_attention(mixer, x):
     heads, size = mixer.heads, mixer.width // mixer.heads
     q, k, v = (part.unflatten(-1, (heads, size)) for part in (x @ mixer.qkv.weight.T).chunk(3, -1))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import softplus
 
 from mambabyte.models import mixers
 from mambabyte.models.mixers.hippo import normal_and_low_rank
@@ -19,6 +20,11 @@ CASES = {
     "h3": (mixers.H3Config(d_state=6, d_conv=3), naive.h3),
     "linear_attention": (mixers.LinearAttentionConfig(n_head=2), naive.linear_attention),
     "lstm": (mixers.LSTMConfig(), naive.lstm),
+    "mamba2": (mixers.Mamba2Config(d_state=3, head_dim=8, chunk=16), naive.mamba2),
+    "mamba2-groups": (
+        mixers.Mamba2Config(d_state=3, head_dim=2, expand=3, n_groups=4, d_conv=2),
+        naive.mamba2,
+    ),
     "rwkv": (mixers.RWKVConfig(), naive.rwkv),
     "s4": (mixers.S4Config(d_state=6), naive.s4),
     "s4d-lin": (mixers.S4DConfig(d_state=6), naive.s4d),
@@ -57,6 +63,29 @@ def test_a_mixer_is_its_papers_equations(name, length):
     torch.manual_seed(0)
     config, equations = CASES[name]
     assert_equal(config.build(PLACE).double(), equations, length)
+
+
+def test_mamba2_has_mamba_ssms_parameters():
+    mixer = mixers.Mamba2Config(d_state=128, head_dim=64, n_groups=2).build(mixers.Place(256, 256, 0, 1))
+    inner, states, heads = 512, 2 * 2 * 128, 8
+    assert {name: tuple(value.shape) for name, value in mixer.state_dict().items()} == {
+        "dt_bias": (heads,), "A_log": (heads,), "D": (heads,), "norm.weight": (inner,),
+        "in_proj.weight": (2 * inner + states + heads, 256),
+        "conv1d.weight": (inner + states, 1, 4), "conv1d.bias": (inner + states,),
+        "out_proj.weight": (256, inner),
+    }  # fmt: skip
+
+
+def test_mamba2_begins_as_published():
+    torch.manual_seed(0)
+    config = mixers.Mamba2Config(head_dim=1, d_state=1, dt_min=1e-3, dt_max=0.1, dt_init_floor=1e-2)
+    mixer = config.build(mixers.Place(2000, 2000, 0, 1))
+    steps, rates = softplus(mixer.dt_bias.detach()), mixer.A_log.detach().exp()
+    # log-uniform in [0.001, 0.1], of which half is below 0.01 and is raised to it
+    assert steps.min() == pytest.approx(1e-2, rel=1e-4) and 0.095 < steps.max() < 0.1001
+    assert 0.46 < (steps < 1.001e-2).float().mean() < 0.54
+    assert 1 <= rates.min() < 1.05 and 15.95 < rates.max() <= 16.001
+    assert abs(rates.mean() - 8.5) < 0.3 and (mixer.D == 1).all() and (mixer.norm.weight == 1).all()
 
 
 @pytest.mark.parametrize("length", [1, 7, 65])
