@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mambabyte.models.byte_lm import ByteLM, FlopsPerByte
     from mambabyte.models.cnn import CNN, CNNConfig
     from mambabyte.models.gated_s4d import GatedS4D, GatedS4DConfig
+    from mambabyte.models.hnet import HNet, HNetConfig
     from mambabyte.models.lstm import LSTM, LSTMConfig
     from mambabyte.models.mamba import MambaByte, MambaByteConfig
     from mambabyte.models.megabyte import MegaByte, MegaByteConfig
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from mambabyte.models.transformer import Transformer, TransformerConfig
 
 _MODELS = {
-    "CNN": "cnn", "GatedS4D": "gated_s4d", "LSTM": "lstm", "MambaByte": "mamba", "MegaByte": "megabyte",
-    "MixerStack": "mixer_stack", "PerceiverAR": "perceiver_ar", "SpaceByte": "spacebyte",
+    "CNN": "cnn", "GatedS4D": "gated_s4d", "HNet": "hnet", "LSTM": "lstm", "MambaByte": "mamba",
+    "MegaByte": "megabyte", "MixerStack": "mixer_stack", "PerceiverAR": "perceiver_ar", "SpaceByte": "spacebyte",
     "Transformer": "transformer",
 }  # fmt: skip
 

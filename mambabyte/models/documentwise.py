@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,26 +40,48 @@ class DocumentwiseByteLM(ByteLM):
         state: State | None = None,
         document_start: Tensor | np.ndarray | None = None,
     ) -> Tensor:
+        (logits,) = self.each_document(
+            lambda part, before: (self._run(part, before)[0],), bytes, state, document_start
+        )
+        return logits
+
+    def each_document(
+        self,
+        run: Callable[[Tensor, State | None], Sequence[Tensor]],
+        bytes: Tensor | bytes,
+        state: State | None = None,
+        document_start: Tensor | np.ndarray | None = None,
+    ) -> Sequence[Tensor]:
+        """What `run` makes of each byte, run on each document by itself.
+
+        Args:
+            run: makes tensors (b, l, ...) of bytes (b, l) and the state before them.
+            bytes, state, document_start: as in `forward`.
+
+        Returns:
+            Tensors (B, L, ...), of the bytes alone: what was computed on padding is left out.
+        """
         marks = torch.from_numpy(document_start) if isinstance(document_start, np.ndarray) else document_start
         bytes = self.as_batch(bytes, state, marks)
         if marks is None:
-            return self._run(bytes, state)[0]
+            return run(bytes, state)
         groups = list(_groups(marks.cpu().numpy(), state is not None))
         if len(groups) == 1 and groups[0].index.shape == bytes.shape:
-            return self._run(bytes, state if groups[0].continued else None)[0]
+            return run(bytes, state if groups[0].continued else None)
         flat, length = bytes.flatten(), bytes.shape[1]
-        place = np.empty(len(flat), dtype=np.int64)  # of each byte's logits among those of all groups
-        logits, done = [], 0
+        place = np.empty(len(flat), dtype=np.int64)  # of each byte among those of all groups
+        made, done = [], 0
         for group in groups:
             before = None
             if group.continued and state is not None:
                 before = select_rows(state, (group.index[:, 0] // length).tolist())
             index = to_device(group.index, bytes.device)
-            logits.append(self._run(flat[index], before)[0].flatten(0, 1))
+            made.append([each.flatten(0, 1) for each in run(flat[index], before)])
             valid = np.arange(group.index.shape[1]) < group.lengths[:, None]
             place[group.index[valid]] = done + np.flatnonzero(valid)
             done += group.index.size
-        return torch.cat(logits)[to_device(place, bytes.device)].unflatten(0, bytes.shape)
+        places = to_device(place, bytes.device)
+        return [torch.cat(parts)[places].unflatten(0, bytes.shape) for parts in zip(*made, strict=True)]
 
     def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
         bytes = self.as_batch(bytes, state)

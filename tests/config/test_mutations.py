@@ -26,6 +26,7 @@ NEEDED = {
     "mixer_stack": ["mixer=s6"],
 }
 LEFT_OUT = ["wikipedia_mixture", "of_ckpt"]  # a mixture like any other, and no model of its own
+LEFT_OUT += ["hnet_1stage_l", "hnet_1stage_xl", "hnet_2stage_l", "hnet_2stage_xl"]  # the keys of the small ones
 # Of a model that is built and run.
 SMALL = {"n_layer": 1, "d_model": 16, "n_head": 2, "d_ff": 32, "d_state": 4, "n_latents": 4, "max_length": 64}
 SMALL |= {"local_n_layer": 1, "local_d_model": 16, "local_n_head": 2, "local_d_ff": 32, "head_dim": 8}
@@ -43,6 +44,15 @@ def section(name: str, choice: str) -> dict[str, Any]:
 
 def small(values: dict[str, Any]) -> dict[str, Any]:
     """A model's or a mixer's section with small sizes in the place of those that it has."""
+    if "arch_layout" in values:  # H-Net's, of the config's number of stages
+        stages = len(values["d_model"])
+        layout: list[Any] = ["T1"]
+        for _ in range(stages - 1):
+            layout = ["m1", layout, "t1"]
+        attention = {"num_heads": [2] * stages, "rotary_emb_dim": [4] * stages}
+        sizes = {"arch_layout": layout, "d_model": [16] * stages, "d_intermediate": [32] * stages}
+        sections = {"ssm_cfg": {"d_state": 4, "headdim": 8}, "attn_cfg": attention}
+        return {**values, **sizes, **{name: values[name] | section for name, section in sections.items()}}
     sizes = {key: size for key, size in SMALL.items() if values.get(key) is not None}
     if values.get("layout"):
         sizes |= {"layout": "m1 t1", "n_layer": 2}

@@ -1,10 +1,13 @@
 """A small configuration of every model."""
 
+from functools import partial
+
 import torch
 
 from mambabyte.models import (
     CNNConfig,
     GatedS4DConfig,
+    HNetConfig,
     LSTMConfig,
     MambaByteConfig,
     MegaByteConfig,
@@ -14,6 +17,7 @@ from mambabyte.models import (
     TransformerConfig,
     mixers,
 )
+from mambabyte.models.hnet_layers import RoutingModule
 
 
 def mixer_stack(mixer, **settings):
@@ -43,6 +47,22 @@ MODELS = {
     "gated_s4d": GatedS4DConfig(d_model=32, n_layer=2, d_state=8),
     "lstm": LSTMConfig(d_model=32, n_layer=2),
     "cnn": CNNConfig(d_model=32, n_layer=3, kernel_size=3, dilation_cycle=2),
+    "hnet": HNetConfig(
+        arch_layout=["m1", ["T1"], "t1"],
+        d_model=[16, 24],
+        d_intermediate=[0, 32],
+        ssm_cfg={"d_state": 4, "headdim": 8, "chunk_size": 8},
+        attn_cfg={"num_heads": [2, 2], "rotary_emb_dim": [4, 6], "window_size": [6, -1]},
+        bytes_per_chunk=[3],
+    ),
+    "hnet-2-stages": HNetConfig(
+        arch_layout=["m1", ["t1m1", ["T1"], "t1"], "m1"],
+        d_model=[16, 16, 24],
+        d_intermediate=[0, 0, 32],
+        ssm_cfg={"d_state": 4, "headdim": 8, "chunk_size": 8},
+        attn_cfg={"num_heads": [2, 2, 2], "rotary_emb_dim": [4, 8, 6], "window_size": [6, 3, -1]},
+        bytes_per_chunk=[2, 4],
+    ),
     "mamba-s6": mixer_stack(mixers.S6Config(d_state=4), block="mamba", mlp="none"),
     "h3-s6": mixer_stack(mixers.S6Config(d_state=4), block="h3", mlp="none"),
     "linear_attention": mixer_stack(mixers.LinearAttentionConfig(n_head=2), mlp="gelu"),
@@ -63,6 +83,19 @@ MODELS = {
     "lstm-mixer": mixer_stack(mixers.LSTMConfig(), mlp="none"),
     "cnn-mixer": mixer_stack(mixers.CNNConfig(kernel_size=2, dilation=2), mlp="none"),
 }
+
+
+def chunks_by_position(model):
+    """Let every second position of an H-Net's stage begin a chunk, whatever its router says: what it decides
+    is a jump, which no tolerance of a lower precision covers."""
+    for module in model.modules():
+        if isinstance(module, RoutingModule):
+            module.forward = partial(_begun_by_position, module.forward)
+
+
+def _begun_by_position(forward, x, last, read):
+    positions = torch.arange(x.shape[1]) + (0 if read is None else read.unsqueeze(1))
+    return forward(x, last, read)[0], (positions % 2 == 0).expand(x.shape[:2])
 
 
 def random_bytes(*shape, seed=1):

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mambabyte import checkpoints
 from mambabyte.models import CNNConfig, MixerStackConfig, TransformerConfig, mixers
-from tests.models.every_model import MODELS, random_bytes
+from tests.models.every_model import MODELS, chunks_by_position, random_bytes
 
 # fp32 sums in another order, logits of order 1
 CLOSE = {"atol": 2e-5, "rtol": 0}
@@ -214,6 +214,7 @@ def test_it_learns_a_sentence(model):
 
 @torch.no_grad()
 def test_bf16_autocast(model):
+    chunks_by_position(model)
     bytes = random_bytes(2, 30)
     with torch.autocast("cpu", torch.bfloat16):
         low = model(bytes)
@@ -231,6 +232,7 @@ def test_bf16_autocast(model):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_in_low_precision_reads_steps_and_learns(model, dtype):
+    chunks_by_position(model)
     bytes = random_bytes(2, 30)
     start = torch.zeros(2, 30, dtype=torch.bool)
     start[0, [0, 7]] = True

@@ -42,6 +42,23 @@ def test_mamba2_in_h_nets_size_l():
 
 
 @pytest.mark.parametrize(
+    ("choice", "parameters", "published", "bytes_per_chunk", "flops"),
+    [  # H-Net (arXiv 2507.07955): its bytes per innermost chunk are 4.7 to 7.0, the outer ones not reported
+        ("hnet_1stage_l", 679_405_312, 680e6, [4.8], 0.43e9),
+        ("hnet_2stage_l", 874_315_264, 870e6, [2.65, 7.0], 0.43e9),
+        ("hnet_1stage_xl", 1_270_833_920, 1.3e9, [4.8], 0.72e9),
+        ("hnet_2stage_xl", 1_603_492_224, 1.6e9, [2.65, 7.0], 0.69e9),
+    ],
+)
+def test_hnets(choice, parameters, published, bytes_per_chunk, flops):
+    model = build(choice)
+    assert model.num_parameters() == parameters
+    assert parameters == pytest.approx(published, rel=0.025)
+    rates = [1 / size for size in bytes_per_chunk]
+    assert model.flops_per_byte(8192, rates).inference == pytest.approx(flops, rel=0.03)
+
+
+@pytest.mark.parametrize(
     ("choice", "published"),
     [
         ("megabyte_758m_262m", (758e6, 262e6)),

@@ -7,7 +7,7 @@ from mambabyte.commands import train
 from mambabyte.training.settings import TrainSettings
 
 SMALL = ["small", "mambabyte", "transformer", "megabyte", "perceiver_ar", "gated_s4d", "lstm", "cnn"]
-SMALL += ["spacebyte", "spacebyte_fixed", "mamba2", "hybrid"]
+SMALL += ["spacebyte", "spacebyte_fixed", "hnet", "hnet_2stage", "mamba2", "hybrid"]
 SMALL.append("mixer_stack mixer=linear_attention")
 
 
