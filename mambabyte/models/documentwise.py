@@ -34,7 +34,7 @@ class DocumentwiseByteLM(ByteLM):
 
     reads_marks_on_host = True
 
-    def forward(
+    def hidden(
         self,
         bytes: Tensor | bytes,
         state: State | None = None,
@@ -43,30 +43,31 @@ class DocumentwiseByteLM(ByteLM):
         marks = torch.from_numpy(document_start) if isinstance(document_start, np.ndarray) else document_start
         bytes = self.as_batch(bytes, state, marks)
         if marks is None:
-            return self._run(bytes, state)[0]
+            return self._read(bytes, state)[0]
         groups = list(_groups(marks.cpu().numpy(), state is not None))
         if len(groups) == 1 and groups[0].index.shape == bytes.shape:
-            return self._run(bytes, state if groups[0].continued else None)[0]
+            return self._read(bytes, state if groups[0].continued else None)[0]
         flat, length = bytes.flatten(), bytes.shape[1]
-        place = np.empty(len(flat), dtype=np.int64)  # of each byte's logits among those of all groups
-        logits, done = [], 0
+        place = np.empty(len(flat), dtype=np.int64)  # of each byte's vector among those of all groups
+        hidden, done = [], 0
         for group in groups:
             before = None
             if group.continued and state is not None:
                 before = select_rows(state, (group.index[:, 0] // length).tolist())
             index = to_device(group.index, bytes.device)
-            logits.append(self._run(flat[index], before)[0].flatten(0, 1))
+            hidden.append(self._read(flat[index], before)[0].flatten(0, 1))
             valid = np.arange(group.index.shape[1]) < group.lengths[:, None]
             place[group.index[valid]] = done + np.flatnonzero(valid)
             done += group.index.size
-        return torch.cat(logits)[to_device(place, bytes.device)].unflatten(0, bytes.shape)
+        return torch.cat(hidden)[to_device(place, bytes.device)].unflatten(0, bytes.shape)
 
-    def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
+    def prefill_hidden(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
         bytes = self.as_batch(bytes, state)
-        return self._run(bytes, self.initial_state(len(bytes)) if state is None else state)
+        return self._read(bytes, self.initial_state(len(bytes)) if state is None else state)
 
-    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Logits (B, L, 256) and the state after the bytes; without a state, that one may be empty."""
+    def _read(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """What the heads read (B, L, d) and the state after the bytes; without a state, that one may be
+        empty."""
         raise NotImplementedError
 
 
