@@ -1,6 +1,7 @@
 """Bytes per second with drafters, against plain decoding of the same texts.
 
-    python benchmarks/speculative.py CKPT FILE [--draft ngram --draft SMALLER_CKPT] [--temperature 0.8]
+    python benchmarks/speculative.py CKPT FILE [--draft ngram --draft heads --draft SMALLER_CKPT]
+                                     [--temperature 0.8]
 
 Pieces of FILE, such as source code or a book, are the prompts. Drafters and plain decoding take turns. With
 `--acceptance exact` the texts have to be those of plain decoding; with top_beta they are others. A pair of
@@ -32,7 +33,9 @@ def main() -> None:
     arguments = parser(__doc__.splitlines()[0], repeats=3)
     arguments.add_argument("ckpt", help="the model: a run directory, a checkpoint or a model's folder")
     arguments.add_argument("file", type=Path, help="the prompts are pieces of it")
-    arguments.add_argument("--draft", action="append", help="ngram or a smaller model; ngram if left out")
+    arguments.add_argument(
+        "--draft", action="append", help="ngram, heads or a smaller model; ngram if left out"
+    )
     arguments.add_argument("--acceptance", choices=("exact", "top_beta"), default="exact")
     arguments.add_argument("--temperature", type=float, default=0.8)
     for name, default in (("bytes", 512), ("texts", 4), ("batch", 1), ("prompt-bytes", 4096)):
@@ -43,7 +46,8 @@ def main() -> None:
     contexts = [read(model, prompt) for prompt in prompts]
     names: dict[str, str | ByteLM | None] = {"plain": None}
     for draft in options.draft or ["ngram"]:
-        names |= {"ngram": "ngram"} if draft == "ngram" else {f"model {Path(draft).name}": load(draft)}
+        known = draft in ("ngram", "heads")
+        names |= {draft: draft} if known else {f"model {Path(draft).name}": load(draft)}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     found: dict[str, Statistics] = {}
     setting: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """Checkpoint files: paths, reading (without unpickling code) and writing (atomically)."""
 
 from mambabyte.checkpoints.adapter import write_adapter
-from mambabyte.checkpoints.export import portable, write_export
+from mambabyte.checkpoints.export import portable, without_further_heads, write_export
 from mambabyte.checkpoints.hub import hub_id, upload
 from mambabyte.checkpoints.paths import checkpoint_folder, resolve
 from mambabyte.checkpoints.reading import Checkpoint, load_model, read, read_newest, weights_fingerprint
@@ -22,6 +22,7 @@ __all__ = [
     "resolve",
     "upload",
     "weights_fingerprint",
+    "without_further_heads",
     "write",
     "write_adapter",
     "write_export",

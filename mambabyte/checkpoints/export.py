@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError
 
+from mambabyte.checkpoints.building import model_of, shapes
 from mambabyte.checkpoints.formats.layout import CONFIG, SAFETENSORS
 from mambabyte.checkpoints.formats.weights import read_tensors, write_tensors
 from mambabyte.checkpoints.writing import FORMAT
@@ -51,6 +53,13 @@ def write_export(
             _module(format).write(model, temporary)
 
 
+def without_further_heads(model: ByteLM) -> ByteLM:
+    """The same model, with the same memory, as a predictor of the next byte alone."""
+    config = replace(model.config, prediction_heads=1, further_heads_weight=1.0)
+    weights = model.state_dict()
+    return model_of(config, {name: weights[name] for name in shapes(config)}).eval()
+
+
 @contextmanager
 def new_folder(folder: str | Path, card: str | None) -> Iterator[Path]:
     """The folder under a temporary name, until all that belongs in it is written."""
@@ -74,6 +83,11 @@ def check_format(model: ByteLM, format: Format) -> None:
     if is_adapted(model):
         raise UserError(
             "this model has adapters beside its weights: merge them first (merge_and_unload of peft)"
+        )
+    if format != "safetensors" and model.further_heads is not None:
+        raise UserError(
+            f"format={format} holds the next byte's head alone: give it "
+            "mambabyte.checkpoints.without_further_heads(model)"
         )
     if format != "safetensors":
         _module(format).check(model)

@@ -41,6 +41,12 @@ def run(settings: ExportSettings) -> None:
         raise UserError(f"push={settings.push} is no place on the hub: write push=hub:owner/name")
     checkpoint = checkpoints.read(settings.ckpt)
     model, config = checkpoint.build_model(), _config_of(checkpoint)
+    if settings.format not in ("safetensors", "adapter") and model.further_heads is not None:
+        model = checkpoints.without_further_heads(model)
+        print(
+            f"mambabyte: format={settings.format} holds the next byte's head alone: others are left out",
+            file=sys.stderr,
+        )
     summary = _summary_beside(checkpoint)
     adapted = None
     if settings.format == "adapter" and checkpoint.lora is not None:

@@ -14,6 +14,7 @@ from mambabyte.generation.context import EMPTY_PROMPT, Context
 from mambabyte.generation.sampler import Draws, Sampler, draw
 from mambabyte.generation.speculative.drafter import Guess
 from mambabyte.generation.speculative.drafting import Draft, Drafting, clock
+from mambabyte.generation.speculative.heads import HeadsDrafter
 from mambabyte.generation.stepping import stepper_for
 from mambabyte.generation.stopping import Stops
 from mambabyte.models import ByteLM
@@ -108,6 +109,7 @@ class Batch:
 
     Raises:
         UserError: such weights are not to be had for this model here.
+        ValueError: the drafter is made of another model's heads.
         RuntimeError: from all calls after a step that failed, whatever its reason, as rows may have drawn
             bytes that the model has not read.
     """
@@ -116,11 +118,16 @@ class Batch:
         self.model = model
         self._device = model.device  # looking it up takes a tenth of a small model's step
         self._drafting = drafting
+        self._heads: HeadsDrafter | None = None  # which the drafter is made of
         if drafting is not None:
             drafting.drafter.select([])  # rows that a batch before this one has left behind
+            if isinstance(drafting.drafter, HeadsDrafter):
+                self._heads = drafting.drafter
+                if self._heads.model is not model:
+                    raise ValueError("heads draft for the model that they are of")
         self._failed = False
         self._places: list[_Place] = []
-        self._stepper = stepper_for(model, model.initial_state(0), weights)
+        self._stepper = stepper_for(model, model.initial_state(0), weights, self._heads is not None)
         self._logits = np.empty((0, 256), dtype=np.float32)
 
     @property
@@ -213,6 +220,8 @@ class Batch:
         """The last byte of each row."""
         bytes = torch.from_numpy(np.array([place.byte for place in self._places]))
         self._logits = self._stepper(bytes.to(self._device)).float().cpu().numpy()
+        if self._heads is not None and self._stepper.hidden is not None:
+            self._heads.see(self._stepper.hidden)
 
     def _drafts(self, drafting: Drafting) -> list[Draft]:
         """What may follow the last byte of each row."""
@@ -248,7 +257,10 @@ class Batch:
             place.draws, place.next = its.draws, its.byte
             kept.append(1 + count)
         self._stepper.keep(kept)
-        self._logits = logits[range(len(kept)), [count - 1 for count in kept]]
+        last = range(len(kept)), [count - 1 for count in kept]
+        self._logits = logits[last]
+        if self._heads is not None and self._stepper.hidden is not None:
+            self._heads.see(self._stepper.hidden[last])
         return drawn, length
 
     def _keep_contexts(self, ended: list[int]) -> None:

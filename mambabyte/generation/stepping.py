@@ -23,7 +23,13 @@ class Stepper(Protocol):
 
     Bytes are integer tensors or Python's `bytes`, as `ByteLM` takes them. What a call refuses leaves
     everything as it was.
+
+    Attributes:
+        hidden: with `keep_hidden`, what the model's heads have read for the logits that the last step or
+            window returned: (B, d) or (B, L, d).
     """
+
+    hidden: Tensor | None
 
     def __call__(self, byte: Tensor | bytes) -> Tensor:
         """Logits (B, 256) after one more byte (B,) of each row."""
@@ -60,7 +66,7 @@ class Stepper(Protocol):
 
 
 @torch.no_grad()
-def stepper_for(model: ByteLM, state: State, weights: str = "fp32") -> Stepper:
+def stepper_for(model: ByteLM, state: State, weights: str = "fp32", keep_hidden: bool = False) -> Stepper:
     """What goes on from the state; it leaves the state itself alone.
 
     Args:
@@ -71,12 +77,12 @@ def stepper_for(model: ByteLM, state: State, weights: str = "fp32") -> Stepper:
     """
     check_weights(model, weights)
     if isinstance(model, MambaByte) and step_backend(model.lm_head.weight) == "cpu":
-        return model.stepper(state, weights)  # type: ignore[return-value]  # a TritonStepper on CUDA only
+        return model.stepper(state, weights, keep_hidden)  # type: ignore[return-value]  # a TritonStepper on CUDA only
     if weights != "fp32":
         raise UserError(
             f"weights={weights} is not to be had for this on CUDA: use weights=fp32, or device=cpu"
         )
-    return GenericStepper(model, state)
+    return GenericStepper(model, state, keep_hidden)
 
 
 @torch.no_grad()
@@ -110,8 +116,9 @@ class GenericStepper:
     other until their shapes agree again.
     """
 
-    def __init__(self, model: ByteLM, state: State) -> None:
-        self._model = model
+    def __init__(self, model: ByteLM, state: State, keep_hidden: bool = False) -> None:
+        self._model, self._keeps_hidden = model, keep_hidden
+        self.hidden: Tensor | None = None
         self._rows = 0
         self._groups: list[_Group] = []
         self._window: tuple[list[_Group], Tensor] | None = None  # the groups before it, and its bytes
@@ -120,14 +127,21 @@ class GenericStepper:
     @torch.no_grad()
     def __call__(self, byte: Tensor | bytes) -> Tensor:
         column = self._model.as_column(byte)
-        logits, groups = self._run(lambda part, state: self._model.step(part[:, 0], state), column)
+        if self._keeps_hidden:
+            (logits, self.hidden), groups = self._run_with_hidden(column)
+            logits, self.hidden = logits[:, 0], self.hidden[:, 0]
+        else:
+            logits, groups = self._run(lambda part, state: self._model.step(part[:, 0], state), column)
         self._go_on(groups)
         return logits
 
     @torch.no_grad()
     def window(self, bytes: Tensor | bytes) -> Tensor:
         bytes, before = self._model.as_batch(bytes), self._groups
-        logits, groups = self._run(self._model.prefill, bytes)
+        if self._keeps_hidden:
+            (logits, self.hidden), groups = self._run_with_hidden(bytes)
+        else:
+            logits, groups = self._run(self._model.prefill, bytes)
         self._go_on(groups)
         self._window = before, bytes.clone()
         return logits
@@ -197,9 +211,19 @@ class GenericStepper:
             part, state = function(bytes[group.rows], group.state)
             logits.append(part)
             groups.append(_Group(group.rows, state))
-        if len(groups) == 1 and groups[0].rows == list(range(self._rows)):
-            return logits[0], groups
-        return torch.cat(logits)[_order([row for group in groups for row in group.rows])], groups
+        return _in_order(logits, groups), groups
+
+    def _run_with_hidden(self, bytes: Tensor) -> tuple[tuple[Tensor, Tensor], list[_Group]]:
+        """As `_run` with `prefill`, which computes the same, and what the heads have read."""
+        hidden = []
+
+        def prefill(part: Tensor, state: State) -> tuple[Tensor, State]:
+            its, after = self._model.prefill_hidden(part, state)
+            hidden.append(its)
+            return self._model.lm_head(its), after
+
+        logits, groups = self._run(prefill, bytes)
+        return (logits, _in_order(hidden, groups)), groups
 
     def _go_on(self, groups: list[_Group]) -> None:
         self._groups, self._window = _joined(groups), None
@@ -228,6 +252,14 @@ def _joined(groups: list[_Group]) -> list[_Group]:
         _Group([row for group in some for row in group.rows], join_rows([group.state for group in some]))
         for some in alike.values()
     ]
+
+
+def _in_order(parts: Sequence[Tensor], groups: Sequence[_Group]) -> Tensor:
+    """One tensor of all rows in their order, from one of each group's."""
+    places = [row for group in groups for row in group.rows]
+    if len(parts) == 1 and places == list(range(len(places))):
+        return parts[0]
+    return torch.cat(list(parts))[_order(places)]
 
 
 def _order(places: Sequence[int]) -> list[int]:

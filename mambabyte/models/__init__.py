@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _MODELS = {
     "CNN": "cnn", "GatedS4D": "gated_s4d", "HNet": "hnet", "LSTM": "lstm", "MambaByte": "mamba",
-    "MegaByte": "megabyte", "MixerStack": "mixer_stack", "PerceiverAR": "perceiver_ar", "SpaceByte": "spacebyte",
-    "Transformer": "transformer",
+    "MegaByte": "megabyte", "MixerStack": "mixer_stack", "PerceiverAR": "perceiver_ar",
+    "SpaceByte": "spacebyte", "Transformer": "transformer",
 }  # fmt: skip
 
 

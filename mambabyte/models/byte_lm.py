@@ -1,4 +1,13 @@
-"""The interface of every model, which training, evaluation and generation rely on."""
+"""The interface of every model, which training, evaluation and generation rely on.
+
+    B batch   L length   d width of what the heads read   K prediction heads
+
+Beside the head of the next byte, a model may have further heads, of the bytes after it: K - 1 matrices
+(256, d) that read the same vector as the first head's, as in EvaByte's code (OpenEvaByte/evabyte). Before an
+output matrix, multi-token prediction (arXiv 2404.19737) has a Transformer layer for each head, and Medusa
+(arXiv 2401.10774) a residual block (d, d). For 256 symbols the matrix alone is smaller than such a block from
+d = 257 on, and nothing has to adapt a vector to it: the model is trained together with its heads.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +15,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from mambabyte.errors import UserError
 from mambabyte.models.hyperparameters import ByteLMConfig
+from mambabyte.runtime.devices import to_device
 
 VOCABULARY = 256
 NOT_SCORED = -100  # the target of a byte that no loss counts
@@ -21,14 +32,23 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 @dataclass(frozen=True)
 class FlopsPerByte:
-    """Floating-point operations per byte, multiply-adds counted as two; training all weights is three times
-    inference."""
+    """Floating-point operations per byte, multiply-adds counted as two.
+
+    inference: up to the next byte's logits. further_heads: the further heads', which training computes too.
+    """
 
     inference: float
+    further_heads: float = 0.0
+
+    @property
+    def forward(self) -> float:
+        """The forward pass of a training step."""
+        return self.inference + self.further_heads
 
     @property
     def training(self) -> float:
-        return 3 * self.inference
+        """With all weights trained: three times the forward pass."""
+        return 3 * self.forward
 
 
 class TrainingLoss(NamedTuple):
@@ -48,14 +68,26 @@ class ByteLM(nn.Module):
     `recurrent` says that the state's size does not grow with the bytes read, so a document of any length can
     be scored and continued in constant memory. `reads_marks_on_host` says that `forward` needs the values of
     `document_start` on the host and takes them as an array of NumPy too, which training then gives it.
+
+    A model implements `hidden` and `prefill_hidden`, and its constructor ends with `add_further_heads`. One
+    that implements `forward` and `prefill` themselves has no further heads.
     """
 
     recurrent: bool = False
     reads_marks_on_host: bool = False
+    lm_head: nn.Linear
 
     def __init__(self, config: ByteLMConfig) -> None:
         super().__init__()
         self.config = config
+        self.further_heads: nn.Linear | None = None
+
+    def add_further_heads(self) -> None:
+        """Make the heads beside `lm_head` that `config.prediction_heads` asks for."""
+        further = self.config.prediction_heads - 1
+        if further:
+            self.further_heads = nn.Linear(self.lm_head.in_features, further * VOCABULARY, bias=False)
+            nn.init.normal_(self.further_heads.weight, std=0.02)
 
     def forward(
         self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
@@ -70,14 +102,52 @@ class ByteLM(nn.Module):
         Raises:
             UserError: see `as_batch`, which every model calls on what it is given.
         """
+        return self.lm_head(self.hidden(bytes, state, document_start))
+
+    def hidden(
+        self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
+    ) -> Tensor:
+        """What the heads read at each byte (B, L, d); arguments and errors are those of `forward`."""
         raise NotImplementedError
+
+    def further_logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., K - 1, 256) of the bytes after the next one, from what the heads read (..., d).
+
+        Raises:
+            UserError: the model has no further heads.
+        """
+        if self.further_heads is None:
+            raise UserError(
+                "this model has no heads for the bytes after the next one: train one with "
+                "model.prediction_heads=4"
+            )
+        return self.further_heads(hidden).unflatten(-1, (-1, VOCABULARY))
 
     def training_loss(
         self, bytes: Tensor, targets: Tensor, document_start: Tensor | None = None
     ) -> TrainingLoss:
         """The cross entropy of the bytes that follow, `targets` (B, L), -100 where one is not scored; and
         what else a model has to minimise. Training calls this instead of `forward`."""
-        return TrainingLoss(target_nats(self.forward(bytes, document_start=document_start), targets))
+        if self.further_heads is None:
+            return TrainingLoss(target_nats(self.forward(bytes, document_start=document_start), targets))
+        return self.loss_of(self.hidden(bytes, document_start=document_start), targets, document_start)
+
+    def loss_of(
+        self, hidden: Tensor, targets: Tensor, document_start: Tensor | np.ndarray | None
+    ) -> TrainingLoss:
+        """The loss from what the heads read in a window (B, L, d).
+
+        The auxiliary term is `further_heads_weight` times the nats of all `further_targets`, divided by the
+        number of scored next bytes and by that of further heads. As not all of these targets exist, it is a
+        little less than their mean; but it is the same however a step's windows are split into batches.
+        """
+        nats = target_nats(self.lm_head(hidden), targets)
+        if self.further_heads is None:
+            return TrainingLoss(nats)
+        further = further_targets(targets, document_start, self.config.prediction_heads - 1)
+        further_nats = target_nats(self.further_logits(hidden).flatten(1, 2), further.flatten(1, 2))
+        counted = further.shape[-1] * (targets != NOT_SCORED).sum().clamp(min=1)
+        return TrainingLoss(nats, self.config.further_heads_weight * further_nats.sum() / counted)
 
     def initial_state(self, batch_size: int) -> State:
         """The state before any byte: tensors with the batch as their first dimension. Dimensions that grow
@@ -87,6 +157,11 @@ class ByteLM(nn.Module):
     def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
         """Logits (B, L, 256), equal to `forward`'s however a window is split, and the state after the last
         byte."""
+        hidden, state = self.prefill_hidden(bytes, state)
+        return self.lm_head(hidden), state
+
+    def prefill_hidden(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
+        """What the heads read at each byte (B, L, d), and the state after the last one."""
         raise NotImplementedError
 
     def step(self, byte: Tensor | bytes, state: State) -> tuple[Tensor, State]:
@@ -107,6 +182,11 @@ class ByteLM(nn.Module):
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Analytic cost of one byte in a window of `context_length` bytes."""
         raise NotImplementedError
+
+    def flops(self, inference: float) -> FlopsPerByte:
+        """The cost of a byte whose logits take `inference` operations, and of its further heads."""
+        further = 0 if self.further_heads is None else 2 * self.further_heads.weight.numel()
+        return FlopsPerByte(float(inference), float(further))
 
     def uses_per_byte(self, layer: str) -> float:
         """How often the weight of the linear layer of this name is multiplied in a forward pass, per byte."""
@@ -208,6 +288,28 @@ def target_nats(logits: Tensor, targets: Tensor) -> Tensor:
         logits.flatten(0, 1), targets.long().flatten(), ignore_index=NOT_SCORED, reduction="none"
     )
     return nats.view(targets.shape)
+
+
+def further_targets(targets: Tensor, document_start: Tensor | np.ndarray | None, heads: int) -> Tensor:
+    """The targets (B, L, heads) of the bytes after the next one, from those of the next byte (B, L).
+
+    Head k, counted from 1 for the next byte, has at place t the target of place t + k - 1. There is none
+    (-100) where that place is not scored or not in the window, or where a document starts at one of the
+    places t + 1 to t + k - 1, so that the byte is of another document.
+    """
+    length = targets.shape[1]
+    if isinstance(document_start, np.ndarray):
+        document_start = to_device(document_start, targets.device)
+    ahead = pad(targets, (0, heads), value=NOT_SCORED)
+    # one after the other the documents have the numbers 0, 1, 2, ..
+    document = None if document_start is None else pad(document_start.cumsum(1), (0, heads), value=-1)
+    found = []
+    for shift in range(1, heads + 1):
+        its = ahead[:, shift : shift + length]
+        if document is not None:
+            its = its.masked_fill(document[:, shift : shift + length] != document[:, :length], NOT_SCORED)
+        found.append(its)
+    return torch.stack(found, dim=-1)
 
 
 def _shapes(state: Any) -> Any:

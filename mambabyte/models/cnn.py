@@ -88,7 +88,7 @@ class CNN(LayerStack):
         """Two convolutions of W taps and an output product per layer, at any context length."""
         d = self.config.d_model
         layer = 2 * (2 * self.config.kernel_size + 1) * d * d
-        return FlopsPerByte(float(self.config.n_layer * layer + 2 * d * VOCABULARY))
+        return self.flops(self.config.n_layer * layer + 2 * d * VOCABULARY)
 
 
 CNNConfig.model = CNN

@@ -34,16 +34,16 @@ class DocumentwiseByteLM(ByteLM):
 
     reads_marks_on_host = True
 
-    def forward(
+    def hidden(
         self,
         bytes: Tensor | bytes,
         state: State | None = None,
         document_start: Tensor | np.ndarray | None = None,
     ) -> Tensor:
-        (logits,) = self.each_document(
-            lambda part, before: (self._run(part, before)[0],), bytes, state, document_start
+        (hidden,) = self.each_document(
+            lambda part, before: (self._read(part, before)[0],), bytes, state, document_start
         )
-        return logits
+        return hidden
 
     def each_document(
         self,
@@ -83,12 +83,13 @@ class DocumentwiseByteLM(ByteLM):
         places = to_device(place, bytes.device)
         return [torch.cat(parts)[places].unflatten(0, bytes.shape) for parts in zip(*made, strict=True)]
 
-    def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
+    def prefill_hidden(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
         bytes = self.as_batch(bytes, state)
-        return self._run(bytes, self.initial_state(len(bytes)) if state is None else state)
+        return self._read(bytes, self.initial_state(len(bytes)) if state is None else state)
 
-    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Logits (B, L, 256) and the state after the bytes; without a state, that one may be empty."""
+    def _read(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """What the heads read (B, L, d) and the state after the bytes; without a state, that one may be
+        empty."""
         raise NotImplementedError
 
 

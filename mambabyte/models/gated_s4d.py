@@ -88,7 +88,7 @@ class GatedS4D(LayerStack):
         at any context length. Training by FFT costs about as much: 20 log2(2 context_length) per channel."""
         d, inner, pairs = self.config.d_model, self.config.inner, self.config.d_state // 2
         layer = 2 * (d * (d + inner) + 2 * d * inner) + 12 * d * pairs
-        return FlopsPerByte(float(self.config.n_layer * layer + 2 * d * VOCABULARY))
+        return self.flops(self.config.n_layer * layer + 2 * d * VOCABULARY)
 
 
 GatedS4DConfig.model = GatedS4D

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from mambabyte.config.settings import setting, shown
 from mambabyte.errors import UserError
-from mambabyte.models.byte_lm import NOT_SCORED, VOCABULARY, FlopsPerByte, State, TrainingLoss, target_nats
+from mambabyte.models.byte_lm import NOT_SCORED, VOCABULARY, FlopsPerByte, State, TrainingLoss
 from mambabyte.models.documentwise import DocumentwiseByteLM
 from mambabyte.models.hnet_layers import (
     LETTERS,
@@ -307,6 +307,7 @@ class HNet(DocumentwiseByteLM):
         nn.init.normal_(self.embeddings.weight, std=1.0)
         if config.tie_embeddings:
             self.lm_head.weight = self.embeddings.weight
+        self.add_further_heads()
         if config.learning_rate_multipliers is not None:
             for multiplier, module in zip(config.learning_rate_multipliers, [self, *stages[1:]], strict=True):
                 for parameter in module.parameters():
@@ -319,33 +320,33 @@ class HNet(DocumentwiseByteLM):
     def initial_state(self, batch_size: int) -> State:
         return self.backbone.initial_state(batch_size)
 
-    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
-        out, after, _ = self.backbone(self.embeddings(bytes.long()), state)
-        return self.lm_head(out), after
+    def _read(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+        hidden, after, _ = self.backbone(self.embeddings(bytes.long()), state)
+        return hidden, after
 
-    def _run_with_boundaries(self, bytes: Tensor, state: State | None) -> list[Tensor]:
-        """Logits, and p and whether a chunk begins of each router."""
-        out, _, boundaries = self.backbone(self.embeddings(bytes.long()), state)
-        return [self.lm_head(out), *(tensor for each in boundaries for tensor in each)]
+    def _read_with_boundaries(self, bytes: Tensor, state: State | None) -> list[Tensor]:
+        """What the heads read, and p and whether a chunk begins of each router."""
+        hidden, _, boundaries = self.backbone(self.embeddings(bytes.long()), state)
+        return [hidden, *(tensor for each in boundaries for tensor in each)]
 
     def training_loss(
         self, bytes: Tensor, targets: Tensor, document_start: Tensor | None = None
     ) -> TrainingLoss:
         """The cross entropy, and the ratio losses times `ratio_loss_weight`, with F and G of all bytes up to
-        the last scored one of each row: what follows is padding."""
-        logits, *found = self.each_document(self._run_with_boundaries, bytes, document_start=document_start)
-        nats = target_nats(logits, targets)
+        the last scored one of each row: what follows is padding. Further heads add theirs."""
+        hidden, *found = self.each_document(self._read_with_boundaries, bytes, document_start=document_start)
+        nats, further = self.loss_of(hidden, targets, document_start)
         if not found or not self.config.ratio_loss_weight:
-            return TrainingLoss(nats)
+            return TrainingLoss(nats, further)
         read = (targets != NOT_SCORED).flip(1).cumsum(1).flip(1) > 0
-        loss = ratio_losses(_pairs(found), self.config.ratios, read).sum()
-        return TrainingLoss(nats, self.config.ratio_loss_weight * loss)
+        loss = self.config.ratio_loss_weight * ratio_losses(_pairs(found), self.config.ratios, read).sum()
+        return TrainingLoss(nats, loss if further is None else further + loss)
 
     @torch.no_grad()
     def chunk_rates(self, bytes: Tensor | bytes, document_start: Tensor | None = None) -> list[float]:
         """How many chunks each byte makes in each stage that makes them, the outermost first, on these bytes
         (B, L)."""
-        _, *found = self.each_document(self._run_with_boundaries, bytes, document_start=document_start)
+        _, *found = self.each_document(self._read_with_boundaries, bytes, document_start=document_start)
         if not found:
             return []
         return torch.stack([each.begins.double().mean() for each in _pairs(found)]).tolist()
@@ -369,7 +370,7 @@ class HNet(DocumentwiseByteLM):
             layers = sum(stack.flops(context_length * rate) for stack in stage.stacks())
             projections = 0 if isinstance(stage.main_network, Isotropic) else 3
             total += rate * (layers + projections * 2 * len(stage.stacks()[0].rmsnorm.weight) ** 2)
-        return FlopsPerByte(total)
+        return self.flops(total)
 
     def uses_per_byte(self, layer: str) -> float:
         inner = layer.count("main_network.")  # the innermost stage has one more, which is its layers

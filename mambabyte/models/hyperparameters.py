@@ -13,15 +13,21 @@ if TYPE_CHECKING:
     from mambabyte.models.byte_lm import ByteLM
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ByteLMConfig(TargetSettings):
     """The hyperparameters of a model: its YAML fills them, and checkpoints carry them as plain JSON.
 
     A subclass is a dataclass that sets ``model`` to the class it configures.
+
+    Attributes:
+        prediction_heads: how many of the coming bytes the model predicts at each byte; 1 is the next alone.
+        further_heads_weight: of the loss of those after the next one, against that of the next one.
     """
 
     section: ClassVar[str] = "model"
     model: ClassVar[type]  # of ByteLM
+    prediction_heads: int = setting(default=1, at_least=1, at_most=64)
+    further_heads_weight: float = setting(default=1.0, above=0, at_most=10**3)
 
     @classmethod
     def from_settings(cls, values: Any, where: str) -> TargetSettings:
@@ -35,8 +41,23 @@ class ByteLMConfig(TargetSettings):
         return super().from_settings(values, where)
 
     def build(self) -> ByteLM:
-        """The model, freshly initialised from PyTorch's global generator."""
-        return self.model(self)
+        """The model, freshly initialised from PyTorch's global generator.
+
+        Raises:
+            UserError: settings of prediction heads that the model has not.
+        """
+        if self.prediction_heads == 1 and self.further_heads_weight != 1:
+            raise UserError(
+                "model.prediction_heads=1 has no further heads, so model.further_heads_weight="
+                f"{self.further_heads_weight:g} would be ignored: set model.prediction_heads=2 or more, or "
+                "model.further_heads_weight=1"
+            )
+        model = self.model(self)
+        if self.prediction_heads > 1 and model.further_heads is None:
+            raise UserError(
+                f"{type(model).__name__} predicts the next byte alone: set model.prediction_heads=1"
+            )
+        return model
 
     @classmethod
     def target(cls) -> str:
@@ -60,7 +81,8 @@ class ByteLMConfig(TargetSettings):
 
 @dataclass
 class OfCheckpoint(ByteLMConfig):
-    """``model=of_ckpt``: stands for the model of the checkpoint that a run starts from."""
+    """``model=of_ckpt``: stands for the model of the checkpoint that a run starts from; with prediction
+    heads, for that model and new further heads, unless it has them already."""
 
     def build(self) -> ByteLM:
         raise UserError("model=of_ckpt stands for the model of ckpt=, which is not read here")

@@ -25,10 +25,10 @@ class LayerStack(DocumentwiseByteLM):
         nn.init.normal_(self.embedding.weight, std=0.02)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
+        self.add_further_heads()
 
     def blocks(self) -> list[nn.Module]:
         return list(self.layers)
 
-    def _run(self, bytes: Tensor, state: State | None, *more: Any) -> tuple[Tensor, State]:
-        out, after = run_layers(self.layers, self.norm, self.embedding(bytes.long()), state, *more)
-        return self.lm_head(out), after
+    def _read(self, bytes: Tensor, state: State | None, *more: Any) -> tuple[Tensor, State]:
+        return run_layers(self.layers, self.norm, self.embedding(bytes.long()), state, *more)

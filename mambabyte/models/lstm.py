@@ -35,25 +35,26 @@ class LSTM(DocumentwiseByteLM):
         open_forget_gates(self.lstm)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
+        self.add_further_heads()
 
     def initial_state(self, batch_size: int) -> State:
         zeros = self.embedding.weight.new_zeros(batch_size, self.config.d_model)
         return [(zeros, zeros) for _ in range(self.config.n_layer)]
 
-    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _read(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
         before = None
         if state is not None:
             outputs, cells = zip(*state, strict=True)
             before = (torch.stack(outputs), torch.stack(cells))
         out, (last, cell) = run_lstm(self.lstm, self.embedding(bytes.long()), before)
-        return self.lm_head(out), list(zip(last.unbind(), cell.unbind(), strict=True))
+        return out, list(zip(last.unbind(), cell.unbind(), strict=True))
 
     def blocks(self) -> list[nn.Module]:
         return [self.lstm]  # PyTorch runs its layers in one call
 
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         d = self.config.d_model
-        return FlopsPerByte(float(self.config.n_layer * lstm_flops(d) + 2 * d * VOCABULARY))
+        return self.flops(self.config.n_layer * lstm_flops(d) + 2 * d * VOCABULARY)
 
 
 def open_forget_gates(lstm: nn.LSTM) -> None:

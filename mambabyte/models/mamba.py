@@ -189,16 +189,17 @@ class MambaByte(ByteLM):
         if config.tie_embeddings:
             self.lm_head.weight = self.backbone.embedding.weight
         nn.init.normal_(self.backbone.embedding.weight, std=0.02)
+        self.add_further_heads()
         self._kept_weights = KeptWeights()
 
-    def forward(
+    def hidden(
         self, bytes: Tensor | bytes, state: State | None = None, document_start: Tensor | None = None
     ) -> Tensor:
         bytes = self.as_batch(bytes, state, document_start)
-        return self._run(bytes, state, document_start, keep_state=False)[0]
+        return self._read(bytes, state, document_start, keep_state=False)[0]
 
-    def prefill(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
-        return self._run(self.as_batch(bytes, state), state, None, keep_state=True)
+    def prefill_hidden(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
+        return self._read(self.as_batch(bytes, state), state, None, keep_state=True)
 
     def step(self, byte: Tensor | bytes, state: State) -> tuple[Tensor, State]:
         if step_backend(self.lm_head.weight) != "cpu":
@@ -215,13 +216,16 @@ class MambaByte(ByteLM):
             raise
         return logits, history + layers
 
-    def stepper(self, state: State, weights: str = "fp32") -> MambaByteStepper | TritonStepper:
+    def stepper(
+        self, state: State, weights: str = "fp32", keep_hidden: bool = False
+    ) -> MambaByteStepper | TritonStepper:
         """What goes on from a copy of the state, where `step_backend` names a kernel. It reads today's
         parameters, and does not notice when others take their place. On CUDA it steps only.
 
         Args:
             weights: how the linear layers and the head are stored: see `PreparedMamba` for a CPU and
                 `TritonStep` for CUDA.
+            keep_hidden: see `MambaStepper`; on CUDA it is not to be had.
         """
         if step_backend(self.lm_head.weight) == "triton":
             from mambabyte.ops.step.triton import TritonStepper
@@ -230,7 +234,7 @@ class MambaByte(ByteLM):
             before = history[0][0] if history else None
             return TritonStepper(self.step_weights(), self._embedding_weights(), before, layers, weights)
         prepared = PreparedMamba(self.step_weights(), weights, self._embedding_weights())
-        return MambaByteStepper(self, prepared, state)
+        return MambaByteStepper(self, prepared, state, keep_hidden)
 
     def drawing(
         self, state: State, logits: Tensor, temperature: float, top_k: int | None, top_p: float | None,
@@ -272,17 +276,17 @@ class MambaByte(ByteLM):
             return layers
         return [(self.backbone.ngram_embedding.initial_history(batch_size),), *layers]
 
-    def _run(
+    def _read(
         self, bytes: Tensor, state: State | None, document_start: Tensor | None, keep_state: bool
     ) -> tuple[Tensor, State]:
-        """Logits and, with `keep_state`, the state after the bytes."""
+        """What the heads read and, with `keep_state`, the state after the bytes."""
         backbone = self.backbone
         mixers: list[Any] = [layer.mixer for layer in backbone.layers]
         history, layers = ([], None) if state is None else self._parts(state)
         x, history = self._embed(bytes, history, document_start)
         with prepared_at_once([w for m in mixers for w in m.projected()], [m.A_log for m in mixers]):
             out, layers = run_layers(backbone.layers, backbone.norm_f, x, layers, document_start, keep_state)
-        return self.lm_head(out), history + layers
+        return out, history + layers
 
     def _parts(self, state: State) -> tuple[State, State]:
         """The state of the n-grams, if there are any, and that of the layers."""
@@ -312,7 +316,7 @@ class MambaByte(ByteLM):
         d, inner, rank, states = config.d_model, config.d_inner, config.time_step_rank, config.d_state
         layer = 2 * inner * (3 * d + config.d_conv) + scan_flops(inner, rank, states)
         ngrams = 2 * (config.ngram - 1) * config.ngram_width * d
-        return FlopsPerByte(float(config.n_layer * layer + 2 * d * VOCABULARY + ngrams))
+        return self.flops(config.n_layer * layer + 2 * d * VOCABULARY + ngrams)
 
 
 MambaByteConfig.model = MambaByte

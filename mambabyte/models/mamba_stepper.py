@@ -11,9 +11,11 @@ from mambabyte.ops.step import MambaStepper, PreparedMamba
 class MambaByteStepper(MambaStepper):
     """Takes bytes as models do, and refuses others as they do (UserError)."""
 
-    def __init__(self, model: ByteLM, weights: PreparedMamba, state: State) -> None:
+    def __init__(
+        self, model: ByteLM, weights: PreparedMamba, state: State, keep_hidden: bool = False
+    ) -> None:
         self._model = model
-        super().__init__(weights, state)
+        super().__init__(weights, state, keep_hidden)
 
     def __call__(self, byte: Tensor | bytes) -> Tensor:
         column = self._model.as_column(byte)

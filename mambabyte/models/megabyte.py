@@ -85,6 +85,7 @@ class MegaByte(DocumentwiseByteLM):
         for embedding in (self.global_embedding, self.local_embedding):
             nn.init.normal_(embedding.weight, std=config.embedding_std)
         self.lm_head.weight = self.local_embedding.weight
+        self.add_further_heads()
 
     def initial_state(self, batch_size: int) -> State:
         config, weight = self.config, self.lm_head.weight
@@ -93,15 +94,15 @@ class MegaByte(DocumentwiseByteLM):
         caches = self.global_stack.empty_caches(batch_size) + self.local_stack.empty_caches(batch_size)
         return [(context, nothing), *caches]
 
-    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _read(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
         if state is None:
-            return self._run_patches(bytes, None)
+            return self._read_patches(bytes, None)
         begun = state[1][0].shape[1] > 0
         if begun and (state[0][1].shape[1] > 0 or bytes.shape[1] < self.config.patch_size):
-            return self._run_within_patch(bytes, state)
-        return self._run_patches(bytes, state)
+            return self._read_within_patch(bytes, state)
+        return self._read_patches(bytes, state)
 
-    def _run_patches(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _read_patches(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
         """From the start of a patch: all patches at once through the global model, then the local one."""
         patch, (batch, length) = self.config.patch_size, bytes.shape
         whole = length // patch * patch
@@ -112,35 +113,35 @@ class MegaByte(DocumentwiseByteLM):
         patches = contexts.shape[1]
         previous = pad(bytes, (0, patches * patch - length)).view(batch * patches, patch)[:, :-1]
         fresh = None if state is None else self.local_stack.empty_caches(batch * patches)
-        logits, local_caches = self._local(contexts.flatten(0, 1), previous, 0, fresh)
-        logits = logits.reshape(batch, patches * patch, VOCABULARY)[:, 1 : length + 1]
+        out, local_caches = self._local(contexts.flatten(0, 1), previous, 0, fresh)
+        hidden = out.reshape(batch, patches * patch, -1)[:, 1 : length + 1]
         if state is None:
-            return logits, []
+            return hidden, []
         known = length - whole + 1
         last = map_tensors(lambda x: x.unflatten(0, (batch, patches))[:, -1, :known], local_caches)
-        return logits, [(contexts[:, -1], bytes[:, whole:].long()), *global_caches, *last]
+        return hidden, [(contexts[:, -1], bytes[:, whole:].long()), *global_caches, *last]
 
-    def _run_within_patch(self, bytes: Tensor, state: State) -> tuple[Tensor, State]:
+    def _read_within_patch(self, bytes: Tensor, state: State) -> tuple[Tensor, State]:
         """From inside a patch to its end. The byte that completes it takes one step of the global model."""
         patch, split = self.config.patch_size, 1 + self.config.n_layer
         context, read = state[0]
         global_caches, local_caches = state[1:split], state[split:]
         slots, needed = bytes[:, : patch - 1 - read.shape[1]], patch - read.shape[1]
-        logits = []
+        hidden = []
         if slots.shape[1]:
             out, local_caches = self._local(context, slots, read.shape[1] + 1, local_caches)
-            logits.append(out)
+            hidden.append(out)
         read = torch.cat([read, bytes[:, :needed].long()], dim=1)
         if read.shape[1] == patch:
             contexts, global_caches = self._global(read, global_caches)
             context, read = contexts[:, 0], read[:, :0]
             out, local_caches = self._local(context, read, 0, self.local_stack.empty_caches(len(bytes)))
-            logits.append(out)
+            hidden.append(out)
         after: State = [(context, read), *global_caches, *local_caches]
         if bytes.shape[1] > needed:
-            out, after = self._run(bytes[:, needed:], after)
-            logits.append(out)
-        return torch.cat(logits, dim=1), after
+            out, after = self._read(bytes[:, needed:], after)
+            hidden.append(out)
+        return torch.cat(hidden, dim=1), after
 
     def _global(self, bytes: Tensor, caches: State | None) -> tuple[Tensor, State]:
         """Context (B, K, P, D_L) of the patches after those in `bytes`; without caches, also the first."""
@@ -165,15 +166,14 @@ class MegaByte(DocumentwiseByteLM):
     def _local(
         self, context: Tensor, previous: Tensor, first: int, caches: State | None
     ) -> tuple[Tensor, State]:
-        """Logits of the slots of N patches from slot `first` on, given their context (N, P, D_L) and the byte
-        before each slot, except for slot 0, which gets the pad."""
+        """What the head reads (N, slots, D_L) in the slots of N patches from slot `first` on, given their
+        context (N, P, D_L) and the byte before each slot, except for slot 0, which gets the pad."""
         x = self.local_embedding(previous.long())
         if first == 0:
             x = torch.cat([self.local_pad.weight.expand(len(x), 1, -1), x], dim=1)
         slots = slice(first, first + x.shape[1])
         x = x + self.local_positions.weight[slots] + context[:, slots]
-        out, caches = self.local_stack(x, caches)
-        return self.lm_head(out), caches
+        return self.local_stack(x, caches)
 
     def blocks(self) -> list[nn.Module]:
         return [*self.global_stack.layers, *self.local_stack.layers]
@@ -184,7 +184,7 @@ class MegaByte(DocumentwiseByteLM):
         patch, local = config.patch_size, config.local_d_model
         global_step = self.global_stack.flops(context_length / patch) / patch
         projections = 2 * (config.d_model // patch) * local + 2 * local * VOCABULARY
-        return FlopsPerByte(global_step + self.local_stack.flops(patch) + projections)
+        return self.flops(global_step + self.local_stack.flops(patch) + projections)
 
     def uses_per_byte(self, layer: str) -> float:
         return 1 / self.config.patch_size if layer.startswith("global_stack.") else 1.0

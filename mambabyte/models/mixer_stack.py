@@ -198,15 +198,15 @@ class MixerStack(LayerStack):
         mixed = " with attention" if "t" in (self.config.layout or "").lower() else ""
         return {"plain": "", "h3": "H3+", "mamba": "Mamba+"}[self.config.block] + name + mixed
 
-    def forward(
+    def hidden(
         self,
         bytes: Tensor | bytes,
         state: State | None = None,
         document_start: Tensor | np.ndarray | None = None,
     ) -> Tensor:
         if not self.resets or isinstance(document_start, np.ndarray):
-            return super().forward(bytes, state, document_start)
-        return self._run(self.as_batch(bytes, state, document_start), state, document_start)[0]
+            return super().hidden(bytes, state, document_start)
+        return self._read(self.as_batch(bytes, state, document_start), state, document_start)[0]
 
     def initial_state(self, batch_size: int) -> State:
         return [layer.initial_state(batch_size) for layer in self.layers]  # type: ignore[operator]
@@ -214,7 +214,7 @@ class MixerStack(LayerStack):
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """What the blocks and MLPs say of themselves, and the head."""
         layers: float = sum(layer.flops(context_length) for layer in self.layers)  # type: ignore[operator]
-        return FlopsPerByte(float(layers + 2 * self.config.d_model * VOCABULARY))
+        return self.flops(layers + 2 * self.config.d_model * VOCABULARY)
 
 
 MixerStackConfig.model = MixerStack

@@ -99,19 +99,20 @@ class PerceiverAR(DocumentwiseByteLM):
         )  # fmt: skip
         self.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
         initialise(self, std=0.02, depth=config.n_layer)
+        self.add_further_heads()
 
     def initial_state(self, batch_size: int) -> State:
         shape = (batch_size, 0, self.config.n_head, self.config.d_model // self.config.n_head)
         nothing = self.lm_head.weight.new_zeros(shape)
         return [(nothing, nothing), *self.stack.empty_caches(batch_size)]
 
-    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _read(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
         config, length = self.config, bytes.shape[1]
         before = 0 if state is None else state[0][0].shape[1]
         x, cache = self.embedding(bytes.long()), None if state is None else state[0]
         residual, update, cross_cache = self.cross(x, cache, self._rotary(before, length))
         if state is None:
-            return self.lm_head(self._run_blocks(residual, update)), []
+            return self._run_blocks(residual, update), []
         caches, done, parts = state[1:], 0, []
         while done < length:
             place = (before + done) % config.n_latents
@@ -123,7 +124,7 @@ class PerceiverAR(DocumentwiseByteLM):
             out, caches = self.stack(residual[:, here], caches, rotary, update[:, here])
             parts.append(out)
             done = here.stop
-        return self.lm_head(torch.cat(parts, dim=1)), [cross_cache, *caches]
+        return torch.cat(parts, dim=1), [cross_cache, *caches]
 
     def _run_blocks(self, residual: Tensor, update: Tensor) -> Tensor:
         """All blocks at once, the last one padded at the end."""
@@ -151,7 +152,7 @@ class PerceiverAR(DocumentwiseByteLM):
         d, inner = config.d_model, config.d_ff or 4 * config.d_model
         cross = 2 * (5 * d * d + 2 * d * inner) + 4 * context_length * d
         stack = self.stack.flops(min(config.n_latents, context_length))
-        return FlopsPerByte(float(cross + stack + 2 * d * VOCABULARY))
+        return self.flops(cross + stack + 2 * d * VOCABULARY)
 
 
 PerceiverARConfig.model = PerceiverAR

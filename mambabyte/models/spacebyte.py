@@ -232,6 +232,11 @@ class SpaceByte(DocumentwiseByteLM):
         positions = self.local_position_encoding, self.global_position_encoding
         for table in (self.token_embedding.weight, *positions):
             nn.init.normal_(table, std=config.embedding_std)
+        self.add_further_heads()
+
+    @property
+    def lm_head(self) -> nn.Linear:  # type: ignore[override]
+        return self.logits.logits_linear
 
     def initial_state(self, batch_size: int) -> State:
         config, weight = self.config, self.token_embedding.weight
@@ -249,7 +254,7 @@ class SpaceByte(DocumentwiseByteLM):
             *caches(self.final_blocks, *local),
         ]
 
-    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _read(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
         config, length = self.config, bytes.shape[1]
         places = torch.arange(length, device=bytes.device)
         initial = slice(1, 1 + len(self.initial_blocks))
@@ -268,11 +273,10 @@ class SpaceByte(DocumentwiseByteLM):
         opens = self._opens(bytes, places, last)
         x, between = self._run_global(x, opens, opened, caches[1])
         x, after = run_layers(self.final_blocks, self.logits.layer_norm, x, caches[2], rotary)
-        logits = self.logits.logits_linear(x)
         if read is None or opened is None:
-            return logits, []
+            return x, []
         counts = (read + length, opened + opens.sum(1), bytes[:, -1].long())
-        return logits, [counts, *before, *between, *after]
+        return x, [counts, *before, *between, *after]
 
     def _opens(self, bytes: Tensor, places: Tensor, last: Tensor | None) -> Tensor:
         """Which bytes (B, L) open a patch, given their places (L) or (B, L) in their documents and the byte
@@ -358,7 +362,7 @@ class SpaceByte(DocumentwiseByteLM):
         local, width = config.local_d_model, config.d_model
         each = _block_flops(local, config.local_d_ff, min(context_length, config.local_window))
         wide = _block_flops(width, config.d_ff, context_length * rate)
-        return FlopsPerByte(
+        return self.flops(
             config.local_n_layer * each + config.n_layer * wide * rate + 2 * local * VOCABULARY
         )
 

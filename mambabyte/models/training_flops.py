@@ -29,16 +29,16 @@ def training_flops_per_byte(
     """
     with on_meta_device():
         model = config.build()
-    inference = model.flops_per_byte(context_length)
+    flops = model.flops_per_byte(context_length)
     if lora is None and not freeze:
-        return inference.training
+        return flops.training
     count = _Count(model, lora, freeze)
     for name, module in model.named_modules():
         count.visit(name, module)
-    rest = max(0.0, inference.inference - count.products)  # scans and attention
+    rest = max(0.0, flops.forward - count.products)  # scans and attention
     blocks = model.blocks()
     reached = sum(any(id(part) in count.reached for part in block.modules()) for block in blocks)
-    return inference.inference + count.further + 2 * rest * reached / len(blocks)
+    return flops.forward + count.further + 2 * rest * reached / len(blocks)
 
 
 class _Count:

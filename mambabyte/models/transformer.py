@@ -50,12 +50,13 @@ class Transformer(DocumentwiseByteLM):
         initialise(self, std=0.02, depth=config.n_layer)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
+        self.add_further_heads()
 
     def initial_state(self, batch_size: int) -> State:
         position = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         return [(position,), *self.stack.empty_caches(batch_size)]
 
-    def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _read(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
         config, length = self.config, bytes.shape[1]
         positions = torch.arange(length, device=bytes.device)
         if state is not None:
@@ -63,7 +64,7 @@ class Transformer(DocumentwiseByteLM):
         x = self.embedding(bytes.long())
         rotary = rotary_factors(positions, config.d_model // config.n_head, config.rope_base, x.dtype)
         out, caches = self.stack(x, None if state is None else state[1:], rotary)
-        return self.lm_head(out), [] if state is None else [(state[0][0] + length,), *caches]
+        return out, [] if state is None else [(state[0][0] + length,), *caches]
 
     def blocks(self) -> list[nn.Module]:
         return list(self.stack.layers)
@@ -71,7 +72,7 @@ class Transformer(DocumentwiseByteLM):
     def flops_per_byte(self, context_length: int) -> FlopsPerByte:
         """Counts a whole context of keys for every byte, as SpaceByte (arXiv 2404.14408) and PyTorch do."""
         keys = min(context_length, self.config.window or context_length)
-        return FlopsPerByte(self.stack.flops(keys) + 2 * self.config.d_model * VOCABULARY)
+        return self.flops(self.stack.flops(keys) + 2 * self.config.d_model * VOCABULARY)
 
 
 TransformerConfig.model = Transformer

@@ -39,13 +39,38 @@ def with_model_of_checkpoint(settings: TrainSettings, recorded: dict[str, Any]) 
             "budget.parameters chooses a model's size, and ckpt= has one: set one of them to null"
         )
     if follows and isinstance(recorded.get("model"), dict):
-        return replace(settings, model=config_from_dict(recorded["model"]))
+        return replace(settings, model=_with_heads(config_from_dict(recorded["model"]), settings))
     if not recorded:
         there = config_from_dict(initial_checkpoint(settings).model_config)
-        if not follows:
+        if follows:
+            there = _with_heads(there, settings)
+        else:
             _refuse_other_model(settings, there)
         settings = replace(settings, model=there)
     return settings
+
+
+def _with_heads(model: ByteLMConfig, settings: TrainSettings) -> ByteLMConfig:
+    """The model of ``ckpt`` with the prediction heads that ``model=of_ckpt`` asks for, whose defaults ask for
+    those that it has.
+
+    Raises:
+        UserError: it has another number of further heads, or adapters alone are trained, and no new heads.
+    """
+    there, asked = model.prediction_heads, settings.model.prediction_heads
+    if 1 not in (there, asked) and there != asked:
+        raise UserError(
+            f"the model of ckpt= has model.prediction_heads={there}, which stays: leave out "
+            f"model.prediction_heads={asked}"
+        )
+    if settings.lora is not None and asked > there:
+        raise UserError(
+            f"lora= trains its adapters alone, so the new heads of model.prediction_heads={asked} would stay "
+            "as they begin: set lora=none, and freeze= for weights that should stay"
+        )
+    model = replace(model, prediction_heads=max(there, asked))
+    weight = settings.model.further_heads_weight
+    return model if weight == 1 else replace(model, further_heads_weight=weight)
 
 
 def initial_checkpoint(settings: TrainSettings) -> Checkpoint:
@@ -57,7 +82,7 @@ def initial_checkpoint(settings: TrainSettings) -> Checkpoint:
 def load_initial_weights(model: ByteLM, settings: TrainSettings) -> None:
     """Replace a new model's weights by those of ``ckpt``, if it is set; raises the UserError of reading."""
     if settings.ckpt is not None:
-        load_base(model, initial_checkpoint(settings).build_model(settings.model).state_dict())
+        load_base(model, initial_checkpoint(settings).build_model().state_dict())
 
 
 def trainable_model(

@@ -2,6 +2,7 @@
 
 from mambabyte.generation.speculative.drafter import Drafter, Guess
 from mambabyte.generation.speculative.drafting import TOP_BETA, Drafting, Statistics
+from mambabyte.generation.speculative.heads import HeadsDrafter
 from mambabyte.generation.speculative.lengths import AdaptiveLengths, FixedLengths
 from mambabyte.generation.speculative.model import ModelDrafter
 from mambabyte.generation.speculative.ngram import NgramDrafter
@@ -14,6 +15,7 @@ __all__ = [
     "Drafting",
     "FixedLengths",
     "Guess",
+    "HeadsDrafter",
     "ModelDrafter",
     "NgramDrafter",
     "Statistics",

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mambabyte.generation.sampler import Draws
+
+_KINDS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)  # nats; a wider margin is the next kind
+KINDS_OF_DRAWS = len(_KINDS) + 1
 
 
 class Guess(NamedTuple):
@@ -42,3 +49,22 @@ class Drafter(Protocol):
             draws: those of each row from here on, for the drafter to make use of: with the noise of the
                 model's own draw, a guess from the same distribution is always right.
         """
+
+
+def drawn_guess(draws: Draws, logits: NDArray[np.float32]) -> Guess:
+    """The byte that the draws take from these logits (256,), with which they go on.
+
+    How far it leads the second one, in nats, says how far the model's logits must differ for another draw.
+    """
+    sampler = draws.sampler
+    if sampler.temperature and sampler.filters:
+        with np.errstate(divide="ignore"):
+            scores = np.log(draws.probabilities(logits) / draws.noise())
+    elif sampler.temperature:
+        scores = draws.constrained(logits) / sampler.temperature - np.log(draws.noise())
+    else:
+        scores = draws.constrained(logits)
+    byte = int(scores.argmax())
+    second, first = np.partition(scores, -2)[-2:].tolist()
+    draws.push(byte)
+    return Guess(byte, bisect(_KINDS, first - second))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from bisect import bisect
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,14 +13,13 @@ from torch import Tensor
 from mambabyte.errors import UserError
 from mambabyte.generation.context import read
 from mambabyte.generation.sampler import Draws
-from mambabyte.generation.speculative.drafter import Guess
+from mambabyte.generation.speculative.drafter import Guess, drawn_guess
 from mambabyte.generation.stepping import stepper_for
 from mambabyte.models import ByteLM
 from mambabyte.models.byte_lm import State
 
 _log = logging.getLogger("mambabyte")
 _CHUNK = 256  # bytes of each row that are read at a time
-_KINDS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)  # nats; a wider margin is the next kind
 
 
 class ModelDrafter:
@@ -82,7 +80,7 @@ class ModelDrafter:
         try:
             logits = self._catch_up()
             while True:
-                guesses = [_guess(row, its) for row, its in zip(draws, logits, strict=True)]
+                guesses = [drawn_guess(row, its) for row, its in zip(draws, logits, strict=True)]
                 yield list(guesses)
                 for guessed, guess in zip(self._guessed, guesses, strict=True):
                     guessed.append(guess.byte)
@@ -135,25 +133,6 @@ class ModelDrafter:
 
     def _tensor(self, bytes: Sequence[object]) -> Tensor:
         return torch.tensor(bytes, dtype=torch.uint8, device=self._model.device)
-
-
-def _guess(draws: Draws, logits: NDArray[np.float32]) -> Guess:
-    """The byte that the draws take from these logits (256,), with which they go on.
-
-    How far it leads the second one, in nats, says how far the model's logits must differ for another draw.
-    """
-    sampler = draws.sampler
-    if sampler.temperature and sampler.filters:
-        with np.errstate(divide="ignore"):
-            scores = np.log(draws.probabilities(logits) / draws.noise())
-    elif sampler.temperature:
-        scores = draws.constrained(logits) / sampler.temperature - np.log(draws.noise())
-    else:
-        scores = draws.constrained(logits)
-    byte = int(scores.argmax())
-    second, first = np.partition(scores, -2)[-2:].tolist()
-    draws.push(byte)
-    return Guess(byte, bisect(_KINDS, first - second))
 
 
 def _array(logits: Tensor) -> NDArray[np.float32]:

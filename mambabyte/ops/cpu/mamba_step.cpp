@@ -57,7 +57,7 @@ class MambaStep : MambaRecurrence {
       const MambaStepBlock& block = arguments_.blocks[layer];
       const MambaStepState& state = arguments_.state[layer];
       const Inputs in = arguments_.inputs ? inputs(arguments_.inputs, layer) : inputs(scratch_, 0);
-      normalise(block.norm_weight, block.norm_bias, layer, 1);
+      normalise(block.norm_weight, block.norm_bias, layer, 1, normed_);
       const T* in_proj = static_cast<const T*>(block.in_proj);
       share_blocks(d_inner, kLanes, [&](int64_t first, int64_t last) {
         product<T>(in_proj, block.in_proj_scale, d_model, normed_, positions_, in.x, d_inner, first, last);
@@ -77,9 +77,10 @@ class MambaStep : MambaRecurrence {
     }
     if (features()) share_blocks(arguments_.batch, 1, [&](int64_t row, int64_t) { remember(row, arguments_.length); });
     const int64_t every = arguments_.last_only ? arguments_.length : 1;
-    normalise(arguments_.norm_weight, arguments_.norm_bias, arguments_.layers, every);
+    float* hidden = arguments_.hidden ? arguments_.hidden : normed_;
+    normalise(arguments_.norm_weight, arguments_.norm_bias, arguments_.layers, every, hidden);
     share_blocks(arguments_.vocabulary, kLanes, [&](int64_t first, int64_t last) {
-      product<T>(arguments_.head, arguments_.head_scale, d_model, normed_, positions_ / every, arguments_.logits,
+      product<T>(arguments_.head, arguments_.head_scale, d_model, hidden, positions_ / every, arguments_.logits,
                  arguments_.vocabulary, first, last);
     });
   }
@@ -179,12 +180,12 @@ class MambaStep : MambaRecurrence {
   }
 
   // residual += update, of the layer before if there was one; normed = norm(residual), of every `every`-th position.
-  void normalise(const float* weight, const float* bias, int64_t layer, int64_t every) {
+  void normalise(const float* weight, const float* bias, int64_t layer, int64_t every, float* normed) {
     const int64_t width = arguments_.d_model;
     const bool updated = layer > 0 || features();
     share_blocks(positions_ / every, 1, [&](int64_t row, int64_t) {
       const int64_t place = ((row + 1) * every - 1) * width;
-      float *x = residual_ + place, *out = normed_ + row * width;
+      float *x = residual_ + place, *out = normed + row * width;
       const float* before = layer > 0 ? x : arguments_.x ? arguments_.x + place : embedded(row);
       Vec total = {}, squares = {};
       for (int64_t k = 0; k < width; k += kLanes) {

@@ -52,6 +52,7 @@ struct MambaStepArguments {
   float* inputs;          // (layers, B L (3D + R + 2N)), which the window leaves for a replay; or null
   const int64_t* counts;  // (B), the bytes of the window that a replay reads again
   float* logits;          // (B, L, V), or (B, V) of the last bytes
+  float* hidden;          // (B, L, d), or (B, d): what the head has read; or null
 };
 
 // What goes from byte to byte; in a layer, for one block of up to kLanes channels at a time.

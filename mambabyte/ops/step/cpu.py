@@ -96,7 +96,7 @@ class Arguments(ctypes.Structure):
         ("embedding", Embedding),
         *fields(ctypes.c_void_p, "x bytes history next_history head head_scale norm_weight norm_bias"),
         ("blocks", ctypes.POINTER(Block)),
-        *fields(ctypes.c_void_p, "state inputs counts logits"),
+        *fields(ctypes.c_void_p, "state inputs counts logits hidden"),
     ]
 
 

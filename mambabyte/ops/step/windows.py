@@ -26,12 +26,16 @@ class MambaStepper:
     Args:
         weights: prepared with their embedding.
         state: the n-grams' (B, n - 1), if there are any, and that of the layers. It is copied.
+        keep_hidden: whether to keep `hidden`.
+
+    Attributes:
+        hidden: what the head has read for the logits that the last call returned: as those, with d for V.
 
     Raises:
         ValueError: a state of another shape; in all calls, what does not fit the rows, which changes nothing.
     """
 
-    def __init__(self, weights: PreparedMamba, state: State) -> None:
+    def __init__(self, weights: PreparedMamba, state: State, keep_hidden: bool = False) -> None:
         if not weights.embeds:
             raise ValueError("a stepper of bytes needs weights that were prepared with their embedding")
         self._weights, self._rows = weights, 0
@@ -39,6 +43,8 @@ class MambaStepper:
         self._before: _Memory | None = None  # the state before the last window, or memory for the next one
         self._window: Tensor | None = None  # its bytes
         self._inputs = torch.empty(0)
+        self._keeps_hidden = keep_hidden
+        self.hidden: Tensor | None = None
         self.append(state)
 
     def __call__(self, byte: Tensor) -> Tensor:
@@ -57,10 +63,7 @@ class MambaStepper:
         size = bytes.numel() * self._weights.inputs_per_byte
         if len(inputs) < size:
             inputs = torch.empty(size)
-        logits = self._weights.logits(
-            self._rows, bytes.shape[1], False,
-            bytes=bytes.data_ptr(), inputs=inputs.data_ptr(), **self._now.to(after),
-        )  # fmt: skip
+        logits = self._logits(bytes, False, inputs=inputs.data_ptr(), **self._now.to(after))
         self._now, self._before, self._inputs, self._window = after, self._now, inputs, bytes
         return logits
 
@@ -127,10 +130,17 @@ class MambaStepper:
         self._rows, self._window = last, None
 
     def _overwrite(self, bytes: Tensor) -> Tensor:
-        pointers = self._now.to(self._now)
-        logits = self._weights.logits(self._rows, bytes.shape[1], True, bytes=bytes.data_ptr(), **pointers)
+        logits = self._logits(bytes, True, **self._now.to(self._now))
         self._window = None
         return logits
+
+    def _logits(self, bytes: Tensor, last_only: bool, **pointers: int) -> Tensor:
+        if self._keeps_hidden:
+            shape = bytes.shape[:1] if last_only else bytes.shape
+            self.hidden = torch.empty(*shape, self._weights.d_model)
+            pointers["hidden"] = self.hidden.data_ptr()
+        pointers["bytes"] = bytes.data_ptr()
+        return self._weights.logits(self._rows, bytes.shape[1], last_only, **pointers)
 
     def _checked(self, bytes: Tensor) -> Tensor:
         check_batch(len(bytes), self._rows)

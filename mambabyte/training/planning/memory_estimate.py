@@ -116,7 +116,8 @@ class MemoryBudget:
         gradient, fit. Cheap."""
         self._check_state()
         windows = int(self._settings.micro_batch_size)
-        logits = 2 * _WEIGHT_BYTES * VOCABULARY * windows * self._context_length
+        symbols = VOCABULARY * self.config.prediction_heads
+        logits = 2 * _WEIGHT_BYTES * symbols * windows * self._context_length
         if self.available is not None and self.state.state + logits > self.available:
             raise UserError(
                 f"the logits of {windows:,} windows of {self._context_length:,} bytes alone take "
