@@ -233,7 +233,7 @@ def test_the_ratio_loss_counts_no_padding():
     torch.testing.assert_close(loss.auxiliary, plain.auxiliary)
     torch.testing.assert_close(loss.nats[:, :30], plain.nats)
     # three documents with their own statistics, weighted by their positions
-    found = [model._run_with_boundaries(bytes[:, a:b], None)[1:] for a, b in ((0, 7), (7, 12), (12, 30))]
+    found = [model._read_with_boundaries(bytes[:, a:b], None)[1:] for a, b in ((0, 7), (7, 12), (12, 30))]
     joined = [torch.cat(parts, 1) for parts in zip(*found, strict=True)]
     read = torch.ones(1, 30, dtype=torch.bool)
     pairs = [Boundaries(*joined[:2]), Boundaries(*joined[2:])]
