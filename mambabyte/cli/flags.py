@@ -16,7 +16,7 @@ from mambabyte.config.settings import fill, suggestion
 from mambabyte.errors import UserError
 
 HYDRA_FLAGS = ("help", "cfg", "resolve", "package", "multirun", "config_dir", "info", "shell_completion")
-_SWEEPING = ("launcher=", "+launcher=", "hydra.mode=")
+_SWEEPING = ("launcher=", "+launcher=", "sweeper=", "+sweeper=", "hydra.mode=")
 
 
 class Parser(argparse.ArgumentParser):

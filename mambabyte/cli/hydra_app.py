@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from mambabyte.cli.faults import sentence
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
 BASIC = ".BasicLauncher"  # runs all jobs in this process
+GRID = ".BasicSweeper"  # runs all combinations, whatever the jobs return
 LONGEST_NAME = 200  # bytes; a file system ends at 255
 
 
@@ -69,9 +74,12 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
     def job(composed: DictConfig) -> Any:
         settings = HydraConfig.get()
         sweeping = settings.mode == RunMode.MULTIRUN
+        searching = sweeping and not settings.sweeper._target_.endswith(GRID)
         failures.say()
         try:
             arguments = list(settings.overrides.task)
+            if searching and (fault := nothing_to_minimise(name, composed)):
+                raise _Escaped from fault
             if sweeping and name == "train":
                 check_devices(composed, settings.launcher._target_)
                 arguments.append(own_run_dir(composed, settings.job.override_dirname))
@@ -80,23 +88,29 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
             arguments += [flag for flag in flags if flag.startswith("--config-dir=")]
             sys.argv = [program[0], *name.split(" "), *arguments]
             schema: Any = command.settings
-            return command.run(schema.from_composed(composed, settings.runtime.choices, command.check))
+            found = command.run(schema.from_composed(composed, settings.runtime.choices, command.check))
+            if searching and found is not None:
+                searched.append((found, str(composed.run_dir)))
+            return found
         except Exception as fault:
             if sweeping and not isinstance(fault, Interrupted):
                 if settings.launcher._target_.endswith(BASIC):
                     failures.add(fault)  # Hydra would print its own line before it raised the first
-                    return None
+                    return math.inf  # the worst there is, for a search
                 raise
             if settings.launcher._target_.startswith(SUBMITIT):
                 # The run is saved: submitit's handler queues the job again, and exits.
                 signal.raise_signal(signal.SIGUSR1)
             raise _Escaped from fault
 
+    searched: list[tuple[float, str]] = []
     failures = _Failures(lambda fault: sentence(fault) or explain(fault, overrides))
     for override in overrides:  # Hydra writes a sweep's to a file before any job begins
         key, _, value = override.partition("=")
         if key not in command.settings.not_kept:  # type: ignore[attr-defined]
             refuse_secrets({key: value})
+    if "sweeper=optuna" in overrides and find_spec("optuna"):
+        import_module("optuna.logging").set_verbosity(logging.WARNING)  # its notes are no news to the user
     # PyTorch's large tensors in huge pages: without them, fresh memory costs a third of a long scan's time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # tells its jobs to save
@@ -116,6 +130,11 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
         fault = raised
     finally:
         sys.argv = program
+    if searched:
+        failures.say()
+        best, folder = min(searched)
+        said = f"the best of {len(searched)} jobs is {redact(folder)}, with {best:.4f} bits per byte"
+        print(f"mambabyte: {said}", file=sys.stderr)
     fault = fault or failures.to_raise()
     if fault is not None:
         raise explain(fault, overrides) or fault
@@ -130,6 +149,17 @@ def check_devices(composed: DictConfig, launcher: str) -> None:
             "set trainer.devices=1, give each job a process by launcher=submitit_local or submitit_slurm, or "
             "start the jobs one by one"
         )
+
+
+def nothing_to_minimise(name: str, composed: DictConfig) -> UserError | None:
+    """What is wrong with a search whose jobs would have no bits per byte to compare; None if they have."""
+    if name != "train":
+        return UserError("a search is for the jobs of mambabyte train alone: leave the sweeper out")
+    left_out = "dry_run=true" if composed.dry_run else None
+    if composed.callbacks.get("evaluate_bytes") == 0:
+        left_out = "callbacks.evaluate_bytes=0"
+    why = f"a search minimises the validation bits per byte, which {left_out} leaves out: remove it"
+    return UserError(why) if left_out else None
 
 
 def own_run_dir(composed: DictConfig, job: str) -> str:

@@ -106,7 +106,7 @@ def run(argv: list[str], find: Find) -> int:
     command = find(name)
     if not hasattr(command.settings, "yaml"):
         options = command_parser(name, command).parse_intermixed_args(words)
-        return command.run(settings_from_flags(command, options)) or 0
+        return int(command.run(settings_from_flags(command, options)) or 0)
     from mambabyte.cli.hydra_app import run_hydra
 
     overrides, flags = hydra_arguments(name, command, words)

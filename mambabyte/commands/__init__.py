@@ -48,13 +48,14 @@ class Command:
 
     settings: the dataclass that ``run`` takes. Hydra composes one with a ``yaml`` from conf/; any other is
         filled from flags and words alone.
-    run: does the work; returns the exit code, None for 0.
+    run: does the work. Of a command that Hydra composes, it returns what a search among the jobs of a sweep
+        minimises, if anything; of any other the exit code, None for 0.
     check: refuses what it can of the composed values before ``settings`` takes them, which may import torch.
     """
 
     help: str
     settings: type
-    run: Callable[[Any], int | None]
+    run: Callable[[Any], float | None]
     flags: tuple[Flag, ...] = ()
     words: Words | None = None
     check: Callable[[dict[str, Any]], None] = lambda values: None

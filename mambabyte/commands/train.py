@@ -16,8 +16,11 @@ from mambabyte.training.settings import SettingsButModel, TrainSettings
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of torchrun, Lightning and srun
 
 
-def run(settings: TrainSettings) -> None:
+def run(settings: TrainSettings) -> float | None:
     """Train, then print the report; with ``dry_run`` only print what training will take.
+
+    Returns:
+        The bits per byte of the validation split, which a search minimises; None if they were not measured.
 
     Raises:
         UserError, Interrupted: see :func:`mambabyte.training.train.train`.
@@ -29,6 +32,8 @@ def run(settings: TrainSettings) -> None:
     result, in_words = (forecast(settings), describe) if settings.dry_run else (train(settings), report)
     if result is not None:  # of rank 0
         print(valid_json(result) if settings.json else in_words(result))
+    measured = None if settings.dry_run or result is None else result["validation"]
+    return None if measured is None else float(measured["bits_per_byte"])
 
 
 def check(values: dict[str, Any]) -> None:

@@ -85,8 +85,11 @@ def _unknown_interpolation(key: str, place: str | None, overrides: Iterable[str]
 
 def _missing_file(path: str, options: Iterable[str], message: str) -> UserError:
     group, _, choice = path.rpartition("/")
-    if group == "hydra/launcher" and choice.startswith("submitit"):
-        return UserError(f"launcher={choice} needs packages that are missing: pip install 'mambabyte[slurm]'")
+    for kind, name, extra in (("launcher", "submitit", "slurm"), ("sweeper", "optuna", "sweep")):
+        if group == f"hydra/{kind}" and choice.startswith(name):
+            return UserError(
+                f"{kind}={choice} needs packages that are missing: pip install 'mambabyte[{extra}]'"
+            )
     if group:
         return UserError(f"there is no {group} '{choice}'" + suggestion(choice, options))
     return UserError(_first_line(message))

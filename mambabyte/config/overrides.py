@@ -26,6 +26,7 @@ _ONE_CHOICE = (
         "budget",
         "experiment",
         "launcher",
+        "sweeper",
     ),
 )
 _OF_A_PART = re.compile(r"data\.parts\.[^.]+\.[^.]+")  # a setting of a mixture's part

@@ -28,7 +28,11 @@ GROUPS = {
     "budget/none": "{}",
     "logger/csv": "{}",
     "lora/none": "# @package _global_\nlora: null",
-    "callbacks/default": "{}",
+    "callbacks/default": "evaluate_bytes: null",
+    "sweeper/optuna": (
+        "# @package _global_\ndefaults:\n  - override /hydra/sweeper: optuna\n"
+        "hydra:\n  mode: MULTIRUN\n  sweeper: {n_jobs: 1, max_failure_rate: 1.0, sampler: {seed: 0}}"
+    ),
     "experiment/quickstart": (
         "# @package _global_\ndefaults:\n  - override /model: large\nname: quickstart\nseed: 3"
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 from hydra.errors import MissingConfigException
 
 from mambabyte.config.explanations import explain
@@ -33,6 +34,54 @@ def test_a_sweep_over_several_devices_is_refused(cli):
 def test_a_launcher_whose_package_is_missing_is_named():
     fault = MissingConfigException("", "hydra/launcher/submitit_slurm", ["basic"])
     assert "pip install 'mambabyte[slurm]'" in str(explain(fault))
+
+
+def test_a_sweeper_whose_package_is_missing_is_named():
+    fault = MissingConfigException("", "hydra/sweeper/optuna", ["basic"])
+    said = "sweeper=optuna needs packages that are missing: pip install 'mambabyte[sweep]'"
+    assert str(explain(fault)) == said
+
+
+SEARCH = ("train", "sweeper=optuna", "hydra.sweeper.n_trials=5", "hydra.sweeper.sampler.n_startup_trials=2")
+RATES = "optimizer.learning_rate=tag(log, interval(1e-4, 1e-1))"
+
+
+def test_a_search_is_seeded_and_its_jobs_answer_with_what_it_minimises(cli):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    cli.behave = lambda settings: abs(settings.optimizer["learning_rate"] - 1e-2)
+    found = []
+    for _ in range(2):
+        assert cli(*SEARCH, RATES, "trainer.max_steps=3,5") == 0
+        found.append([(job["optimizer"]["learning_rate"], job["run_dir"]) for job in cli.jobs])
+    assert found[0] == found[1] and len(set(found[0])) == 5
+    best = min(found[0], key=lambda each: abs(each[0] - 1e-2))
+    assert f"mambabyte: the best of 5 jobs is {best[1]}, with {abs(best[0] - 1e-2):.4f} bits" in cli.err
+    assert best[1].startswith("runs/default/") and "sweeper" not in best[1]
+    assert Path("runs/default/optimization_results.yaml").exists()
+
+
+def test_a_job_that_fails_is_the_worst_of_a_search_and_not_its_end(cli):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+
+    def behave(settings):
+        if settings.optimizer["learning_rate"] > 1e-3:
+            raise UserError("training diverged")
+        return 2.0
+
+    cli.behave = behave
+    assert cli(*SEARCH, RATES) == 1
+    failed = sum(job["optimizer"]["learning_rate"] > 1e-3 for job in cli.jobs)
+    assert len(cli.jobs) == 5 and 0 < failed < 5
+    assert cli.err.count("mambabyte: training diverged") == failed
+    assert f"the best of {5 - failed} jobs is" in cli.err
+    cli.behave = lambda _: (_ for _ in ()).throw(UserError("there is no data"))
+    assert cli(*SEARCH, RATES) == 1 and cli.err.count("there is no data") == 5
+
+
+@pytest.mark.parametrize("setting", ["dry_run=true", "callbacks.evaluate_bytes=0"])
+def test_a_search_without_anything_to_minimise_is_refused(cli, setting: str):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    assert setting in cli.complaint(*SEARCH, RATES, setting)
 
 
 def test_a_long_sweep_still_names_a_folder_that_can_be_made(cli):

@@ -1,0 +1,222 @@
+"""A tournament of byte-level models on equal terms: as many tuning trials for each, at equal compute.
+
+    python benchmarks/tournament.py --books FOLDER --out docs/benchmarks     # with --hours 1, again and again
+    python benchmarks/tournament.py --books FOLDER --plan                    # only say what it will take
+    python benchmarks/tournament.py --books FOLDER --list                    # only print the commands
+    python benchmarks/tournament.py --page --out docs/benchmarks [--page-file docs/comparison.md]
+    python benchmarks/tournament.py --size 60m --processes 1 --runs runs/tournament_60m --out OUT   # on a GPU
+
+For each corpus and model: trials at equal compute over one search space (tournament_space.py), the first half
+at the same points for all and the rest chosen by Optuna; then the best point with seeds 1, 2, 3 at a larger
+equal compute; then the same at equal time. Trials and runs at equal compute are side by side, one thread
+each; a run at equal time has the machine to itself, also on one thread. Each run is a command of its own. A
+run that diverges counts as 8 bits per byte, those of guessing. The script may be stopped at any moment: the
+same call goes on, and a run that Ctrl-C or SIGTERM stopped resumes from its checkpoint. Needs
+`pip install "mambabyte[sweep]"`. Written are tournament.csv, tournament_curves.csv, tournament.png and
+tournament.md; paths are in the CSV as they are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tournament_page import CURVES, RESULTS, draw, page, read, write_curves, write_results
+from tournament_runs import RESULT, SEEDS, Failed, Job, Machine, Plan, Stopped, best_of, finals, first_trials
+from tournament_space import MODELS, SIZES, Point
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--size", choices=SIZES, default="cpu", help="what is searched, and what it costs")
+    arguments.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    arguments.add_argument("--corpora", nargs="+", choices=("books", "code"), default=["books", "code"])
+    arguments.add_argument(
+        "--books", type=Path, help="a folder of parquet files as PG19's, for the corpus books"
+    )
+    arguments.add_argument("--trials", type=int, default=16, help="of each model on each corpus")
+    arguments.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the winners' runs")
+    arguments.add_argument("--trial-flops", type=float, help="of training, of a trial")
+    arguments.add_argument("--final-flops", type=float, help="of training, of a winner's run")
+    arguments.add_argument("--final-seconds", type=float, help="of training, of a winner's run at equal time")
+    arguments.add_argument("--processes", type=int, default=2, help="runs side by side, but for equal time")
+    arguments.add_argument("--hours", type=float, help="start no run after so many")
+    arguments.add_argument("--runs", type=Path, default=Path("runs/tournament"), help="where the runs go")
+    arguments.add_argument("--out", type=Path, help="folder for the CSVs, the figure and the page")
+    arguments.add_argument("--page-file", type=Path, help="the page; OUT/tournament.md if it is left out")
+    arguments.add_argument("--list", action="store_true", help="only print the commands that are known")
+    arguments.add_argument("--plan", action="store_true", help="only say what it will take, from a few steps")
+    arguments.add_argument("--page", action="store_true", help="run nothing: draw and write from the CSVs")
+    arguments.add_argument("overrides", nargs="*", help="further settings of every run")
+    options = arguments.parse_args()
+    if options.page and options.out is None:
+        arguments.error("--page needs --out")
+    if options.page:
+        write_page(options.out, options.page_file)
+        return
+    if options.size == "cpu" and "books" in options.corpora and options.books is None:
+        arguments.error("--books says where the books are; or choose --corpora code")
+    if min(options.trials, options.processes) < 1:
+        arguments.error("--trials and --processes are 1 or more")
+    plan = Plan.of(options)
+    for name in options.models:
+        if MODELS[name].missing:
+            print(f"{name} is left out: this version has no model={name}", file=sys.stderr)
+    if options.list:
+        print_commands(plan)
+    elif options.plan:
+        from tournament_estimate import estimate
+
+        print(estimate(plan, options.processes))
+    else:
+        if options.out is None:
+            arguments.error("--out says where the figures go")
+        options.out.mkdir(parents=True, exist_ok=True)
+        raise SystemExit(run(plan, options))
+
+
+def run(plan: Plan, options: argparse.Namespace) -> int:
+    """Run what is unfinished, then write what is finished; the exit code."""
+    try:
+        import optuna
+    except ImportError as fault:
+        missing = "the trials are chosen by Optuna, which is missing"
+        raise SystemExit(f"{missing}: pip install 'mambabyte[sweep]'") from fault
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # as much is, in its version 2
+    until = None if options.hours is None else time.monotonic() + 3600 * options.hours
+    machine = Machine(until)
+    before = {each: signal.signal(each, lambda *_: machine.stop()) for each in _STOPPING}
+    try:
+        faults = run_all(plan, machine, options.processes)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    results = finished(plan)
+    write_results(results, options.out / RESULTS)
+    write_curves(results, options.out / CURVES)
+    write_page(options.out, options.page_file)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if machine.ended:
+        print(f"{machine.ended}; the same command goes on", file=sys.stderr)
+    return 75 if machine.ended else int(bool(faults))
+
+
+def run_all(plan: Plan, machine: Machine, processes: int) -> list[str]:
+    """Tune every model on every corpus, then run the best points; what failed, in sentences."""
+    pairs = [(corpus, name) for corpus in plan.corpora for name in plan.models]
+    winners: dict[tuple[str, str], Point] = {}
+
+    def tune(corpus: str, name: str) -> None:
+        winners[corpus, name] = search(plan, machine, corpus, name)
+
+    def all_of(kind: str) -> Iterable[Callable[[], object]]:
+        return [
+            (lambda job=job: machine.finish(job))
+            for pair, point in sorted(winners.items(), key=lambda each: pairs.index(each[0]))
+            for job in finals(plan, *pair, point, kind)
+        ]
+
+    faults = in_turns([(lambda pair=pair: tune(*pair)) for pair in pairs], processes)
+    faults += in_turns(all_of("compute"), processes)
+    return faults + in_turns(all_of("time"), 1)
+
+
+def search(plan: Plan, machine: Machine, corpus: str, name: str) -> Point:
+    """Run the trials of a model on a corpus; the best point.
+
+    All but the first half are chosen by a seeded TPE sampler (Bergstra et al., 2011) from the results so far,
+    so those of an earlier sitting lead to the same points again.
+    """
+    import optuna
+
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=0))
+    for job in first_trials(plan, corpus, name):
+        study.enqueue_trial(vars(job.point))
+    found, failed = [], 0
+    for number in range(plan.trials):
+        trial = study.ask()
+        job = plan.trial(corpus, name, number, plan.size.suggested(trial))
+        result = machine.finish(job)
+        study.tell(trial, result["bits_per_byte"])
+        found.append((result["bits_per_byte"], job.point))
+        failed += result["outcome"] != "finished"
+    if failed == plan.trials:
+        raise Failed(f"{corpus}, {name}: none of its trials has a figure, so it has no best point")
+    return best_of(found)
+
+
+def in_turns(calls: Iterable[Callable[[], object]], processes: int) -> list[str]:
+    """Make the calls, some at a time; what failed, in sentences. A call that is stopped is no failure."""
+    faults = []
+
+    def make(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Stopped:
+            pass
+        except Failed as fault:
+            faults.append(str(fault))
+
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(make, calls))
+    return faults
+
+
+def finished(plan: Plan) -> list[dict[str, Any]]:
+    """The results of the runs that have ended, in a fixed order."""
+    order = [(corpus, name) for corpus in plan.corpora for name in plan.models]
+    kinds = ["trial", "compute", "time"]
+    found = [json.loads(path.read_text()) for path in plan.runs.glob(f"*/*/*/{RESULT}")]
+    found = [each for each in found if (each["corpus"], each["model"]) in order]
+    return sorted(
+        found,
+        key=lambda each: (
+            *(order.index((each["corpus"], each["model"])), kinds.index(each["kind"])),
+            *(each["number"], each["seed"]),
+        ),
+    )
+
+
+def write_page(out: Path, place: Path | None) -> None:
+    results, curves, lengths = read(out)
+    draw(results, curves, lengths, out)
+    place = place or out / "tournament.md"
+    place.write_text(page(results, lengths, out, place))
+
+
+def print_commands(plan: Plan) -> None:
+    """The commands that are known before the results: of the first trials, and of what has a best point."""
+    results = {(each["corpus"], each["model"], each["kind"], each["number"]): each for each in finished(plan)}
+    for corpus in plan.corpora:
+        for name in plan.models:
+            jobs: list[Job] = list(first_trials(plan, corpus, name))
+            trials = [results.get((corpus, name, "trial", number)) for number in range(plan.trials)]
+            known = [each for each in trials if each is not None]
+            jobs += [plan.job_of(each) for each in known[len(jobs) :]]
+            for job in jobs:
+                print(shlex.join(job.command))
+            if len(known) < plan.trials:
+                later = plan.trials - len(jobs)
+                print(f"# {corpus}, {name}: {later} more trials, which depend on these; then the best point")
+                continue
+            point = best_of([(each["bits_per_byte"], plan.job_of(each).point) for each in known])
+            for kind in ("compute", "time"):
+                for job in finals(plan, corpus, name, point, kind):
+                    print(shlex.join(job.command))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What a longer context gains: the CSV, the figure and the section of benchmarks/long_context.py."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tournament_space import MODELS
+
+Rows = Sequence[dict[str, Any]]
+LENGTHS, LENGTHS_FIGURE = "long_context.csv", "long_context.png"
+LENGTH_COLUMNS = (
+    *("corpus", "model", "seed", "trained_at", "recurrent", "context_length", "bytes"),
+    *("bits_per_byte", "machine", "command"),
+)
+_WORDS = ("corpus", "model", "machine", "command")
+_OURS = "mambabyte"
+
+
+def curves(rows: Rows) -> dict[str, list[tuple[int, float]]]:
+    """For each model (context, bits per byte), ascending; several seeds are averaged."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        if row["bits_per_byte"] is not None:
+            of_model = found.setdefault(row["model"], {})
+            of_model.setdefault(row["context_length"], []).append(row["bits_per_byte"])
+    return {
+        model: [(n, sum(bits) / len(bits)) for n, bits in sorted(points.items())]
+        for model, points in found.items()
+    }
+
+
+def lengths_section(rows: Rows, link: str) -> str:
+    """The section of the page; empty without rows."""
+    found = curves(rows)
+    if not found:
+        return ""
+    contexts = sorted({row["context_length"] for row in rows})
+    corpus, measured = rows[0]["corpus"], max(row["bytes"] or 0 for row in rows)
+    lines = [
+        "## Long context\n",
+        f"Bits per byte of the same {measured:,} bytes of {corpus}, in windows of each length (`disjoint`), "
+        "by the best points of equal compute. A recurrent model carries its state through a window, and its "
+        "gain from the first column to its best is in the last. The others have not been trained on "
+        "positions beyond the context they chose, and what they lose there says that and no more. A dash: "
+        "the model has no such positions.\n",
+        f"![bits per byte against the context]({link}{LENGTHS_FIGURE})\n",
+        f"| model | trained at | {' | '.join(f'{n:,}' for n in contexts)} | gain |",
+        f"|---|---:|{'---:|' * len(contexts)}---:|",
+    ]
+    for model, points in found.items():
+        mine = [row for row in rows if row["model"] == model]
+        bits = dict(points)
+        cells = [f"{bits[n]:.3f}" if n in bits else "-" for n in contexts]
+        recurrent = bool(mine[0]["recurrent"])
+        gain = f"{points[0][1] - min(bits.values()):.3f}" if recurrent else ""
+        name = f"{MODELS[model].name}{', state carried' if recurrent else ''}"
+        lines.append(f"| {name} | {mine[0]['trained_at']:,} | {' | '.join(cells)} | {gain} |")
+    return "\n".join(lines)
+
+
+def draw_lengths(rows: Rows, folder: Path) -> None:
+    """Each model's bits per byte by the context; dashed beyond that of its training if it has no state."""
+    found = curves(rows)
+    if not found:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for number, (model, description) in enumerate(MODELS.items()):
+        points = found.get(model)
+        if not points:
+            continue
+        mine = next(row for row in rows if row["model"] == model)
+        known = [each for each in points if mine["recurrent"] or each[0] <= mine["trained_at"]]
+        style = {"color": f"C{number}", "linewidth": 2.5 if model == _OURS else 1.3}
+        label = f"{description.name}{', state carried' if mine['recurrent'] else ''}"
+        axes.plot(*zip(*known, strict=True), "o-", markersize=4, label=label, **style)
+        beyond = points[len(known) - 1 :]
+        if len(beyond) > 1:
+            axes.plot(*zip(*beyond, strict=True), "o--", markersize=3, alpha=0.5, **style)
+    lows = [bits for points in found.values() for _, bits in points]
+    axes.set_ylim(min(lows) - 0.05, min(max(lows), min(lows) + 2) + 0.05)  # what breaks down leaves the axes
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="context, bytes", ylabel="bits per byte", title="dashed: longer than in training")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(folder / LENGTHS_FIGURE, dpi=130)
+
+
+def write_lengths(rows: Rows, path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, LENGTH_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_lengths(path: Path) -> list[dict[str, Any]]:
+    """The rows of a long_context.csv; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{key: _cell(key, cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def _cell(key: str, cell: str) -> Any:
+    if key in _WORDS:
+        return cell
+    if not cell:
+        return None
+    return float(cell) if key == "bits_per_byte" else int(cell)
