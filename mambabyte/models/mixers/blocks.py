@@ -46,13 +46,15 @@ class H3Block(SequenceMixer):
     """H3 (arXiv 2212.14052, section 3.1): y = W_o (q * mixer(shift(k) * v)), q, k and v linear in x.
 
     The shift SSM, whose matrix moves its states on by one, is a convolution with as many free taps as it has
-    states. Here a head is one channel. The state is the last taps - 1 keys (B, taps - 1, d) and the mixer's.
+    states; its skip connection D, at first from N(0, 1), is part of the last. Here a head is one channel. The state is the last taps - 1 keys (B, taps - 1, d) and the mixer's.
     """
 
     def __init__(self, mixer: SequenceMixer, d_model: int, taps: int) -> None:
         super().__init__()
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
-        self.shift = nn.Parameter(torch.empty(d_model, taps).uniform_(-(taps**-0.5), taps**-0.5))
+        taps_at_first = torch.empty(d_model, taps).uniform_(-(taps**-0.5), taps**-0.5)
+        taps_at_first[:, -1] += torch.randn(d_model)
+        self.shift = nn.Parameter(taps_at_first)
         self.mixer, self.resets = mixer, mixer.resets
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
