@@ -46,7 +46,8 @@ class H3Block(SequenceMixer):
     """H3 (arXiv 2212.14052, section 3.1): y = W_o (q * mixer(shift(k) * v)), q, k and v linear in x.
 
     The shift SSM, whose matrix moves its states on by one, is a convolution with as many free taps as it has
-    states; its skip connection D, at first from N(0, 1), is part of the last. Here a head is one channel. The state is the last taps - 1 keys (B, taps - 1, d) and the mixer's.
+    states; its skip connection D, at first from N(0, 1), is part of the last. Here a head is one channel. The
+    state is the last taps - 1 keys (B, taps - 1, d) and the mixer's.
     """
 
     def __init__(self, mixer: SequenceMixer, d_model: int, taps: int) -> None:
