@@ -46,6 +46,7 @@ MODELS = {
     "mamba-s4d-real": mixer_stack(mixers.S4DConfig(d_state=4, init="real"), block="mamba"),
     "h3": mixer_stack(mixers.H3Config(d_state=4), mlp="none"),
     "mamba2": mixer_stack(mixers.Mamba2Config(d_state=4, head_dim=8, n_groups=2, chunk=8), mlp="none"),
+    "mamba3": mixer_stack(mixers.Mamba3Config(d_state=8, head_dim=8, n_groups=2, chunk=8), mlp="none"),
     "rwkv": mixer_stack(mixers.RWKVConfig(), mlp="rwkv"),
     "lstm-mixer": mixer_stack(mixers.LSTMConfig(), mlp="none"),
     "cnn-mixer": mixer_stack(mixers.CNNConfig(kernel_size=2, dilation=2), mlp="none"),

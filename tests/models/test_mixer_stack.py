@@ -19,7 +19,7 @@ def test_a_word_chooses_the_mixer_of_every_block_and_a_checkpoint_names_it(name)
         assert isinstance(config, MixerStackConfig)
         assert mixers.MIXERS[type(config.mixer).__name__.removesuffix("Config")] == name
         assert config_from_dict(config.to_dict()) == config
-        model = MixerStackConfig(config.mixer, block, d_model=8, n_layer=1).build()
+        model = MixerStackConfig(config.mixer, block, d_model=32, n_layer=1).build()
         around = {"plain": "", "h3": "H3+", "mamba": "Mamba+"}[block]
         assert model.kind == around + type(config.mixer).__name__.removesuffix("Config")
         assert model.flops_per_byte(100).inference > 2 * model.num_parameters() - 2000
@@ -43,6 +43,8 @@ def test_every_mixer_has_a_yaml():
         ("model=mixer_stack mixer=s6 model.expand=3", "block=plain has no expand"),
         ("model=mixer_stack mixer=s6 model.d_conv=3", "block=plain has no d_conv"),
         ("model=mixer_stack mixer=s6 model.mlp=none model.d_ff=8", "mlp=none has no d_ff"),
+        ("model=mixer_stack mixer=mamba3 model.d_model=24", "Mamba-3's 48 inner channels, .*=2 times 24"),
+        ("model=mixer_stack mixer=mamba3 model.mixer.d_state=3", "d_state=3 states is less than one pair"),
     ],
 )
 def test_refusals(typed, message):
