@@ -37,7 +37,7 @@ struct Tile {  // kTileRows rows of V vectors
   INLINE void multiply(Left left, const float* right, int64_t stride, int64_t count) {
     Vec totals[kTileRows][V];
     each_sum([&](Vec& sum, auto row, auto vector) INLINE { totals[row][vector] = sum; });
-    for (int64_t k = 0; k < count; ++k) {
+    for (const float* end = right + count * stride; right != end; right += stride, left.data += left.step) {
       Vec values[V];
       each<V>([&](auto vector) INLINE { values[vector] = in_register(load(right + vector * kLanes, kLanes)); });
       each<kTileRows>([&](auto row) INLINE {
@@ -46,7 +46,6 @@ struct Tile {  // kTileRows rows of V vectors
           totals[row][vector] = multiply_add(factor, values[vector], totals[row][vector]);
         });
       });
-      left.data += left.step, right += stride;
     }
     each_sum([&](Vec& sum, auto row, auto vector) INLINE { sum = totals[row][vector]; });
   }
@@ -81,6 +80,7 @@ void read_rows(const T* in, int64_t in_stride, int64_t count, int64_t width, flo
                int64_t rows) {
   for (int64_t row = 0; row < count; ++row)
     for (int64_t i = 0; i < out_stride; i += kLanes) {
+      __builtin_prefetch(in + row * in_stride + width + i);
       const Vec values = i < width ? load(in + row * in_stride + i, lanes_from(i, width)) : Vec{};
       store(out + row * out_stride + i, values, kLanes);
     }

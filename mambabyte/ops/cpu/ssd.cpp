@@ -228,11 +228,13 @@ class SSD {
     scale(grad_y_, decays_.entering);
     for_channels(rows_, [&](int64_t n, int64_t at, int64_t first, auto V) INLINE {
       Tile<V> tile;
+      Vec totals[V.value] = {};
       tile.each_sum([&](Vec& sum, auto row, auto vector) INLINE {
         const int64_t place = at + row * stride_ + vector * kLanes;
         sum = load(carry + place, kLanes) * decays_.whole;
-        through += sum * load(before + place, kLanes);
+        totals[vector] += sum * load(before + place, kLanes);
       });
+      each<V>([&](auto i) INLINE { through += totals[i]; });
       tile.multiply({C_ + n * kChunk, kChunk, 1}, grad_y_ + first * kLanes, stride_, steps_);
       tile.store_rows(carry + at, stride_);
     });
@@ -247,6 +249,7 @@ class SSD {
     for_later_steps([&](int s, int64_t first, auto V) INLINE {
       Tile<V> tile;
       tile.multiply({x_ + s * stride_, stride_, 1}, grad_y_turned_ + first * kLanes, kChunk, P_);
+      Vec to[V.value] = {};
       each<kTileRows>([&](auto row) INLINE {
         Vec decay[V.value], total = {};
         decays_.between(s + row, first, decay);
@@ -256,11 +259,12 @@ class SSD {
           store(weights_ + at, weight, kLanes);
           store(grad_products_ + at, load(grad_products_ + at, kLanes) + grad * decay[i], kLanes);
           const Vec exponent = Decays::index(first + i) > float(s + row) ? grad * weight : Vec{};
-          to_step[first + i] += exponent;
+          to[i] += exponent;
           total += exponent;
         });
         reinterpret_cast<float*>(from_step)[s + row] += sum(total);
       });
+      each<V>([&](auto i) INLINE { to_step[first + i] += to[i]; });
     });
   }
 
@@ -271,12 +275,14 @@ class SSD {
     tiles(rows_, vectors_, [&](int64_t n, int64_t first, auto V) INLINE {
       Tile<V> tile;
       tile.multiply({state + n * stride_, stride_, 1}, vectors + first * kLanes, kChunk, P_);
+      Vec totals[V.value] = {};
       tile.each_sum([&](Vec& sum, auto row, auto vector) INLINE {
         const int64_t at = (n + row) * kChunk + (first + vector) * kLanes;
         const Vec value = sum * factors[first + vector];
         store(gradient + at, load(gradient + at, kLanes) + value, kLanes);
-        exponents[first + vector] += value * load(other + at, kLanes);
+        totals[vector] += value * load(other + at, kLanes);
       });
+      each<V>([&](auto i) INLINE { exponents[first + i] += totals[i]; });
     });
   }
 

@@ -41,7 +41,8 @@ INLINE static inline void each(const Function& function) {
   each(std::make_integer_sequence<int, Count>(), function);
 }
 
-static inline Vec splat(float x) { return Vec{} + x; }
+// Not x + 0, which compilers must compute: it turns -0 into 0.
+static inline Vec splat(float x) { return x - Vec{}; }
 
 static inline Vec to_float(HalfVec bits) {
   return reinterpret_cast<Vec>(__builtin_convertvector(bits, UintVec) << 16);
