@@ -26,9 +26,11 @@ class ByteLMConfig(TargetSettings):
     @classmethod
     def from_settings(cls, values: Any, where: str) -> TargetSettings:
         """As `TargetSettings` has it; the group ``mixer`` is refused beside a model that has none."""
-        if isinstance(values, Mapping) and isinstance(values.get("mixer"), Mapping):
+        if isinstance(values, Mapping):
             ours, _, name = str(values.get("_target_")).removesuffix("Config").rpartition(".")
-            if ours == "mambabyte.models" and name != "MixerStack":
+            if ours == "mambabyte.models" and name == "MixerStack":
+                values = {"mixer": None, **values}
+            elif ours == "mambabyte.models" and isinstance(values.get("mixer"), Mapping):
                 raise UserError(f"mixer= chooses the mixer of model=mixer_stack, and this model is {name}")
         return super().from_settings(values, where)
 

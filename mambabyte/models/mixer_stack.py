@@ -1,14 +1,16 @@
 """Any sequence mixer in one stack of blocks, on raw bytes: what Mamba's block and S6 are compared in.
 
 A layer adds to the residual stream what its block makes of a mixer (`mixers/blocks.py`), then, unless `mlp`
-is none, what an MLP makes of each position; each after an RMS norm.
+is none, what an MLP makes of each position; each after an RMS norm. With a `layout`, some layers may be
+attention instead, and some may have no MLP.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from itertools import cycle, islice
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,18 +22,35 @@ from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layer_stack import LayerStack
 from mambabyte.models.layers import ResidualNorm
+from mambabyte.models.layout import parse_layout
+from mambabyte.models.mixers.attention import AttentionConfig
 from mambabyte.models.mixers.blocks import H3Block, MambaBlock, PlainBlock
 from mambabyte.models.mixers.mixer import MixerConfig, MixerState, Place, SequenceMixer
 from mambabyte.models.mixers.mlp import build_mlp
+
+Block = Literal["plain", "h3", "mamba"]
+MLPKind = Literal["none", "gelu", "gated", "rwkv"]
+
+
+class LayerPlan(NamedTuple):
+    """What a layer consists of."""
+
+    mixer: MixerConfig
+    block: Block
+    mlp: MLPKind
 
 
 @dataclass
 class MixerStackConfig(ByteLMConfig):
     mixer: MixerConfig
-    block: Literal["plain", "h3", "mamba"] = "plain"
-    mlp: Literal["none", "gelu", "gated", "rwkv"] = "gated"
+    block: Block = "plain"
+    mlp: MLPKind = "gated"
     d_model: int = setting(default=192, at_least=1, at_most=10**6)
     n_layer: int = setting(default=4, at_least=1, at_most=10**4)
+    layout: str | None = None  # m: the mixer, t: attention, capital letters: with an MLP; repeated
+    n_head: int | None = setting(default=None, at_least=1, at_most=10**5)  # of the layers t; 4 when null
+    window: int | None = setting(default=None, at_least=1, at_most=2**62)  # of the layers t; null: all
+    rope_base: float | None = setting(default=None, at_least=1, at_most=10**12)  # of the layers t; 10,000
     expand: int | None = setting(default=None, at_least=1, at_most=10**3)  # of block=mamba; 2 when null
     d_conv: int | None = setting(default=None, at_least=1, at_most=10**5)  # of mamba and h3; 4 when null
     d_ff: int | None = setting(default=None, at_least=1, at_most=10**7)  # 8 d / 3 or 4 d when null
@@ -47,7 +66,33 @@ class MixerStackConfig(ByteLMConfig):
             if getattr(self, name) is not None and not read:
                 where = f"mlp={self.mlp}" if name == "d_ff" else f"block={self.block}"
                 raise UserError(f"model.{where} has no {name}: set model.{name}=null")
+        self._check_layout()
         self.mixer.check(self.width)
+
+    def _check_layout(self) -> None:
+        """Raise UserError if the layout contradicts the other settings."""
+        letters, named = self._letters, f"model.layout={self.layout}"
+        if self.layout is not None:
+            if len(letters) > self.n_layer:
+                raise UserError(f"{named} has {len(letters)} layers: model.n_layer={self.n_layer} is too few")
+            if not {"m", "M"} & {*letters}:
+                raise UserError(f"{named} has no layer m, which model.mixer is for: leave model.layout null")
+            if self.mlp == "none" and {"M", "T"} & {*letters}:
+                raise UserError(f"{named} has capital letters, layers with an MLP: choose model.mlp")
+            if self.mlp != "none" and not {"M", "T"} & {*letters}:
+                raise UserError(f"{named} has no capital letter, a layer with an MLP: set model.mlp=none")
+        if {"t", "T"} & {*letters}:
+            d_model, heads = self.d_model, self.attention.n_head
+            if d_model % (2 * heads):
+                raise UserError(f"model.d_model={d_model} must be a multiple of twice model.n_head={heads}")
+            return
+        for name in ("n_head", "window", "rope_base"):
+            if getattr(self, name) is not None:
+                raise UserError(f"model.{name} is of layers t of a model.layout: set model.{name}=null")
+
+    @property
+    def _letters(self) -> list[str]:
+        return [] if self.layout is None else parse_layout(self.layout, "mMtT")
 
     @property
     def width(self) -> int:
@@ -59,21 +104,43 @@ class MixerStackConfig(ByteLMConfig):
         """The MLP's channels."""
         return self.d_ff or (math.ceil(8 * self.d_model / 3) if self.mlp == "gated" else 4 * self.d_model)
 
-    def mixers(self) -> list[MixerConfig]:
-        """The mixer of each layer."""
-        return [self.mixer] * self.n_layer
+    @property
+    def attention(self) -> AttentionConfig:
+        """The mixer of the layers t."""
+        base = 10_000.0 if self.rope_base is None else self.rope_base
+        return AttentionConfig(self.n_head or 4, self.window, base)
+
+    @property
+    def period(self) -> int:
+        """The layers after which they repeat."""
+        return len(self._letters) or 1
+
+    @property
+    def width_unit(self) -> int:
+        """What a width has to be a multiple of, for the mixer."""
+        return self.mixer.width_unit
+
+    def layers(self) -> list[LayerPlan]:
+        """Each layer: the layout again and again, the last time perhaps a part of it."""
+        if self.layout is None:
+            return [LayerPlan(self.mixer, self.block, self.mlp)] * self.n_layer
+        kinds: dict[str, tuple[MixerConfig, Block]]
+        kinds = {"m": (self.mixer, self.block), "t": (self.attention, "plain")}
+        letters = islice(cycle(self._letters), self.n_layer)
+        return [LayerPlan(*kinds[each.lower()], self.mlp if each.isupper() else "none") for each in letters]
 
 
 class MixerLayer(nn.Module):
     """A block around a mixer and perhaps an MLP, each after a norm. The next norm adds the last update."""
 
-    def __init__(self, config: MixerStackConfig, mixer: MixerConfig, layer: int) -> None:
+    def __init__(self, config: MixerStackConfig, plan: LayerPlan, layer: int) -> None:
         super().__init__()
-        d_model, place = config.d_model, Place(config.width, config.d_model, layer, config.n_layer)
+        d_model = config.d_model
+        place = Place(config.width if plan.block == "mamba" else d_model, d_model, layer, config.n_layer)
         self.norm = ResidualNorm(d_model, config.norm_epsilon, rms=True)
-        self.block = _block(config, mixer.build(place))
+        self.block = _block(config, plan.block, plan.mixer.build(place))
         self.parts = len(self.block.initial_state(0))
-        self.mlp = None if config.mlp == "none" else build_mlp(config.mlp, config.inner, place)
+        self.mlp = None if plan.mlp == "none" else build_mlp(plan.mlp, config.inner, place)
         self.mlp_norm = None if self.mlp is None else ResidualNorm(d_model, config.norm_epsilon, rms=True)
 
     def forward(
@@ -97,11 +164,11 @@ class MixerLayer(nn.Module):
         return sum(part.flops(context_length) for part in (self.block, self.mlp) if part is not None)
 
 
-def _block(config: MixerStackConfig, mixer: SequenceMixer) -> SequenceMixer:
+def _block(config: MixerStackConfig, block: Block, mixer: SequenceMixer) -> SequenceMixer:
     taps = config.d_conv or 4
-    if config.block == "mamba":
+    if block == "mamba":
         return MambaBlock(mixer, config.d_model, config.width, taps)
-    if config.block == "h3":
+    if block == "h3":
         return H3Block(mixer, config.d_model, taps)
     return PlainBlock(mixer, config.d_model)
 
@@ -112,7 +179,7 @@ class MixerStack(LayerStack):
     config: MixerStackConfig
 
     def __init__(self, config: MixerStackConfig) -> None:
-        layers = [MixerLayer(config, mixer, layer) for layer, mixer in enumerate(config.mixers())]
+        layers = [MixerLayer(config, plan, layer) for layer, plan in enumerate(config.layers())]
         super().__init__(config, layers)
         parts = [part for layer in layers for part in (layer.block, layer.mlp) if part is not None]
         mixers = [module for module in self.modules() if isinstance(module, SequenceMixer)]
@@ -126,9 +193,10 @@ class MixerStack(LayerStack):
 
     @property
     def kind(self) -> str:
-        """As Mamba's table 1 has it: Mamba+S6, H3+S4, or the mixer alone."""
+        """As Mamba's table 1 has it: Mamba+S6, H3+S4, or the mixer alone; some layers may be attention."""
         name = type(self.config.mixer).__name__.removesuffix("Config")
-        return {"plain": "", "h3": "H3+", "mamba": "Mamba+"}[self.config.block] + name
+        mixed = " with attention" if "t" in (self.config.layout or "").lower() else ""
+        return {"plain": "", "h3": "H3+", "mamba": "Mamba+"}[self.config.block] + name + mixed
 
     def forward(
         self,

@@ -45,7 +45,7 @@ NEEDED = {
 }
 COMPOSED = [name for name in NAMES if hasattr(commands.find(name).settings, "yaml")]
 MODELS = ["small", "cnn", "gated_s4d", "lstm", "megabyte", "perceiver_ar", "transformer"]
-MODELS.append("mixer_stack mixer=ssd")
+MODELS += ["mixer_stack mixer=ssd", "hybrid"]
 Place = tuple[Any, ...]
 
 

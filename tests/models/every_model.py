@@ -47,6 +47,12 @@ MODELS = {
     "h3": mixer_stack(mixers.H3Config(d_state=4), mlp="none"),
     "mamba2": mixer_stack(mixers.Mamba2Config(d_state=4, head_dim=8, n_groups=2, chunk=8), mlp="none"),
     "mamba3": mixer_stack(mixers.Mamba3Config(d_state=8, head_dim=8, n_groups=2, chunk=8), mlp="none"),
+    "hybrid": mixer_stack(
+        mixers.Mamba2Config(d_state=4, head_dim=8, chunk=8), mlp="gelu", layout="m1 T1", n_head=2
+    ),
+    "hybrid-window": mixer_stack(
+        mixers.S6Config(d_state=4), block="mamba", mlp="none", layout="t1 m1", n_head=2, window=5
+    ),
     "rwkv": mixer_stack(mixers.RWKVConfig(), mlp="rwkv"),
     "lstm-mixer": mixer_stack(mixers.LSTMConfig(), mlp="none"),
     "cnn-mixer": mixer_stack(mixers.CNNConfig(kernel_size=2, dilation=2), mlp="none"),

@@ -2,6 +2,7 @@ import cmath
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mambabyte.models.layers import append_to_cache, apply_rotary, causal_attention, rotary_factors
 
@@ -15,14 +16,55 @@ def naive_attention(q, k, v, window):
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
-@pytest.mark.parametrize("window", [None, 1, 2, 7, 600])
-@pytest.mark.parametrize(("length", "before"), [(1, 0), (1, 30), (300, 0), (300, 30), (5, 700)])
+@pytest.mark.parametrize("window", [None, 1, 2, 7, 16, 65, 128, 600])
+@pytest.mark.parametrize(("length", "before"), [(1, 0), (1, 30), (300, 0), (300, 30), (300, 127), (5, 700)])
 def test_attend_is_masked_softmax(window, length, before):
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, length, 3, 4, generator=generator, dtype=torch.float64)
     k, v = torch.randn(2, 2, before + length, 3, 4, generator=generator, dtype=torch.float64)
     expected = naive_attention(q, k, v, window or 10**9)
     assert torch.allclose(causal_attention(q, k, v, window), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("length", "before", "window"), [(211, 0, 50), (97, 49, 50), (40, 0, 3)])
+def test_gradients_within_a_window(length, before, window):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, length, 2, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    k, v = (
+        torch.randn(2, before + length, 2, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+        for _ in "kv"
+    )
+    weights = torch.randn(2, length, 8, generator=generator, dtype=torch.float64)
+    for actual, expected in zip(
+        torch.autograd.grad((causal_attention(q, k, v, window) * weights).sum(), (q, k, v)),
+        torch.autograd.grad((naive_attention(q, k, v, window) * weights).sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert torch.allclose(actual, expected, atol=1e-12)
+
+
+class LargestTensor(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        out = function(*arguments, **(keywords or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("window", [16, 100, 256])
+def test_a_window_takes_memory_linear_in_the_length_and_none_of_its_square(window):
+    width, largest = 8, []
+    for length in (2048, 4096):
+        q, k, v = torch.randn(3, 1, length, 1, width).requires_grad_()
+        with LargestTensor() as made:
+            causal_attention(q, k, v, window).sum().backward()
+        # each key is there for each block that sees it
+        assert made.elements <= max(6 * length * width, 2 * window * window)
+        largest.append(made.elements)
+    assert largest[1] <= 2.3 * largest[0]  # the first window is gathered by none
 
 
 def test_rotary_scores_depend_on_distance_alone():

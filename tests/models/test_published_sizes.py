@@ -32,6 +32,15 @@ def test_parameters(choice, parameters, published):
     assert parameters == pytest.approx(published, abs=0.7e6)
 
 
+def test_mamba2_in_h_nets_size_l():
+    """arXiv 2507.07955, table 2, which rounds parameters to ten million and the FLOPs to 0.42e9. They fit 28
+    layers of Mamba-2 without MLPs: with them there would be more than 400 million parameters."""
+    model = build("mamba2_190m")
+    assert model.num_parameters() == 185_354_880
+    assert round(model.num_parameters(), -7) == 190e6
+    assert model.flops_per_byte(8192).inference == pytest.approx(0.42e9, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("choice", "published"),
     [

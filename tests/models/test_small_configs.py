@@ -7,7 +7,7 @@ from mambabyte.commands import train
 from mambabyte.training.settings import TrainSettings
 
 SMALL = ["small", "mambabyte", "transformer", "megabyte", "perceiver_ar", "gated_s4d", "lstm", "cnn"]
-SMALL.append("mixer_stack mixer=linear_attention")
+SMALL += ["mixer_stack mixer=linear_attention", "mamba2", "hybrid"]
 
 
 @pytest.mark.parametrize("choice", SMALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import fields, replace
 
 from mambabyte.errors import UserError
@@ -53,25 +54,56 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
     """The same model with all widths scaled in proportion, to the nearest to a parameter count.
 
     Beyond a factor of two, layers scale too, by the cube root of that factor: the count is proportional to
-    the layers and to the square of the width. Heads scale half in number, half in size.
+    the layers and to the square of the width. Heads scale half in number, half in size. Where no width comes
+    near, as between multiples of the size of Mamba-2's heads, there are up to a quarter more or less layers.
     """
     widths, layers, heads = (
         {f.name: getattr(config, f.name) for f in fields(config) if f.name in names}
         for names in (_WIDTHS, LAYERS, _HEADS)
     )
-    base = widths["d_model"]
+    widths, heads = ({name: n for name, n in given.items() if n is not None} for given in (widths, heads))
     factor = parameters / num_parameters(config)
     if not 1 / _SAME_DEPTH_WITHIN <= factor <= _SAME_DEPTH_WITHIN:
         scale = factor ** (1 / 3)
         layers = {name: max(1, round(n * scale)) for name, n in layers.items()}
         # multiples of four, since few widths divide by others
         heads = {name: max(1, 4 * round(n * scale**0.5 / 4)) for name, n in heads.items()}
-    unit = math.lcm(8, *(2 * n for n in heads.values()), getattr(config, "patch_size", 1))
+    units = (getattr(config, "patch_size", 1), getattr(config, "width_unit", 1))
+    unit = math.lcm(8, *(2 * n for n in heads.values()), *units)
+
+    first = None
+    for depth in _depths(layers, least=getattr(config, "period", 1)):
+        solved = _with_nearest_width(config, {**depth, **heads}, widths, unit, parameters)
+        if abs(num_parameters(solved) - parameters) <= _LARGEST_MISS * parameters:
+            return solved
+        first = first or solved
+    assert first is not None
+    raise UserError(
+        f"no width of this model has nearly budget.parameters={parameters:,.0f} parameters: the nearest, "
+        f"d_model={first.to_dict()['d_model']}, has {num_parameters(first):,}; ask for that or change "
+        + ("model.ngram_buckets" if getattr(config, "ngram", 1) > 1 else "model.n_layer")
+    )
+
+
+def _depths(layers: dict[str, int], least: int) -> Iterator[dict[str, int]]:
+    """The layers as they are, then with one more, one less, .. , up to a quarter."""
+    yield layers
+    depth = layers.get("n_layer", 0)
+    for more in range(1, depth // 4 + 1):
+        yield {**layers, "n_layer": depth + more}
+        if depth - more >= least:
+            yield {**layers, "n_layer": depth - more}
+
+
+def _with_nearest_width(
+    config: ByteLMConfig, fixed: dict[str, int], widths: dict[str, int], unit: int, parameters: float
+) -> ByteLMConfig:
+    """The model with the values of `fixed`, its widths multiples of `unit` in their proportion."""
+    base = widths["d_model"]
 
     def at(units: int) -> ByteLMConfig:
-        given = {name: value for name, value in widths.items() if value is not None}
-        scaled = {name: max(unit, round(value * units / base) * unit) for name, value in given.items()}
-        return replace(config, **layers, **heads, **scaled)
+        scaled = {name: max(unit, round(value * units / base) * unit) for name, value in widths.items()}
+        return replace(config, **fixed, **scaled)
 
     def count(units: int) -> int:
         return num_parameters(at(units))
@@ -80,11 +112,4 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
     while count(limit) < parameters:
         limit *= 2
     above = bisect_left(range(limit), parameters, lo=max(1, limit // 2), key=count)
-    nearest = min((max(1, above - 1), above), key=lambda units: abs(count(units) - parameters))
-    if abs(count(nearest) - parameters) > _LARGEST_MISS * parameters:
-        raise UserError(
-            f"no width of this model has nearly budget.parameters={parameters:,.0f} parameters: the nearest, "
-            f"d_model={at(nearest).to_dict()['d_model']}, has {count(nearest):,}; ask for that or change "
-            + ("model.ngram_buckets" if getattr(config, "ngram", 1) > 1 else "model.n_layer")
-        )
-    return at(nearest)
+    return at(min((max(1, above - 1), above), key=lambda units: abs(count(units) - parameters)))

@@ -205,13 +205,16 @@ def peak_of_a_pass(
 
 def num_parameters(config: ByteLMConfig) -> int:
     """The model's number of parameters. Of our own models, which are linear in their layers, at most two of
-    each kind are built: ten thousand would take half a minute, even without memory."""
-    layers = [f.name for f in fields(config) if f.name in LAYERS and getattr(config, f.name) > 2]
+    each kind are built: ten thousand would take half a minute, even without memory. Of a layout that repeats,
+    less than three repetitions are."""
+    period = getattr(config, "period", 1)
+    layers = [f.name for f in fields(config) if f.name in LAYERS and getattr(config, f.name) >= 3 * period]
     if not (config.target().startswith("mambabyte.models.") and layers):
         return on_meta(config).num_parameters()
-    name = layers[0]
-    one, two = (num_parameters(replace(config, **{name: count})) for count in (1, 2))
-    return one + (getattr(config, name) - 1) * (two - one)
+    name, count = layers[0], getattr(config, layers[0])
+    few = period + count % period
+    one, two = (num_parameters(replace(config, **{name: n})) for n in (few, few + period))
+    return one + (count - few) // period * (two - one)
 
 
 def on_meta(config: ByteLMConfig, lora: LoraSettings | None = None, freeze: Sequence[str] = ()) -> ByteLM:
