@@ -11,6 +11,9 @@ from mambabyte.models.byte_lm import ByteLM
 from mambabyte.models.hyperparameters import ByteLMConfig, LoraSettings
 from mambabyte.models.lora import adapted_layers
 from mambabyte.models.meta_device import on_meta_device
+from mambabyte.models.mixer_stack import MixerLayer
+
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.LSTM)
 
 
 def training_flops_per_byte(
@@ -36,9 +39,19 @@ def training_flops_per_byte(
     for name, module in model.named_modules():
         count.visit(name, module)
     rest = max(0.0, inference.inference - count.products)  # scans and attention
-    blocks = model.blocks()
-    reached = sum(any(id(part) in count.reached for part in block.modules()) for block in blocks)
-    return inference.inference + count.further + 2 * rest * reached / len(blocks)
+    shares = {block: _share(block, context_length) for block in model.blocks()}
+    reached = [block for block in shares if any(id(part) in count.reached for part in block.modules())]
+    share = sum(shares[block] for block in reached) / (sum(shares.values()) or 1)
+    return inference.inference + count.further + 2 * rest * share
+
+
+def _share(block: nn.Module, context_length: int) -> float:
+    """What a block's scans and attention cost, in any unit: of the blocks of a hybrid stack, which differ,
+    what they say; of others one."""
+    if not isinstance(block, MixerLayer):
+        return 1.0
+    weights = [p for m in block.modules() if isinstance(m, _PRODUCTS) for p in m.parameters(recurse=False)]
+    return max(0.0, block.flops(context_length) - 2 * sum(p.numel() for p in weights if p.ndim > 1))
 
 
 class _Count:
@@ -65,7 +78,7 @@ class _Count:
         uses = self._model.uses_per_byte(name)
         for parameter in module.parameters(recurse=False):
             trained = id(parameter) in self._trained
-            if isinstance(module, (nn.Linear, nn.Conv1d, nn.LSTM)) and parameter.ndim > 1:
+            if isinstance(module, _PRODUCTS) and parameter.ndim > 1:
                 flops = 2 * parameter.numel() * uses
                 self.products += flops
                 self._add_gradients(flops, trained)

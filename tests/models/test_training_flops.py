@@ -6,7 +6,7 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mambabyte.models import MambaByteConfig, MegaByteConfig
+from mambabyte.models import MambaByteConfig, MegaByteConfig, MixerStackConfig, mixers
 from mambabyte.models.hyperparameters import LoraSettings
 from mambabyte.models.lora import add_adapters
 from mambabyte.models.training_flops import training_flops_per_byte
@@ -48,6 +48,20 @@ def test_frozen_weights_need_no_gradients(name, freeze):
         config = MODELS["transformer"].__class__(d_model=32, n_layer=3, n_head=2, tie_embeddings=False)
     else:
         config = MODELS[name]
+    ours = training_flops_per_byte(config, LENGTH, freeze=freeze)
+    assert ours == pytest.approx(counted(config, freeze=freeze), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "freeze",
+    [["*embedding*", "layers.0.*"], ["*embedding*", "layers.1.*"], ["*embedding*", "layers.*", "norm.*"]],
+    ids=" ".join,
+)
+def test_of_a_hybrid_each_layer_costs_its_own(freeze):
+    config = MixerStackConfig(
+        mixers.CNNConfig(kernel_size=2, dilation=2), mlp="gelu", d_model=16, n_layer=2, layout="M1 t1",
+        n_head=2, tie_embeddings=False,
+    )  # fmt: skip
     ours = training_flops_per_byte(config, LENGTH, freeze=freeze)
     assert ours == pytest.approx(counted(config, freeze=freeze), rel=1e-9)
 
