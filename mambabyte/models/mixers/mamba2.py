@@ -111,13 +111,14 @@ class Mamba2(SequenceMixer):
             document_start=document_start,
         )  # fmt: skip
         with torch.autocast(x.device.type, enabled=False):
+            # x, B and C stay in their precision, in which the kernels multiply matrices fastest.
             shared = self.groups * self.d_state
-            u, B, C = as_residual(xBC).split([self.inner, shared, shared], dim=-1)
+            u, B, C = xBC.split([self.inner, shared, shared], dim=-1)
             u = u.unflatten(-1, (self.heads, self.head_dim))
             B, C = (each.unflatten(-1, (self.groups, self.d_state)) for each in (B, C))
             dt = softplus(as_residual(dt) + self.dt_bias)
             y, h = ssd(
-                u * dt.unsqueeze(-1), -dt * as_residual(self.A_log).exp(), B, C, h,
+                (u * dt.unsqueeze(-1)).to(u.dtype), -dt * as_residual(self.A_log).exp(), B, C, h,
                 return_final_state=True, document_start=document_start, chunk=self.chunk,
             )  # fmt: skip
             y = y + u * self.D.unsqueeze(-1)

@@ -5,11 +5,13 @@ import torch
 from torch.nn.functional import softplus
 
 from mambabyte.models import mixers
+from mambabyte.models.mixers import mamba2
 from mambabyte.models.mixers.hippo import normal_and_low_rank
 from mambabyte.models.mixers.long_convolution import long_convolution
 from mambabyte.models.mixers.mamba3 import summed_angles
 from mambabyte.models.mixers.mlp import build_mlp
 from mambabyte.models.mixers.rwkv import wkv
+from mambabyte.ops.ssd import ssd
 from tests.models.mixers import naive
 
 PLACE = mixers.Place(width=8, d_model=8, layer=1, n_layer=3)
@@ -80,6 +82,23 @@ def test_mamba2_has_mamba_ssms_parameters():
         "conv1d.weight": (inner + states, 1, 4), "conv1d.bias": (inner + states,),
         "out_proj.weight": (256, inner),
     }  # fmt: skip
+
+
+def test_mamba2s_kernel_gets_bf16_under_autocast_and_its_decays_in_fp32(monkeypatch):
+    seen = []
+
+    def spy(*inputs, **options):
+        seen.extend(tensor.dtype for tensor in inputs[:4])
+        return ssd(*inputs, **options)
+
+    monkeypatch.setattr(mamba2, "ssd", spy)
+    torch.manual_seed(0)
+    mixer, x = mixers.Mamba2Config(d_state=8, head_dim=8).build(PLACE), torch.randn(2, 70, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mixer(x, None)[0]
+    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+    exact = mixer(x, None)[0]
+    assert (y.float() - exact).abs().max() < 0.03 * exact.abs().max()  # eight bits, a few times
 
 
 def test_mamba2_begins_as_published():
