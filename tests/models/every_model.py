@@ -73,6 +73,7 @@ MODELS = {
     "mamba-s4d-real": mixer_stack(mixers.S4DConfig(d_state=4, init="real"), block="mamba"),
     "h3": mixer_stack(mixers.H3Config(d_state=4), mlp="none"),
     "mamba2": mixer_stack(mixers.Mamba2Config(d_state=4, head_dim=8, n_groups=2, chunk=8), mlp="none"),
+    "mamba3": mixer_stack(mixers.Mamba3Config(d_state=8, head_dim=8, n_groups=2, chunk=8), mlp="none"),
     "hybrid": mixer_stack(
         mixers.Mamba2Config(d_state=4, head_dim=8, chunk=8), mlp="gelu", layout="m1 T1", n_head=2
     ),

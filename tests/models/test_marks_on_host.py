@@ -12,7 +12,7 @@ READING = [name for name, config in MODELS.items() if config.build().reads_marks
 
 def test_all_but_those_that_reset_their_own_state_read_them() -> None:
     resetting = {"mambabyte", "mambabyte-ngrams", "mamba-s6", "h3-s6"}
-    resetting |= {"linear_attention", "mamba2", "rwkv", "ssd"}
+    resetting |= {"linear_attention", "mamba2", "mamba3", "rwkv", "ssd"}
     assert set(MODELS) - set(READING) == resetting
 
 

@@ -46,6 +46,8 @@ def test_every_mixer_has_a_yaml():
         ("model=mixer_stack mixer=s6 model.expand=3", "block=plain has no expand"),
         ("model=mixer_stack mixer=s6 model.d_conv=3", "block=plain has no d_conv"),
         ("model=mixer_stack mixer=s6 model.mlp=none model.d_ff=8", "mlp=none has no d_ff"),
+        ("model=mixer_stack mixer=mamba3 model.d_model=24", "Mamba-3's 48 inner channels, .*=2 times 24"),
+        ("model=mixer_stack mixer=mamba3 model.mixer.d_state=3", "d_state=3 states is less than one pair"),
         ("model=mixer_stack mixer=mamba2 model.d_model=24", "48 inner channels, .*expand=2 times 24"),
         ("model=mamba2 model.mixer.n_groups=4", "head_dim=64 in each of model.mixer.n_groups=4"),
         ("model=hybrid model.n_layer=7", "model.layout=m3 t1 m4 has 8 layers: model.n_layer=7 is too few"),

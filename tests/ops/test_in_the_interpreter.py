@@ -1,4 +1,4 @@
-"""Runs the Triton kernels' tests in the interpreter, in one process; those of the scan start their own."""
+"""Runs the Triton kernels' tests in the interpreter, in one process; the scan's and SSD's start their own."""
 
 from pathlib import Path
 

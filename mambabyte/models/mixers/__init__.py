@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mambabyte.models.mixers.linear_attention import LinearAttentionConfig
     from mambabyte.models.mixers.lstm import LSTMConfig
     from mambabyte.models.mixers.mamba2 import Mamba2Config
+    from mambabyte.models.mixers.mamba3 import Mamba3Config
     from mambabyte.models.mixers.mixer import MixerConfig, Place, SequenceMixer
     from mambabyte.models.mixers.rwkv import RWKVConfig
     from mambabyte.models.mixers.s4 import S4Config
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 # The names of the configs, without `Config`, and of their modules, which are those of the group `mixer` too.
 MIXERS = {
     "Attention": "attention", "CNN": "cnn", "H3": "h3", "LinearAttention": "linear_attention", "LSTM": "lstm",
-    "Mamba2": "mamba2", "RWKV": "rwkv", "S4": "s4", "S4D": "s4d", "S6": "s6", "SSD": "ssd",
+    "Mamba2": "mamba2", "Mamba3": "mamba3", "RWKV": "rwkv", "S4": "s4", "S4D": "s4d", "S6": "s6",
+    "SSD": "ssd",
 }  # fmt: skip
 
 

@@ -66,19 +66,18 @@ def _dot(a, b, total):
 def _reach(logs, documents, place, TO_END: tl.constexpr, CHUNK: tl.constexpr):
     """The decays from the chunk's beginning up to these steps, or TO_END: after them; 0 across a document's
     start."""
-    reach = tl.full(place.shape, 1.0, tl.float32)
+    exponent = tl.zeros(place.shape, tl.float32)
     if logs is not None:
         exponent = tl.load(logs + place)
         if TO_END:
             exponent = tl.load(logs + CHUNK - 1) - exponent
-        reach = tl.exp2(exponent * LOG2_E)
     if documents is not None:
         number = tl.load(documents + place)
         bound = 0
         if TO_END:
             bound = tl.load(documents + CHUNK - 1)
-        reach = tl.where(number == bound, reach, 0.0)
-    return reach
+        exponent = tl.where(number == bound, exponent, float("-inf"))
+    return tl.exp2(exponent * LOG2_E)
 
 
 @jit

@@ -49,6 +49,46 @@ def mamba2(mixer, x):
     return (normed.flatten(2) * mixer.norm.weight) @ mixer.out_proj.weight.T
 
 
+def mamba3(mixer, x):
+    """As arXiv 2603.15569 has it before it moves the rotations of the state into B and C, and with its
+    matrices written out; the rows of W_i and the rate of decay are mamba_ssm's."""
+    heads, groups, states, inner = (
+        mixer.D.numel(),
+        mixer.groups,
+        mixer.d_state,
+        mixer.out_proj.weight.shape[1],
+    )
+    shared, pairs = groups * states, mixer.angles
+    sizes = [inner, inner, shared, shared, heads, heads, heads, pairs]
+    z, u, B, C, dt, rate, trapezoid, theta = (x @ mixer.in_proj.weight.T).split(sizes, -1)
+    u = u.unflatten(-1, (heads, -1))
+    dt, trapezoid, theta = softplus(dt + mixer.dt_bias), trapezoid.sigmoid(), math.pi * theta.tanh()
+    rate = torch.where(rate > 0, 1 + rate, 1 / (1 - torch.where(rate > 0, 0, rate)))
+
+    def of_heads(x, norm, bias):
+        x = x.unflatten(-1, (groups, states))
+        x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight
+        return x.repeat_interleave(heads // groups, 2) + bias[:, 0]
+
+    B, C = of_heads(B, mixer.B_norm, mixer.B_bias), of_heads(C, mixer.C_norm, mixer.C_bias)
+    h, out = torch.zeros(len(x), heads, u.shape[-1], states, dtype=x.dtype), []
+    for t in range(x.shape[1]):
+        angle = -dt[:, t, :, None] * theta[:, t, None]
+        turn = torch.eye(states, dtype=x.dtype).repeat(len(x), heads, 1, 1)
+        for pair in range(pairs):
+            i, cosine, sine = 2 * pair, angle[..., pair].cos(), angle[..., pair].sin()
+            turn[..., i, i], turn[..., i, i + 1] = cosine, -sine
+            turn[..., i + 1, i], turn[..., i + 1, i + 1] = sine, cosine
+        decay, new = (-dt[:, t] * rate[:, t]).exp(), trapezoid[:, t] * dt[:, t]
+        old = (1 - trapezoid[:, t]) * dt[:, t] * decay
+        h = decay[..., None, None] * h
+        if t:
+            h = h + old[..., None, None] * u[:, t - 1, :, :, None] * B[:, t - 1, :, None]
+        h = h @ turn.mT + new[..., None, None] * u[:, t, :, :, None] * B[:, t, :, None]
+        out.append((h * C[:, t, :, None]).sum(-1) + mixer.D[:, None] * u[:, t])
+    return (torch.stack(out, 1).flatten(2) * z * z.sigmoid()) @ mixer.out_proj.weight.T
+
+
 def linear_attention(mixer, x):
     heads, size = mixer.heads, mixer.width // mixer.heads
     q, k, v = (part.unflatten(-1, (heads, size)) for part in (x @ mixer.qkv.weight.T).chunk(3, -1))

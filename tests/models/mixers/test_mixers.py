@@ -8,6 +8,7 @@ from mambabyte.models import mixers
 from mambabyte.models.mixers import mamba2
 from mambabyte.models.mixers.hippo import normal_and_low_rank
 from mambabyte.models.mixers.long_convolution import long_convolution
+from mambabyte.models.mixers.mamba3 import summed_angles
 from mambabyte.models.mixers.mlp import build_mlp
 from mambabyte.models.mixers.rwkv import wkv
 from mambabyte.ops.ssd import ssd
@@ -26,6 +27,11 @@ CASES = {
     "mamba2-groups": (
         mixers.Mamba2Config(d_state=3, head_dim=2, expand=3, n_groups=4, d_conv=2),
         naive.mamba2,
+    ),
+    "mamba3": (mixers.Mamba3Config(d_state=9, head_dim=8, chunk=16), naive.mamba3),
+    "mamba3-groups": (
+        mixers.Mamba3Config(d_state=6, head_dim=2, expand=3, n_groups=4, rotated_share=1),
+        naive.mamba3,
     ),
     "rwkv": (mixers.RWKVConfig(), naive.rwkv),
     "s4": (mixers.S4Config(d_state=6), naive.s4),
@@ -105,6 +111,30 @@ def test_mamba2_begins_as_published():
     assert 0.46 < (steps < 1.001e-2).float().mean() < 0.54
     assert 1 <= rates.min() < 1.05 and 15.95 < rates.max() <= 16.001
     assert abs(rates.mean() - 8.5) < 0.3 and (mixer.D == 1).all() and (mixer.norm.weight == 1).all()
+
+
+def test_mamba3_has_mamba_ssms_parameters():
+    mixer = mixers.Mamba3Config(d_state=128, head_dim=64, n_groups=2).build(mixers.Place(256, 256, 0, 1))
+    inner, states, heads = 512, 128, 8
+    assert {name: tuple(value.shape) for name, value in mixer.state_dict().items()} == {
+        "dt_bias": (heads,), "B_bias": (heads, 1, states), "C_bias": (heads, 1, states), "D": (heads,),
+        "in_proj.weight": (2 * inner + 2 * 2 * states + 3 * heads + 32, 256), "B_norm.weight": (states,),
+        "C_norm.weight": (states,), "out_proj.weight": (256, inner),
+    }  # fmt: skip
+
+
+def test_mamba3s_angles_stay_exact_in_a_long_context_and_begin_anew_in_a_document():
+    step, start = torch.tensor(0.3), torch.zeros(1, 100_000, dtype=torch.bool)
+    start[0, 60_000] = True
+    count = torch.arange(1, 100_001, dtype=torch.float64)
+    count[60_000:] -= 60_000
+    first = torch.tensor([[[1.5]]])
+    angles = summed_angles(step.expand(1, 100_000, 1, 1), first, start).flatten()
+    expected = count * step.double()
+    expected[:60_000] += 1.5
+    # the rounding of a result to fp32: sums in fp32 would be off by 1e-2
+    assert angles.dtype == torch.float32 and angles.min() >= 0 and angles.max() < 6.2832
+    assert ((angles - expected).sin().abs() < 5e-7).all()
 
 
 @pytest.mark.parametrize("length", [1, 7, 65])
