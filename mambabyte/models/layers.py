@@ -3,7 +3,7 @@
     B batch   L bytes of this call   n bytes up to and including them   H heads   d model width   h = d / H
 
 Attention never makes an L x L tensor: it uses PyTorch's scaled_dot_product_attention throughout, and where
-that needs a mask, it has one for a block of queries.
+that needs a mask, it processes one block of queries at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, pad, relu, scaled_dot_product_attention
+from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mambabyte.models.byte_lm import State
@@ -128,10 +128,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None)
     which belong to the queries. With `window`, each query sees the last `window` keys up to its own."""
     length, total = q.shape[1], k.shape[1]
     before = total - length
-    window = None if window is not None and window >= total else window
-    if window is not None and before == 0:
-        return _windowed_attention(q, k.to(q.dtype), v.to(q.dtype), window)
     q, k, v = (t.to(q.dtype).transpose(1, 2) for t in (q, k, v))
+    window = None if window is not None and window >= total else window
     if window is None and (before == 0 or length == 1):
         out = scaled_dot_product_attention(q, k, v, is_causal=before == 0 and length > 1)
     else:
@@ -148,29 +146,6 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None)
             parts.append(scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
         out = torch.cat(parts, dim=2)
     return out.transpose(1, 2).flatten(2)
-
-
-def _windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """`causal_attention` of more positions than a window, from the first on: blocks of half a window of queries
-    run as one batch, each with its own keys and those of the one or two blocks before."""
-    rows = max(1, window // 2)
-    back = -(-(window - 1) // rows)
-    first = back * rows  # queries without so many before them; at most a window
-    blocks = -(-(q.shape[1] - first) // rows)
-    padding = first + blocks * rows - q.shape[1]
-    begun = [causal_attention(q[:, :first], k[:, :first], v[:, :first])] if first else []
-    if padding:
-        q, k, v = (pad(t, (0, 0, 0, 0, 0, padding)) for t in (q, k, v))
-    q, k, v = (t.unflatten(1, (-1, rows)) for t in (q, k, v))
-    q = q[:, back:]
-    k, v = (torch.cat([t[:, i : i + blocks] for i in range(back + 1)], dim=2) for t in (k, v))
-    places = torch.arange(first + rows, device=q.device)
-    distance = places[first:, None] - places
-    mask = (distance >= 0) & (distance < window)
-    q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))
-    out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    out = out.transpose(1, 2).flatten(2).unflatten(0, (-1, blocks)).flatten(1, 2)
-    return torch.cat([*begun, out[:, : out.shape[1] - padding]], dim=1)
 
 
 def attention_with_cache(
