@@ -132,14 +132,6 @@ class SpaceByte(DocumentwiseByteLM):
             *caches(self.final_blocks, *local),
         ]
 
-    def trimmed(self, state: State) -> State:
-        """The state without padding that none of its rows needs: rows that were in one batch with others have
-        global caches as long as theirs."""
-        first = 1 + len(self.initial_blocks)
-        last = first + self.config.n_layer
-        most = max(state[0][1].tolist(), default=0)
-        return [*state[:first], *_shortened(state[first:last], most), *state[last:]]
-
     def _run(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
         config, length = self.config, bytes.shape[1]
         places = torch.arange(length, device=bytes.device)
@@ -226,6 +218,14 @@ class SpaceByte(DocumentwiseByteLM):
                 f"this SpaceByte has positions for {known} {things} and was given {needed}; use shorter "
                 f"windows, or train with a larger model.{name}"
             )
+
+    def trimmed(self, state: State) -> State:
+        """The state without padding that none of its rows needs: rows that were in one batch with others have
+        global caches as long as theirs."""
+        first = 1 + len(self.initial_blocks)
+        last = first + self.config.n_layer
+        most = max(state[0][1].tolist(), default=0)
+        return [*state[:first], *_shortened(state[first:last], most), *state[last:]]
 
     def blocks(self) -> list[nn.Module]:
         return [*self.initial_blocks, *self.global_blocks, *self.final_blocks]
