@@ -1,26 +1,39 @@
 """A training step of each baseline, compared with a popular public implementation of equal size.
 
     python benchmarks/baselines.py [--d-model 256 --layers 4 --length 1024 --batch 2]
+        [--spacebyte FOLDER --only spacebyte]
 
-A step is forward, backward and AdamW on random bytes in fp32; ours and theirs alternate. Times are per byte
-trained on, because perceiver-ar-pytorch trains on the last half of a window and ours on all of it. Install
-the peers with `pip install -e ".[bench]"`; missing ones are reported and skipped. They use their fastest
-attention.
+A step is forward, backward and AdamW on the text of Python's help in fp32; ours and theirs alternate. Times
+are per byte trained on, because perceiver-ar-pytorch trains on the last half of a window and ours on all of
+it. Install the peers with `pip install -e ".[bench]"`; missing ones are reported and skipped. They use their
+fastest attention. SpaceByte's peer is the authors' code: `git clone https://github.com/kjslag/spacebyte` and
+give the folder. Both have the same weights, which must give the same logits, and room for all patches.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from pydoc_data.topics import topics
+from types import ModuleType
 
 import torch
 from measuring import measure, parser, report
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mambabyte.models import LSTMConfig, MegaByteConfig, PerceiverARConfig, TransformerConfig
+from mambabyte.models import (
+    LSTMConfig,
+    MegaByteConfig,
+    PerceiverARConfig,
+    SpaceByte,
+    SpaceByteConfig,
+    TransformerConfig,
+)
 
 PATCH = 4
 Loss = Callable[[Tensor], Tensor]
@@ -30,10 +43,11 @@ def main() -> None:
     arguments = parser(__doc__.splitlines()[0], repeats=7)
     for name, default in (("d-model", 256), ("layers", 4), ("length", 1024), ("batch", 2)):
         arguments.add_argument(f"--{name}", type=int, default=default)
+    arguments.add_argument("--spacebyte", type=Path, help="the folder of the authors' SpaceByte")
+    arguments.add_argument("--only", help="the name of one of our models")
     options = arguments.parse_args()
     torch.manual_seed(0)
-    # no 0: two of the peers treat it as padding and would train on fewer bytes
-    bytes = torch.randint(1, 256, (options.batch, options.length + 1))
+    bytes = text(options.batch, options.length + 1)
     calls: dict[str, Callable[[], object]] = {}
     trained: dict[str, int] = {}
     parameters: dict[str, int] = {}
@@ -42,9 +56,16 @@ def main() -> None:
         calls[name], trained[name] = training_step(module, loss, bytes), trained_bytes
         parameters[name] = sum(p.numel() for p in module.parameters())
 
-    for ours, config, peer, package, build in pairs(options):
+    chosen = [pair for pair in pairs(options) if options.only in (None, pair[0])]
+    for ours, config, peer, package, build in chosen:
         model = config.build()
         add(ours, model, next_byte_loss(model), bytes[:, 1:].numel())
+        if package == "spacebyte":
+            if options.spacebyte is None:
+                print("skipped: SpaceByte's authors' code, without --spacebyte", file=sys.stderr)
+            else:
+                add(peer, *authors_spacebyte(options, model, bytes))
+            continue
         if importlib.util.find_spec(package) is None:
             print(f"skipped: {peer} not installed", file=sys.stderr)
             continue
@@ -54,7 +75,7 @@ def main() -> None:
     per_byte = {name: timing.median / trained[name] for name, timing in timings.items()}
     ratios = {
         f"{peer} / {ours}": per_byte[peer] / per_byte[ours]
-        for ours, _, peer, *_ in pairs(options)
+        for ours, _, peer, *_ in chosen
         if peer in per_byte
     }
     setting = {key: getattr(options, key) for key in ("d_model", "layers", "length", "batch", "repeats")}
@@ -93,6 +114,16 @@ def pairs(options: argparse.Namespace) -> list[tuple]:
             "perceiver-ar-pytorch",
             "perceiver_ar_pytorch",
             perceiver_ar_pytorch,
+        ),
+        (
+            "spacebyte",
+            SpaceByteConfig(
+                max_length=options.length, d_model=d, n_layer=layers, n_head=heads, local_d_model=d // 2,
+                local_n_layer=layers, local_n_head=max(1, heads // 2), local_window=d // 2 + 1,
+            ),
+            "authors' SpaceByte",
+            "spacebyte",
+            None,
         ),
         ("lstm", LSTMConfig(d_model=d, n_layer=layers), "torch.nn.LSTM", "torch", plain_lstm),
     ]  # fmt: skip
@@ -136,6 +167,34 @@ def perceiver_ar_pytorch(options: argparse.Namespace) -> tuple[nn.Module, Loss, 
     return model, lambda x: model(x[:, :-1], labels=x[:, 1:]), trained
 
 
+def authors_spacebyte(
+    options: argparse.Namespace, ours: SpaceByte, bytes: Tensor
+) -> tuple[nn.Module, Loss, int]:
+    sys.path.insert(0, str(options.spacebyte))
+    for package in ("psutil", "sentencepiece", "tiktoken"):  # imported there, but not needed for a step
+        if importlib.util.find_spec(package) is None:
+            sys.modules[package] = ModuleType(package)
+    theirs = importlib.import_module("spacebyte")
+    read = bytes[:, :-1]
+    patches = max(round(rate * options.length) for row in read for rate in ours.chunk_rates(row[None]))
+    config = theirs.SpaceByteConfig(
+        vocab_size=256, BOS=255, d_model=options.d_model, n_layers=options.layers, rope=True,
+        context_size=options.length, global_context_size=patches, d_local=options.d_model // 2,
+        n_local_layers=options.layers,
+    )  # fmt: skip
+    model = theirs.SpaceByte(config)
+    weights = ours.state_dict()
+    weights["global_position_encoding"] = weights["global_position_encoding"][:patches]
+    model.load_state_dict(weights)
+    # fp32 in another order, logits of order 5
+    torch.testing.assert_close(model(read)[0], ours(read), atol=1e-4, rtol=0)
+
+    def loss(x: Tensor) -> Tensor:
+        return cross_entropy(model(x[:, :-1])[0].flatten(0, 1), x[:, 1:].flatten())
+
+    return model, loss, read.numel()
+
+
 def plain_lstm(options: argparse.Namespace) -> tuple[nn.Module, Loss, int]:
     class Plain(nn.Module):
         def __init__(self) -> None:
@@ -149,6 +208,15 @@ def plain_lstm(options: argparse.Namespace) -> tuple[nn.Module, Loss, int]:
 
     model = Plain()
     return model, next_byte_loss(model), options.batch * options.length
+
+
+def text(batch: int, length: int) -> Tensor:
+    """Rows (batch, length) of English, each after byte 255. It holds no 0: two of the peers treat that as
+    padding and would train on fewer bytes."""
+    rows = "".join(topics.values()).encode()[: batch * length].ljust(batch * length)
+    bytes = torch.frombuffer(bytearray(rows), dtype=torch.uint8).long().view(batch, length)
+    bytes[:, 0] = 255
+    return bytes
 
 
 def next_byte_loss(model: nn.Module) -> Loss:

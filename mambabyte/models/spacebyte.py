@@ -28,24 +28,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.functional import layer_norm, pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from mambabyte.config.settings import setting
 from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.documentwise import DocumentwiseByteLM
 from mambabyte.models.hyperparameters import ByteLMConfig
-from mambabyte.models.layers import (
-    QUERY_BLOCK,
-    Cache,
-    apply_rotary,
-    attention_with_cache,
-    causal_attention,
-    rotary_factors,
-    run_layers,
-)
+from mambabyte.models.layers import rotary_factors, run_layers
+from mambabyte.models.spacebyte_layers import Block, Filled, Logits
 from mambabyte.models.states import map_tensors
-from mambabyte.ops import residual_norm
 
 
 @dataclass
@@ -90,115 +82,6 @@ class SpaceByteConfig(ByteLMConfig):
         if self.patching == "fixed":
             return -(-self.max_length // int(self.bytes_per_chunk))
         return 1 + self.max_length // 2  # the first byte, and at most every second
-
-
-class LayerNorm(nn.Module):
-    """Add an update to the residual stream and normalise the sum x: returns (norm(x), x)."""
-
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.epsilon = epsilon
-        self.scale = nn.Parameter(torch.ones(width))
-
-    def forward(self, residual: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
-        return residual_norm(residual, update, self.scale, None, self.epsilon, rms=False)
-
-    def of_heads(self, x: Tensor) -> Tensor:
-        """The norm of x (B, L, H, h) over each head's channels."""
-        return layer_norm(x, self.scale.shape, self.scale, None, self.epsilon)
-
-
-@dataclass
-class Filled:
-    """Global caches whose rows hold different numbers of positions: where the L new ones of each row stand.
-
-    places: (B, L). most: the largest number of positions that a row held before.
-    """
-
-    places: Tensor
-    most: int
-
-    def append(self, cache: Tensor, new: Tensor) -> Tensor:
-        """The cache (B, most + L, H, h) with the new positions (B, L, H, h) in it."""
-        cache = pad(cache, (0, 0, 0, 0, 0, self.most + new.shape[1] - cache.shape[1]))
-        return cache.scatter(1, self.places[:, :, None, None].expand_as(new), new.to(cache.dtype))
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention (B, L, d) of the new positions to those up to their own."""
-        q, k, v = (t.to(q.dtype).transpose(1, 2) for t in (q, k, v))
-        parts = []
-        for first in range(0, q.shape[2], QUERY_BLOCK):
-            queries = slice(first, first + QUERY_BLOCK)
-            seen = slice(self.most + min(queries.stop, q.shape[2]))
-            mask = torch.arange(seen.stop, device=q.device) <= self.places[:, None, queries, None]
-            parts.append(
-                scaled_dot_product_attention(q[:, :, queries], k[:, :, seen], v[:, :, seen], attn_mask=mask)
-            )
-        return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
-
-
-class SelfAttention(nn.Module):
-    """Causal attention with normalised, rotated queries and keys: (B, L, d) -> (B, L, d)."""
-
-    def __init__(self, width: int, heads: int, window: int | None, epsilon: float) -> None:
-        super().__init__()
-        self.heads, self.window = heads, window
-        self.layer_norm = LayerNorm(width, epsilon)
-        self.QKV_linear = nn.Linear(width, 3 * width, bias=False)
-        self.linear = nn.Linear(width, width, bias=False)
-        self.Q_layer_norm = LayerNorm(width // heads, epsilon)
-        self.K_layer_norm = LayerNorm(width // heads, epsilon)
-
-    def forward(
-        self, normed: Tensor, cache: Cache | None, rotary: Tensor, filled: Filled | None
-    ) -> tuple[Tensor, Cache | None]:
-        q, k, v = self.QKV_linear(normed).unflatten(-1, (3 * self.heads, -1)).chunk(3, dim=2)
-        q = apply_rotary(self.Q_layer_norm.of_heads(q), rotary).to(v.dtype)
-        k = apply_rotary(self.K_layer_norm.of_heads(k), rotary).to(v.dtype)
-        if filled is None or cache is None:
-            out, cache = attention_with_cache(q, k, v, cache, self.window)
-        elif filled.most == 0:
-            out, cache = causal_attention(q, k, v), (k, v)
-        else:
-            cache = filled.append(cache[0], k), filled.append(cache[1], v)
-            out = filled.attention(q, *cache)
-        return self.linear(out), cache
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int, inner: int, epsilon: float) -> None:
-        super().__init__()
-        self.layer_norm = LayerNorm(width, epsilon)
-        self.linear_1 = nn.Linear(width, inner, bias=False)
-        self.linear_2 = nn.Linear(inner, width, bias=False)
-
-    def forward(self, normed: Tensor) -> Tensor:
-        return self.linear_2(self.linear_1(normed).relu_())
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each after a norm. The next norm adds the output to the residual stream."""
-
-    def __init__(self, width: int, heads: int, inner: int | None, window: int | None, epsilon: float) -> None:
-        super().__init__()
-        self.attention = SelfAttention(width, heads, window, epsilon)
-        self.feedforward = FeedForward(width, inner or 4 * width, epsilon)
-
-    def forward(
-        self, residual: Tensor, update: Tensor | None, cache: Cache | None, rotary: Tensor,
-        filled: Filled | None = None,
-    ) -> tuple[Tensor, Tensor, Cache | None]:  # fmt: skip
-        normed, residual = self.attention.layer_norm(residual, update)
-        update, cache = self.attention(normed, cache, rotary, filled)
-        normed, residual = self.feedforward.layer_norm(residual, update)
-        return residual, self.feedforward(normed), cache
-
-
-class Logits(nn.Module):
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.layer_norm = LayerNorm(width, epsilon)
-        self.logits_linear = nn.Linear(width, VOCABULARY, bias=False)
 
 
 class SpaceByte(DocumentwiseByteLM):
@@ -320,9 +203,8 @@ class SpaceByte(DocumentwiseByteLM):
         y = y + (table[:longest] if opened is None else table[places.clamp(max=len(table) - 1)])
         rotary = self._rotary(places, width // self.config.n_head)
         y, after = run_layers(self.global_blocks, _sum, y, caches, rotary, filled)
-        after = map_tensors(lambda cache: cache[:, :last], after)
         added = y[..., width - local :].masked_fill((order[:, :longest] >= counts[:, None])[..., None], 0)
-        return x.flatten(0, 1).index_add(0, chosen, added.flatten(0, 1)).view_as(x), after
+        return x.flatten(0, 1).index_add(0, chosen, added.flatten(0, 1)).view_as(x), _shortened(after, last)
 
     def _longest(self, counts: Tensor, length: int) -> int:
         """The most patches of a row. Fake tensors, of an estimate of memory, have as many as are expected."""
@@ -340,6 +222,14 @@ class SpaceByte(DocumentwiseByteLM):
                 f"this SpaceByte has positions for {known} {things} and was given {needed}; use shorter "
                 f"windows, or train with a larger model.{name}"
             )
+
+    def trimmed(self, state: State) -> State:
+        """The state without padding that none of its rows needs: rows that were in one batch with others have
+        global caches as long as theirs."""
+        first = 1 + len(self.initial_blocks)
+        last = first + self.config.n_layer
+        most = max(state[0][1].tolist(), default=0)
+        return [*state[:first], *_shortened(state[first:last], most), *state[last:]]
 
     def blocks(self) -> list[nn.Module]:
         return [*self.initial_blocks, *self.global_blocks, *self.final_blocks]
@@ -381,6 +271,10 @@ def spacelike(bytes: Tensor) -> Tensor:
 
 def _sum(residual: Tensor, update: Tensor | None) -> tuple[Tensor, None]:
     return residual if update is None else residual + update, None
+
+
+def _shortened(caches: State, length: int) -> State:
+    return map_tensors(lambda cache: cache[:, :length], caches)
 
 
 def _put_rows(rows: Tensor, cache: Tensor, new: Tensor) -> Tensor:

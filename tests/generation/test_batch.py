@@ -169,7 +169,9 @@ class TestSavedStates:
         with pytest.raises(UserError, match="is damaged and cannot be read"):
             load_context(path, mamba)
 
-    @pytest.mark.parametrize("name", ["mambabyte-ngrams", "transformer-window", "megabyte", "lstm"])
+    @pytest.mark.parametrize(
+        "name", ["mambabyte-ngrams", "transformer-window", "megabyte", "lstm", "spacebyte"]
+    )
     def test_what_is_no_state_of_the_model_is_refused(self, name: str, tmp_path) -> None:
         model, path = MODELS[name].build().eval(), tmp_path / "a.state"
         save_context(path, model, read(model, b"a prompt of some bytes"))

@@ -209,6 +209,17 @@ def test_rows_are_chosen_and_joined_whatever_they_have_read():
     assert torch.allclose(joined, whole[[2, 0, 4], 20:], **CLOSE)
 
 
+@torch.no_grad()
+def test_rows_leave_the_padding_of_others_behind():
+    model, bytes = built(), tensor(*TEXTS)
+    _, state = model.prefill(bytes)
+    rows = [1, 4]
+    trimmed = model.trimmed(select_rows(state, rows))
+    alone = model.prefill(bytes[rows])[1]
+    torch.testing.assert_close(trimmed, alone, **CLOSE)
+    assert model.trimmed(model.initial_state(0))[0][0].shape == (0,)
+
+
 def test_gradients_of_text_flow_through_a_split_state():
     model, bytes = built().double(), tensor(*TEXTS)
     gradients = []
