@@ -26,7 +26,7 @@ NEEDED = {
     "mixer_stack": ["mixer=s6"],
 }
 LEFT_OUT = ["wikipedia_mixture", "of_ckpt"]  # a mixture like any other, and no model of its own
-LEFT_OUT += ["hnet_1stage_l", "hnet_1stage_xl", "hnet_2stage_l", "hnet_2stage_xl"]  # the keys of the small ones
+LEFT_OUT += ["hnet_1stage_l", "hnet_1stage_xl", "hnet_2stage_l", "hnet_2stage_xl"]  # larger, like hnet
 # Of a model that is built and run.
 SMALL = {"n_layer": 1, "d_model": 16, "n_head": 2, "d_ff": 32, "d_state": 4, "n_latents": 4, "max_length": 64}
 SMALL |= {"local_n_layer": 1, "local_d_model": 16, "local_n_head": 2, "local_d_ff": 32, "head_dim": 8}

@@ -12,6 +12,7 @@ from mambabyte.models.hnet import ratio_losses
 from mambabyte.models.hnet_layers import (
     Attention,
     Boundaries,
+    Isotropic,
     RoutingModule,
     SwiGLU,
     at_places,
@@ -20,6 +21,9 @@ from mambabyte.models.hnet_layers import (
     straight_through,
 )
 from mambabyte.models.layers import rotary_factors
+from mambabyte.models.states import select_rows
+from mambabyte.training.planning.memory_estimate import peak_of_a_pass
+from mambabyte.training.settings import TrainerSettings
 from tests.models.every_model import MODELS, random_bytes
 
 # fp64 sums in another order
@@ -197,6 +201,18 @@ def test_initial_weights():
         assert not weights[f"backbone.{name}"].any(), name
 
 
+def test_memory_is_estimated_with_the_expected_chunks(monkeypatch):
+    """Where a tensor has no data, nobody can count its chunks."""
+    settings = TrainerSettings(max_steps=1, global_batch_bytes=192, micro_batch_size=2, accelerator="cpu")
+    lengths = []
+    inner = Isotropic.forward
+    monkeypatch.setattr(
+        Isotropic, "forward", lambda self, x, *more: lengths.append(x.shape[1]) or inner(self, x, *more)
+    )
+    peak_of_a_pass(MODELS["hnet-2-stages"], settings, 96, torch.device("cpu"))
+    assert lengths == [96, 48, 24, 48, 96]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["hnet", "hnet-2-stages"])
 def test_rows_with_other_numbers_of_chunks_step_like_each_alone(name):
@@ -216,6 +232,9 @@ def test_rows_with_other_numbers_of_chunks_step_like_each_alone(name):
             alone, states[1 + row] = model.step(bytes[row : row + 1, t], states[1 + row])
             # fp32 sums in another order, logits of order 1
             torch.testing.assert_close(together[row : row + 1], alone, atol=2e-5, rtol=0)
+    for row in range(4):
+        own = model.trimmed(select_rows(states[0], [row]))
+        torch.testing.assert_close(own, states[1 + row], atol=2e-5, rtol=1e-4)
 
 
 def test_the_ratio_loss_counts_no_padding():
