@@ -44,7 +44,7 @@ NEEDED = {
     "data inspect": ["data=pg19_texts"],
 }
 COMPOSED = [name for name in NAMES if hasattr(commands.find(name).settings, "yaml")]
-MODELS = ["small", "cnn", "gated_s4d", "lstm", "megabyte", "perceiver_ar", "transformer"]
+MODELS = ["small", "cnn", "gated_s4d", "hnet", "lstm", "megabyte", "perceiver_ar", "transformer"]
 MODELS.append("mixer_stack mixer=ssd")
 Place = tuple[Any, ...]
 

@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cosine_similarity
+from torch.utils.flop_counter import FlopCounterMode
 
 from mambabyte.errors import UserError
 from mambabyte.models import HNetConfig
@@ -275,6 +277,22 @@ def test_chunk_rates_and_flops():
     assert flops[0] == flops[1] < flops[2]
     with pytest.raises(ValueError, match="zip"):
         model.flops_per_byte(100, [0.5])
+
+
+def test_flops_agree_with_pytorchs_counter():
+    """At the chunk rates of these bytes. Attention and MLPs alone: the counter knows no scans."""
+    torch.manual_seed(0)
+    model = HNetConfig(
+        arch_layout=["T1", ["t1", ["T1"], "t1"], "t1"], d_model=[16, 16, 24], d_intermediate=[32, 0, 32],
+        attn_cfg={"num_heads": [2] * 3, "rotary_emb_dim": [4] * 3, "window_size": [-1] * 3},
+        bytes_per_chunk=[2, 4],
+    ).build()  # fmt: skip
+    bytes = random_bytes(1, 100)
+    rates = model.chunk_rates(bytes)
+    # in its plain form PyTorch's attention is matrix products, which the counter knows on every device
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(bytes)
+    assert model.flops_per_byte(100, rates).inference == pytest.approx(counter.get_total_flops() / 100)
 
 
 def test_training_moves_chunks_to_their_size_and_the_loss_down():

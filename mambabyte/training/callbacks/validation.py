@@ -100,6 +100,8 @@ class Validation(StepCallback):
         this: each runs one micro-batch of full windows, or fewer."""
         assert isinstance(model, ReadsChunks)
         windows, _, _ = self._sample
+        if not windows:
+            return []
         longest = max(map(len, windows))
         full = [window for window in windows if len(window) == longest]
         rank, ranks = rank_and_count()

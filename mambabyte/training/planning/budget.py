@@ -59,7 +59,12 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
         {f.name: getattr(config, f.name) for f in fields(config) if f.name in names}
         for names in (_WIDTHS, LAYERS, _HEADS)
     )
-    base = widths["d_model"]
+    base = widths.get("d_model")
+    if not isinstance(base, int):
+        raise UserError(
+            f"budget.parameters scales a model's one width, model.d_model, and {type(config).__name__} has "
+            "others: set the sizes of its stages, and budget.parameters=null"
+        )
     factor = parameters / num_parameters(config)
     if not 1 / _SAME_DEPTH_WITHIN <= factor <= _SAME_DEPTH_WITHIN:
         scale = factor ** (1 / 3)
