@@ -9,6 +9,8 @@ from torch.nn.functional import cosine_similarity
 from torch.utils.flop_counter import FlopCounterMode
 
 from mambabyte.errors import UserError
+from mambabyte.evaluation import Protocol
+from mambabyte.evaluation.protocols import scored_spans
 from mambabyte.models import HNetConfig
 from mambabyte.models.hnet import ratio_losses
 from mambabyte.models.hnet_layers import (
@@ -169,9 +171,9 @@ def test_parameters_have_the_authors_names():
     ]
     wanted = {"embeddings.weight", "lm_head.weight"}
     stacks = {
-        "backbone.encoder": [mamba2],
+        "backbone.encoder": [attention],
         "backbone.decoder": [mamba2],
-        "backbone.main_network.encoder": [attention, mamba2],
+        "backbone.main_network.encoder": [mamba2],
         "backbone.main_network.decoder": [attention],
         "backbone.main_network.main_network.main_network": [attention + mlp],
     }
@@ -293,6 +295,37 @@ def test_flops_agree_with_pytorchs_counter():
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(bytes)
     assert model.flops_per_byte(100, rates).inference == pytest.approx(counter.get_total_flops() / 100)
+
+
+def test_of_mamba_alone_it_carries_its_state_through_a_document():
+    torch.manual_seed(0)
+    model = HNetConfig(
+        arch_layout=["m1", ["m1"], "m1"], d_model=[16, 16], d_intermediate=[0, 0],
+        ssm_cfg={"d_state": 4, "headdim": 8}, bytes_per_chunk=[3],
+    ).build()  # fmt: skip
+    assert model.recurrent and not MODELS["hnet"].build().recurrent
+    documents = [random_bytes(length, seed=length).to(torch.uint8).numpy() for length in (40, 23, 60, 7)]
+    nats = {}
+    for protocol in (Protocol("stateful", 9, batch_size=2), Protocol("disjoint", 64, batch_size=1)):
+        batches = list(scored_spans(model, documents, protocol))
+        nats[protocol.name] = [
+            sum(span.nats.sum() for batch in batches for span in batch if span.document == i)
+            for i in range(4)
+        ]
+    # fp32 sums in another order
+    assert nats["stateful"] == pytest.approx(nats["disjoint"], rel=1e-5)
+
+
+def test_without_stages_of_chunks_it_is_a_plain_stack():
+    model = HNetConfig(
+        arch_layout=["m1T1"], d_model=[16], d_intermediate=[32], ssm_cfg={"d_state": 4, "headdim": 8},
+        attn_cfg={"num_heads": [2], "rotary_emb_dim": [4], "window_size": [-1]}, bytes_per_chunk=[],
+    ).build()  # fmt: skip
+    bytes = random_bytes(2, 9)
+    assert model.chunk_rates(bytes) == []
+    assert model.training_loss(bytes, bytes).auxiliary is None
+    _, state = model.prefill(bytes[:, :5])
+    torch.testing.assert_close(model(bytes[:, 5:], state), model(bytes)[:, 5:], atol=2e-5, rtol=0)
 
 
 def test_training_moves_chunks_to_their_size_and_the_loss_down():
