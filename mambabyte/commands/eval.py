@@ -78,6 +78,7 @@ def run(settings: EvalSettings) -> None:
     from mambabyte.evaluation import BitsPerByte, Protocol, SavedProgress, evaluate
     from mambabyte.evaluation.bits_per_byte import by_part, first_documents
     from mambabyte.evaluation.studies import Study
+    from mambabyte.evaluation.studies.chunk_sizes import chunk_study
     from mambabyte.evaluation.studies.compressors import compressor_study
     from mambabyte.evaluation.studies.context_curves import context_curve_study
     from mambabyte.evaluation.studies.heatmap import heatmap_study
@@ -133,6 +134,8 @@ def run(settings: EvalSettings) -> None:
         if rank != 0:
             return
         documents = first_documents(corpus, settings.max_bytes)
+        if (chunks := chunk_study(model, documents, protocol)) is not None:
+            found["chunks"] = chunks
         if "word_perplexity" in metrics:
             found["word_perplexity"] = word_perplexity_study(result.nats / result.bytes, corpus)
         if "proof" in metrics:

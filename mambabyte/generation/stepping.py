@@ -183,7 +183,7 @@ class GenericStepper:
             raise ValueError("these rows' caches have different lengths: ask for the state of fewer rows")
         # Selected even if that changes nothing: a copy, and no view of a cache's larger buffer.
         (group,) = groups
-        return select_rows(group.state, _order(group.rows))
+        return self._model.trimmed(select_rows(group.state, _order(group.rows)))
 
     def rows(self) -> int:
         return self._rows

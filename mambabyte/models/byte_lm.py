@@ -11,9 +11,10 @@ d = 257 on, and nothing has to adapt a vector to it: the model is trained togeth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -60,6 +61,18 @@ class TrainingLoss(NamedTuple):
 
     nats: Tensor
     auxiliary: Tensor | None = None
+
+
+@runtime_checkable
+class ReadsChunks(Protocol):
+    """A model some of whose layers run once for a chunk of bytes, so that its cost depends on the bytes."""
+
+    def chunk_rates(self, bytes: Tensor, document_start: Tensor | None = None) -> list[float]:
+        """How many chunks a byte makes in each stage that makes them, the outermost first, measured on these
+        bytes (B, L), without gradients."""
+
+    def flops_per_byte(self, context_length: int, chunk_rates: Sequence[float] | None = None) -> FlopsPerByte:
+        """Analytic cost of one byte at these chunk rates; None: at those that the config expects."""
 
 
 class ByteLM(nn.Module):
@@ -168,6 +181,11 @@ class ByteLM(nn.Module):
         """Logits (B, 256) after one more byte (B,) of each row, and the new state."""
         logits, state = self.prefill(self.as_column(byte), state)
         return logits[:, 0], state
+
+    def trimmed(self, state: State) -> State:
+        """The state without padding that none of its rows needs: rows that were in one batch with others may
+        have caches as long as theirs. Most models' rows are all alike, and have no padding."""
+        return state
 
     def blocks(self) -> list[nn.Module]:
         """The layers in order, each called once per forward pass: activation checkpointing recomputes them,

@@ -234,10 +234,10 @@ class Stage(nn.Module):
         for row, key in enumerate(zip(counts.tolist(), state[0][0].tolist(), strict=True)):
             groups.setdefault(key, []).append(row)
         out, states = x.new_zeros(x.shape), []
-        for (count, had), rows in groups.items():
+        for (count, _), rows in groups.items():
             part = state if len(groups) == 1 else select_rows(state, rows)
             if count:
-                part = self.main_network.trimmed(part, had)
+                part = self.main_network.trimmed(part)
                 made, part, _ = self.main_network(x[rows, :count] if len(groups) > 1 else x[:, :count], part)
                 if len(groups) == 1:
                     return made, part, []
@@ -251,11 +251,13 @@ class Stage(nn.Module):
         first, last = len(self.encoder.layers), len(states) - len(self.decoder.layers)
         return states[:first], states[first:last], states[last:]
 
-    def trimmed(self, state: State, read: int) -> State:
-        """The state of rows that have all read as many positions, without padding of this stage's caches."""
+    def trimmed(self, state: State) -> State:
+        """The state with caches that end with the positions of the row that has read most."""
+        read = int(state[0][0].max()) if len(state[0][0]) else 0
         if isinstance(self.main_network, Isotropic):
             return [state[0], *self.main_network.trimmed(state[1:], read)]
         encoder, inner, decoder = self._split(state[1:])
+        inner = self.main_network.trimmed(inner)
         return [state[0], *self.encoder.trimmed(encoder, read), *inner, *self.decoder.trimmed(decoder, read)]
 
     def initial_state(self, batch_size: int) -> State:
@@ -323,6 +325,10 @@ class HNet(DocumentwiseByteLM):
     def _read(self, bytes: Tensor, state: State | None) -> tuple[Tensor, State]:
         hidden, after, _ = self.backbone(self.embeddings(bytes.long()), state)
         return hidden, after
+
+    def trimmed(self, state: State) -> State:
+        return self.backbone.trimmed(state)
+
 
     def _read_with_boundaries(self, bytes: Tensor, state: State | None) -> list[Tensor]:
         """What the heads read, and p and whether a chunk begins of each router."""

@@ -109,7 +109,7 @@ class Attention(nn.Module):
         return empty, empty
 
     def trimmed(self, cache: Cache, read: int) -> Cache:
-        """The cache of rows that have all read as many positions, without padding."""
+        """The cache up to the last of the positions `read`."""
         filled = read if self.window is None else min(read, self.window - 1)
         return cache if cache[0].shape[1] == filled else tuple(each[:, :filled] for each in cache)
 
@@ -221,7 +221,7 @@ class Isotropic(nn.Module):
         return [block.mixer.initial_state(batch_size) for block in self.layers]  # type: ignore[union-attr,operator]
 
     def trimmed(self, states: State, read: int) -> State:
-        """The states of rows that have all read as many positions, with caches of just these."""
+        """The states with caches that end with the last of the positions `read`."""
         mixers = [block.mixer for block in self.layers]
         return [
             mixer.trimmed(state, read) if isinstance(mixer, Attention) else state

@@ -16,6 +16,9 @@ COLUMNS = (
     *("A_mean", "A_minimum", "A_maximum"),
 )
 PART = "validation_bits_per_byte/"  # with the name of a mixture's part, a column of such a run
+CHUNKS = (
+    "bytes_per_chunk/"  # with 1, 2, .. for the outermost chunks and those within, of a model that has them
+)
 # of a task's run: the shares of answers that are right, and of sequences whose answers all are
 ACCURACY = ("validation_accuracy", "validation_sequence_accuracy")
 _NEVER_EMPTY = ("step", "bytes", "seconds", "bits_per_byte")
@@ -57,8 +60,8 @@ def _number(column: str, cell: str) -> float:
 
 
 def is_of_some_runs(column: str) -> bool:
-    """Whether only the runs of a mixture or of a task have a column of this name."""
-    return column.startswith(PART) or column in ACCURACY
+    """Whether only the runs of a mixture, of a task or of a model of chunks have a column of this name."""
+    return column.startswith((PART, CHUNKS)) or column in ACCURACY
 
 
 def write_metrics(path: Path, rows: Iterable[Mapping[str, Any]], further: Iterable[str] = ()) -> None:

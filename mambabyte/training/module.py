@@ -20,6 +20,7 @@ from mambabyte.runtime.process_group import add_over_ranks
 from mambabyte.training.activation_checkpointing import checkpoint_activations
 from mambabyte.training.distributed.fsdp import shard, unsharded_copy
 from mambabyte.training.initial_weights import trainable_model
+from mambabyte.training.optimizer import set_learning_rate
 from mambabyte.training.settings import TrainSettings
 from mambabyte.training.spikes import SpikeDetector, SpikePolicy
 from mambabyte.training.time_budget import End
@@ -134,8 +135,7 @@ class ByteLMModule(LightningModule):
         self.has_trained = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate_at(self.global_step)
+        set_learning_rate(optimizer, self.learning_rate_at(self.global_step))
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mambabyte.config.settings import TargetSettings, setting
+from mambabyte.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -73,19 +74,46 @@ class AdamWConfig(OptimizerConfig):
         import torch
 
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = [{"params": [p for p in trainable if is_decayed(p) == decayed]} for decayed in (True, False)]
+        # without multipliers two groups, as in checkpoints from before there were any
+        multipliers = dict.fromkeys(map(multiplier_of, trainable)) or {1.0: None}
+        groups = [
+            {"params": [p for p in trainable if multiplier_of(p) == multiplier and is_decayed(p) == decayed]}
+            for multiplier in multipliers
+            for decayed in (True, False)
+        ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
         self.apply(optimizer)
         return optimizer
 
     def apply(self, optimizer: torch.optim.Optimizer) -> None:
-        for group, weight_decay in zip(optimizer.param_groups, (self.weight_decay, 0.0), strict=True):
+        for index, group in enumerate(optimizer.param_groups):
             group["betas"] = self.betas
-            group["weight_decay"] = weight_decay
+            group["weight_decay"] = 0.0 if index % 2 else self.weight_decay
         # the fused kernel reads past the end of moments that are shorter than their parameter
         for parameter, state in optimizer.state.items():
             if any(state[moment].shape != parameter.shape for moment in ("exp_avg", "exp_avg_sq")):
                 raise ValueError("the optimizer's moments have other shapes than the model's weights")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set each group's learning rate: ``rate`` times the multiplier that the model gives its weights.
+
+    Raises:
+        UserError: a group of weights with several multipliers.
+    """
+    for group in optimizer.param_groups:
+        multipliers = set(map(multiplier_of, group["params"])) or {1.0}
+        if len(multipliers) > 1:
+            raise UserError(
+                "this model has learning-rate multipliers, and the optimizer has weights of several of them "
+                "in one group: make a group for each, or set model.learning_rate_multipliers=null"
+            )
+        group["lr"] = rate * multipliers.pop()
+
+
+def multiplier_of(parameter: nn.Parameter) -> float:
+    """What a model wants the learning rate of a weight multiplied with."""
+    return getattr(parameter, "_learning_rate_multiplier", 1.0)
 
 
 def is_decayed(parameter: nn.Parameter) -> bool:

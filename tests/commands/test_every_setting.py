@@ -44,8 +44,8 @@ NEEDED = {
     "data inspect": ["data=pg19_texts"],
 }
 COMPOSED = [name for name in NAMES if hasattr(commands.find(name).settings, "yaml")]
-MODELS = ["small", "cnn", "gated_s4d", "lstm", "megabyte", "perceiver_ar", "spacebyte", "transformer"]
-MODELS += ["mixer_stack mixer=ssd", "hybrid"]
+MODELS = ["small", "cnn", "gated_s4d", "hnet", "lstm", "megabyte", "perceiver_ar", "spacebyte"]
+MODELS += ["transformer", "mixer_stack mixer=ssd", "hybrid"]
 Place = tuple[Any, ...]
 
 

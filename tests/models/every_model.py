@@ -56,7 +56,7 @@ MODELS = {
         bytes_per_chunk=[3],
     ),
     "hnet-2-stages": HNetConfig(
-        arch_layout=["m1", ["t1m1", ["T1"], "t1"], "m1"],
+        arch_layout=["t1", ["m1", ["T1"], "t1"], "m1"],
         d_model=[16, 16, 24],
         d_intermediate=[0, 0, 32],
         ssm_cfg={"d_state": 4, "headdim": 8, "chunk_size": 8},

@@ -18,6 +18,7 @@ from mambabyte.models import (
     TransformerConfig,
 )
 from mambabyte.training.activation_checkpointing import checkpoint_activations
+from tests.models.every_model import MODELS as EVERY_MODEL
 
 MODELS = {
     "mambabyte": MambaByteConfig(d_model=32, n_layer=3, d_state=4),
@@ -26,6 +27,7 @@ MODELS = {
     "perceiver_ar": PerceiverARConfig(n_latents=8, d_model=32, n_layer=3, n_head=2),
     "spacebyte": SpaceByteConfig(max_length=64, d_model=32, n_head=2, local_d_model=16, local_n_head=1),
     "gated_s4d": GatedS4DConfig(d_model=32, n_layer=3, d_state=8),
+    "hnet": EVERY_MODEL["hnet-2-stages"],
     "lstm": LSTMConfig(d_model=32, n_layer=2),
     "cnn": CNNConfig(d_model=32, n_layer=3, dilation_cycle=2),
 }

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from mambabyte.errors import UserError
-from mambabyte.models import MambaByteConfig
-from mambabyte.training.optimizer import AdamWConfig
+from mambabyte.models import HNetConfig, MambaByteConfig
+from mambabyte.training.optimizer import AdamWConfig, is_decayed, set_learning_rate
 
 
 def test_schedule_warms_up_and_decays() -> None:
@@ -55,6 +55,39 @@ def test_only_matrices_are_decayed() -> None:
     assert {"in_proj.weight", "conv1d.weight", "lm_head.weight", "backbone.embedding.weight"} <= decayed
     assert {"A_log", "D", "conv1d.bias", "dt_proj.bias", "backbone.norm_f.weight"} <= exempt
     assert len(decayed) + len(exempt) == len(names)
+
+
+def test_learning_rate_multipliers_make_groups_of_their_own() -> None:
+    model = HNetConfig(learning_rate_multipliers=[2.5, 0.5]).build()
+    config = AdamWConfig(learning_rate=1e-3, warmup_steps=1)
+    optimizer = config.build(model)
+    set_learning_rate(optimizer, 0.1)
+    inner = {id(parameter) for parameter in model.backbone.main_network.parameters()}
+    for group in optimizer.param_groups:
+        inside = {id(parameter) in inner for parameter in group["params"]}
+        assert len(inside) == 1
+        assert group["lr"] == pytest.approx(0.1 * (0.5 if inside.pop() else 2.5))
+        assert {is_decayed(parameter) for parameter in group["params"]} == {group["weight_decay"] > 0}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_an_optimizer_saved_before_there_were_multipliers_goes_on() -> None:
+    model = MambaByteConfig(d_model=16, n_layer=1, d_state=4).build()
+    optimizer = AdamWConfig(learning_rate=1e-3, warmup_steps=1).build(model)
+    decayed = [[p for p in model.parameters() if is_decayed(p) == wanted] for wanted in (True, False)]
+    assert [group["params"] for group in optimizer.param_groups] == decayed
+    before = torch.optim.AdamW([{"params": params} for params in decayed])
+    assert set(optimizer.param_groups[0]) == set(before.param_groups[0])
+    optimizer.load_state_dict(before.state_dict())
+    set_learning_rate(optimizer, 0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
+
+
+def test_an_optimizer_of_ones_own_needs_groups_for_multipliers() -> None:
+    model = HNetConfig(learning_rate_multipliers=[2.5, 0.5]).build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    with pytest.raises(UserError, match=r"set model\.learning_rate_multipliers=null"):
+        set_learning_rate(optimizer, 0.1)
 
 
 def test_frozen_parameters_are_left_out() -> None:

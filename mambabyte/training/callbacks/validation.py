@@ -12,7 +12,8 @@ from mambabyte.data import ByteCorpus
 from mambabyte.data.sources.mixture import parts_of
 from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, Protocol, scored_spans
 from mambabyte.models import ByteLM
-from mambabyte.runs.metrics_csv import PART
+from mambabyte.models.byte_lm import ReadsChunks
+from mambabyte.runs.metrics_csv import CHUNKS, PART
 from mambabyte.runtime.precision import PrecisionName
 from mambabyte.runtime.process_group import rank_and_count, sum_over_ranks
 from mambabyte.training.callbacks.step_callback import StepCallback, is_due
@@ -22,7 +23,8 @@ from mambabyte.training.settings import TrainSettings
 
 class Validation(StepCallback):
     """Scores a sample of the validation split (protocol ``disjoint``), the same at every step, its windows
-    shared among the ranks. Of a mixture, that of each part too.
+    shared among the ranks. Of a mixture, that of each part too; and of a model of chunks, how many bytes they
+    have, in the first windows of the sample that are full.
 
     It is computed in fp32; in bf16 where training is and fp32 would be several times slower (on a GPU) or
     weights are gathered in bf16 (FSDP).
@@ -36,9 +38,11 @@ class Validation(StepCallback):
         # the document after the last of each part; a corpus that is no mixture is one part
         self._ends = [last for _, last in parts.values()] or [corpus.num_documents]
         self._bits_per_byte: list[float | None] = [None] * len(self._columns)
+        self._chunk_sizes: list[float | None] = []
 
     def columns(self) -> dict[str, float | None]:
-        return dict(zip(self._columns, self._bits_per_byte, strict=True))
+        sizes = {f"{CHUNKS}{stage}": size for stage, size in enumerate(self._chunk_sizes, 1)}
+        return {**dict(zip(self._columns, self._bits_per_byte, strict=True)), **sizes}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -47,14 +51,20 @@ class Validation(StepCallback):
             print(
                 "mambabyte: validation is computed in bf16, as training; eval's is in fp32", file=sys.stderr
             )
+        assert isinstance(module, ByteLMModule)
+        if self._settings.callbacks.validate_every > 0 and isinstance(module.model, ReadsChunks):
+            self._chunk_sizes = [None] * len(self._measure_chunks(module.model))
 
     def on_step(self, trainer: Trainer, module: ByteLMModule, step: int) -> None:
         self._bits_per_byte = [None] * len(self._columns)
+        self._chunk_sizes = [None] * len(self._chunk_sizes)
         settings = self._settings
         if not is_due(step, settings.callbacks.validate_every):
             return
         with module.excluded_from_timing():
             self._bits_per_byte = self._measure(module.model)
+            if self._chunk_sizes:
+                self._chunk_sizes = self._measure_chunks(module.model)
 
     def _measure(self, model: ByteLM) -> list[float | None]:
         """On every rank, which all must call this. A rank runs as many windows as any other, since FSDP's
@@ -84,6 +94,28 @@ class Validation(StepCallback):
             sums = sum_over_ranks(sums, model.device)
         rows = [sums.sum(axis=0), *(sums if len(self._columns) > 1 else [])]
         return [float(nats) / scored / math.log(2) if scored else None for nats, scored in rows]
+
+    def _measure_chunks(self, model: ByteLM) -> list[float | None]:
+        """Bytes per chunk of each stage, None where there is no chunk. On every rank, which all must call
+        this: each runs one micro-batch of full windows, or fewer."""
+        assert isinstance(model, ReadsChunks)
+        windows, _, _ = self._sample
+        if not windows:
+            return []
+        longest = max(map(len, windows))
+        full = [window for window in windows if len(window) == longest]
+        rank, ranks = rank_and_count()
+        batch = np.stack(full[rank::ranks][: int(self._settings.trainer.micro_batch_size)] or full[:1])
+        bf16 = self._precision(model.device) == "bf16"
+        was_training = model.training
+        model.eval()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            rates = np.array(model.chunk_rates(torch.from_numpy(batch).to(model.device)))
+        model.train(was_training)
+        sums = np.array([batch.size, *(rates * batch.size)])
+        if ranks > 1:
+            sums = sum_over_ranks(sums, model.device)
+        return [float(sums[0] / chunks) if chunks else None for chunks in sums[1:]]
 
     def _precision(self, device: torch.device) -> PrecisionName:
         return validation_precision(self._settings, device)

@@ -9,6 +9,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 
 from mambabyte.models import ByteLM
+from mambabyte.models.byte_lm import ReadsChunks
 from mambabyte.models.hyperparameters import LoraSettings
 from mambabyte.models.lora import merged
 from mambabyte.models.meta_device import on_meta_device
@@ -27,7 +28,7 @@ def shard(model: ByteLM, mesh: Any, in_bf16: bool) -> None:
     """
     # FSDP2 warns about views among a block's outputs, which its state may be; no model changes it in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-    exempt = [name for name, parameter in model.named_parameters() if hasattr(parameter, "_no_weight_decay")]
+    marks = {name: dict(parameter.__dict__) for name, parameter in model.named_parameters()}
     for block in model.blocks():
         matrices = model.matrices(block) if in_bf16 else []
         if matrices:
@@ -35,8 +36,10 @@ def shard(model: ByteLM, mesh: Any, in_bf16: bool) -> None:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "training_loss")
-    for name in exempt:  # fully_shard has replaced the parameters
-        model.get_parameter(name)._no_weight_decay = True  # type: ignore[attr-defined]
+    if isinstance(model, ReadsChunks):
+        register_fsdp_forward_method(model, "chunk_rates")
+    for name, own in marks.items():  # such as _no_weight_decay; fully_shard has replaced the parameters
+        model.get_parameter(name).__dict__.update(own)
 
 
 def unsharded_copy(model: ByteLM, main: bool, lora: LoraSettings | None = None) -> ByteLM | None:

@@ -61,6 +61,11 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
         {f.name: getattr(config, f.name) for f in fields(config) if f.name in names}
         for names in (_WIDTHS, LAYERS, _HEADS)
     )
+    if not isinstance(widths.get("d_model"), int):
+        raise UserError(
+            f"budget.parameters scales a model's one width, model.d_model, and {type(config).__name__} has "
+            "others: set the sizes of its stages, and budget.parameters=null"
+        )
     widths, heads = ({name: n for name, n in given.items() if n is not None} for given in (widths, heads))
     factor = parameters / num_parameters(config)
     if not 1 / _SAME_DEPTH_WITHIN <= factor <= _SAME_DEPTH_WITHIN:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,12 @@ from mambabyte.data import ByteCorpus
 from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, scored_spans
 from mambabyte.models import LSTMConfig
+from mambabyte.runs.metrics_csv import is_of_some_runs
 from mambabyte.training.callbacks import validation
 from mambabyte.training.callbacks.validation import Validation, spread_windows
+from mambabyte.training.module import ByteLMModule
 from mambabyte.training.settings import TrainSettings
+from tests.models.every_model import MODELS
 
 LENGTHS = [0, 1, 2, 16, 17, 18, 33, 100, 3, 250]
 
@@ -123,6 +128,37 @@ def test_the_ranks_share_the_windows_and_get_the_figure_of_one(
     assert scored == first_bytes + sum(len(window) - 1 for window in windows)
     # the windows are batched in another way, and their fp32 logits are rounded
     assert nats / scored / math.log(2) == pytest.approx(alone[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_model_of_chunks_says_how_many_bytes_they_have(
+    ranks: int, corpus: ByteCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings.compose(
+        "experiment=tiny", "context_length=16", "trainer.micro_batch_size=2", "callbacks.validate_every=2"
+    )
+    torch.manual_seed(0)
+    module = ByteLMModule(replace(settings, model=MODELS["hnet-2-stages"]), {})
+    monkeypatch.setattr(validation, "rank_and_count", lambda: (1 % ranks, ranks))
+    monkeypatch.setattr(validation, "sum_over_ranks", lambda own, device: own)
+    measured = Validation(module._settings, corpus)
+    trainer: Any = SimpleNamespace(
+        global_step=0, is_global_zero=True, strategy=SimpleNamespace(root_device=torch.device("cpu"))
+    )
+    measured.on_train_start(trainer, module)
+    names = ["bytes_per_chunk/1", "bytes_per_chunk/2"]
+    assert list(measured.columns())[-2:] == names and all(map(is_of_some_runs, names))
+    if ranks == 1:  # of three, a rank would wait for the others' nats
+        measured.on_step(trainer, module, 2)
+        assert module.model.training
+        sizes = [measured.columns()[name] for name in names]
+    else:
+        sizes = measured._measure_chunks(module.model)
+    windows = [each for each in spread_windows(corpus, 16, 10**6)[0] if len(each) == 17]
+    rates = module.model.chunk_rates(torch.from_numpy(np.stack(windows[1 % ranks :: ranks][:2])))
+    assert sizes == pytest.approx([1 / rate for rate in rates])
+    measured.on_step(trainer, module, 3)
+    assert [measured.columns()[name] for name in names] == [None, None]
 
 
 @pytest.mark.parametrize(

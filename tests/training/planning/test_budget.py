@@ -58,6 +58,7 @@ def test_a_run_trains_the_steps_of_its_budget_and_resumes(start):
         (["budget.parameters=1000"], "nearly budget.parameters=1,000 .* or change model.n_layer"),
         (["model.ngram=2", "budget.parameters=1000"], "or change model.ngram_buckets"),
         (["model.ngram_width=7"], "model.ngram_width=7 would be ignored"),
+        (["model=hnet", "budget.parameters=1e6"], "HNetConfig has others: set the sizes of its stages"),
         (["budget.parameters=many"], r"budget\.parameters must be a number or null"),
         (["budget.training_flops=1e9", "budget.training_seconds=60"], "set one of them to null"),
     ],
