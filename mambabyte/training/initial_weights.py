@@ -43,6 +43,7 @@ def with_model_of_checkpoint(settings: TrainSettings, recorded: dict[str, Any]) 
     if not recorded:
         there = config_from_dict(initial_checkpoint(settings).model_config)
         if follows:
+            _refuse_other_heads(settings, there.prediction_heads)
             there = _with_heads(there, settings)
         else:
             _refuse_other_model(settings, there)
@@ -51,13 +52,16 @@ def with_model_of_checkpoint(settings: TrainSettings, recorded: dict[str, Any]) 
 
 
 def _with_heads(model: ByteLMConfig, settings: TrainSettings) -> ByteLMConfig:
-    """The model of ``ckpt`` with the prediction heads that ``model=of_ckpt`` asks for, whose defaults ask for
-    those that it has.
+    """The model with the prediction heads that ``model=of_ckpt`` asks for; its defaults leave them alone."""
+    heads, weight = settings.model.prediction_heads, settings.model.further_heads_weight
+    model = model if heads == 1 else replace(model, prediction_heads=heads)
+    return model if weight == 1 else replace(model, further_heads_weight=weight)
 
-    Raises:
-        UserError: it has another number of further heads, or adapters alone are trained, and no new heads.
-    """
-    there, asked = model.prediction_heads, settings.model.prediction_heads
+
+def _refuse_other_heads(settings: TrainSettings, there: int) -> None:
+    """Raise UserError if a model with ``there`` prediction heads cannot have those that are asked for, or new
+    ones would not be trained."""
+    asked = settings.model.prediction_heads
     if 1 not in (there, asked) and there != asked:
         raise UserError(
             f"the model of ckpt= has model.prediction_heads={there}, which stays: leave out "
@@ -68,9 +72,6 @@ def _with_heads(model: ByteLMConfig, settings: TrainSettings) -> ByteLMConfig:
             f"lora= trains its adapters alone, so the new heads of model.prediction_heads={asked} would stay "
             "as they begin: set lora=none, and freeze= for weights that should stay"
         )
-    model = replace(model, prediction_heads=max(there, asked))
-    weight = settings.model.further_heads_weight
-    return model if weight == 1 else replace(model, further_heads_weight=weight)
 
 
 def initial_checkpoint(settings: TrainSettings) -> Checkpoint:

@@ -96,3 +96,18 @@ def test_a_damaged_export_is_a_user_error(name: str, exported: Path) -> None:
     (exported / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="damaged"):
         checkpoints.load_model(exported)
+
+
+def test_other_formats_get_the_next_byte_s_head_alone(configure: Callable, tmp_path: Path, capsys) -> None:
+    config = MambaByteConfig(d_model=16, n_layer=1, d_state=4, prediction_heads=3, tie_embeddings=True)
+    model = config.build().eval()
+    checkpoints.write_export(model, None, 0, tmp_path / "ours")
+    export.run(configure("export", f"ckpt={tmp_path}/ours", f"out={tmp_path}/theirs", "format=mamba_ssm"))
+    said = capsys.readouterr().err
+    assert "format=mamba_ssm holds the next byte's head alone: others are left out" in said
+    loaded = checkpoints.load_model(tmp_path / "theirs")
+    assert f"holds the {loaded.num_parameters():,} parameters" in said
+    assert checkpoints.weights_fingerprint(loaded) in said
+    assert torch.equal(loaded(b"a text"), model(b"a text"))
+    with pytest.raises(UserError, match=r"give it mambabyte\.checkpoints\.without_further_heads\(model\)"):
+        checkpoints.write_export(model, None, 0, tmp_path / "other", "mamba_ssm")

@@ -74,7 +74,11 @@ def test_a_text_that_ends_in_the_middle_of_a_draft_is_shown_whole(
 def test_drafters_that_cannot_help_are_refused(configure, finished: Path) -> None:
     for overrides, message in (
         ([f"draft={finished}"], "computes as much for a byte as the model itself"),
-        (["draft=ngrams"], "draft=ngrams is neither ngram nor a model: there is no checkpoint at 'ngrams'"),
+        (
+            ["draft=ngrams"],
+            "draft=ngrams is neither ngram, heads nor a model: there is no checkpoint at 'ngrams'",
+        ),
+        (["draft=heads"], r"which this model has not: train one with model\.prediction_heads=4"),
         (["draft_length=4"], "add draft=ngram or draft=CKPT"),
         (["draft=ngram", "top_beta=5"], "top_beta= has no effect with acceptance=exact"),
         (["draft=ngram", "draft_length=0"], "draft_length must be at least 1"),

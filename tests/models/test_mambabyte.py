@@ -1,15 +1,13 @@
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from mambabyte.errors import UserError
 from mambabyte.models import MambaByteConfig, config_from_dict
 from mambabyte.ops import use_backend
+from mambabyte.training.settings import TrainSettings
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
 SMALL = {
     "paper": MambaByteConfig(d_model=32, n_layer=2, d_state=4),
     "rms-tied": MambaByteConfig(d_model=24, n_layer=3, d_state=8, norm="rms", tie_embeddings=True, dt_rank=3),
@@ -27,13 +25,13 @@ def model(request):
     [("mambabyte_353m", 353_945_600), ("mambabyte_972m", 973_934_080), ("mambabyte_1_6b", 1_606_095_360)],
 )
 def test_published_parameter_counts(name, parameters):
-    config = config_from_dict(yaml.safe_load((CONF / f"{name}.yaml").read_text()))
+    config = TrainSettings.compose(f"model={name}").model
     with torch.device("meta"):
         assert config.build().num_parameters() == parameters
 
 
 def test_flops_per_byte_of_the_353m_model_is_the_published_one():
-    config = config_from_dict(yaml.safe_load((CONF / "mambabyte_353m.yaml").read_text()))
+    config = TrainSettings.compose("model=mambabyte_353m").model
     with torch.device("meta"):
         flops = config.build().flops_per_byte(8192)
     assert flops.inference == pytest.approx(713e6, rel=0.005)  # SpaceByte (arXiv 2404.14408), table 4

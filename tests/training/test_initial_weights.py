@@ -12,6 +12,7 @@ import torch
 from mambabyte.checkpoints import load_model, read
 from mambabyte.config.overrides import as_meant
 from mambabyte.errors import UserError
+from mambabyte.models import config_from_dict
 from mambabyte.training.settings import TrainSettings
 
 MODEL = ("model=of_ckpt", "model.d_model", "model.n_layer")
@@ -76,6 +77,26 @@ def test_frozen_weights_stay_to_the_bit(finetune, finished: Path) -> None:
         finetune("frozen", f"ckpt={finished}", "trainer.max_steps=4")
 
 
+def test_new_heads_are_trained_beside_a_model_that_stays(finetune, finished: Path) -> None:
+    heads = ["model.prediction_heads=3", "model.further_heads_weight=2", "freeze=[backbone.*]"]
+    run_dir = finetune("heads", f"ckpt={finished}", *heads, "trainer.max_steps=2")
+    before, after = weights(finished), weights(run_dir)
+    torch.manual_seed(0)  # of the run
+    begun = config_from_dict(read(run_dir).model_config).build().state_dict()["further_heads.weight"]
+    trained = after.pop("further_heads.weight")
+    assert trained.shape == begun.shape and not torch.equal(trained, begun)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(
+        UserError, match=r"prediction_heads=3, which stays: leave out model\.prediction_heads=2"
+    ):
+        finetune("fewer", f"ckpt={run_dir}", "model.prediction_heads=2")
+    own = finetune("own", f"ckpt={run_dir}", "trainer.max_steps=1")
+    assert read(own).model_config == read(run_dir).model_config
+    with pytest.raises(UserError, match=r"another configuration: model\.prediction_heads \(3 there, 4 now\)"):
+        finetune("own", f"ckpt={run_dir}", "model.prediction_heads=4")
+
+
 REFUSED = {
     "no weights": (["ckpt=null"], "model=of_ckpt takes the model of ckpt="),
     "nothing there": (["ckpt=nowhere"], "there is no checkpoint at"),
@@ -86,6 +107,11 @@ REFUSED = {
         ["freeze=[lm_head.*]"],
         r"'lm_head\.weight' is tied to 'backbone\.embedding\.weight' in this model: name that",
     ),
+    "heads of adapters": (
+        ["model.prediction_heads=2", "lora=default"],
+        r"the new heads of model\.prediction_heads=2 would stay as they begin",
+    ),
+    "a weight of no heads": (["model.further_heads_weight=2"], "would be ignored"),
     "all frozen": (['freeze=["*"]'], "leaves no weight to train"),
 }
 

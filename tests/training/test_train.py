@@ -184,6 +184,8 @@ def test_a_model_and_a_data_source_of_ones_own(tmp_path, corpus) -> None:
     assert (summary["step"], summary["parameters"]) == (12, 65_536)
     assert checkpoints.read(tmp_path / "run").model_config == {
         "_target_": f"{HERE}.BigramConfig",
+        "prediction_heads": 1,
+        "further_heads_weight": 1.0,
         "scale": 2.0,
     }
     assert isinstance(mambabyte.load(tmp_path / "run", config=BigramConfig()), Bigram)
