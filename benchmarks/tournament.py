@@ -67,6 +67,8 @@ def main() -> None:
         return
     if options.size == "cpu" and "books" in options.corpora and options.books is None:
         arguments.error("--books says where the books are; or choose --corpora code")
+    if options.plan and options.size != "cpu":
+        arguments.error("--plan times steps on this CPU, so it is for --size cpu alone")
     if min(options.trials, options.processes) < 1:
         arguments.error("--trials and --processes are 1 or more")
     plan = Plan.of(options)
@@ -138,7 +140,8 @@ def search(plan: Plan, machine: Machine, corpus: str, name: str) -> Point:
     """Run the trials of a model on a corpus; the best point.
 
     All but the first half are chosen by a seeded TPE sampler (Bergstra et al., 2011) from the results so far,
-    so those of an earlier sitting lead to the same points again.
+    so those of an earlier sitting lead to the same points again. It is asked here and not by Hydra's sweeper,
+    because a width or a depth is several settings of some models.
     """
     import optuna
 

@@ -27,6 +27,7 @@ from mambabyte.runs.run import Run, read_run
 SEEDS = (1, 2, 3)
 RESULT = "result.json"  # of a run that has ended, in its folder
 GUESSING = 8.0  # bits per byte of a trial that has none: those of a model that knows nothing
+_ALONE = threading.Lock()  # Hydra composes in one thread at a time, and so are models built
 _CHUNKED_BYTES = 65_536  # of the validation split, to count chunks in
 CURVE = 8  # points of a winner's curve
 _WARMUP = 10  # the part of the steps in which the learning rate rises
@@ -139,7 +140,8 @@ class Job:
         from mambabyte.training.planning.budget import within_budget
         from mambabyte.training.settings import TrainSettings
 
-        steps = within_budget(TrainSettings.compose(*self._settings, self._flops)).trainer.max_steps
+        with _ALONE:
+            steps = within_budget(TrainSettings.compose(*self._settings, self._flops)).trainer.max_steps
         assert steps is not None
         return steps
 
@@ -157,14 +159,15 @@ class Job:
         row |= {"stateful_bits_per_byte": None, "machine": one_thread_of(), "command": shlex.join(command)}
         if outcome != "finished":
             return row
-        run = read_run(self.folder)
+        with _ALONE:
+            run = read_run(self.folder)
+            measured = None if self.kind == "trial" else measured_flops(self.folder, run)
         row |= {"parameters": run.parameters, "steps": run.step, "bytes_trained": run.bytes_trained}
         row |= {"training_flops": run.training_flops, "training_seconds": round(run.seconds or 0.0, 1)}
         row["curve"] = [(taken * run.training_flops_per_byte, bits) for taken, _, bits in run.curve]
         row["bits_per_byte"] = run.validation.bits_per_byte if run.validation else run.curve[-1][2]
         row["stateful_bits_per_byte"] = run.stateful.bits_per_byte if run.stateful else None
-        if self.kind != "trial":
-            row["measured_flops"] = measured_flops(self.folder, run)
+        row["measured_flops"] = measured
         return row
 
 
