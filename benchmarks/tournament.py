@@ -67,6 +67,8 @@ def main() -> None:
         return
     if options.size == "cpu" and "books" in options.corpora and options.books is None:
         arguments.error("--books says where the books are; or choose --corpora code")
+    if options.plan and options.size != "cpu":
+        arguments.error("--plan times steps on this CPU, so it is for --size cpu alone")
     if min(options.trials, options.processes) < 1:
         arguments.error("--trials and --processes are 1 or more")
     plan = Plan.of(options)
@@ -103,7 +105,7 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-    results = finished(plan)
+    results = finished(options.runs)
     write_results(results, options.out / RESULTS)
     write_curves(results, options.out / CURVES)
     write_page(options.out, options.page_file)
@@ -138,7 +140,8 @@ def search(plan: Plan, machine: Machine, corpus: str, name: str) -> Point:
     """Run the trials of a model on a corpus; the best point.
 
     All but the first half are chosen by a seeded TPE sampler (Bergstra et al., 2011) from the results so far,
-    so those of an earlier sitting lead to the same points again.
+    so those of an earlier sitting lead to the same points again. It is asked here and not by Hydra's sweeper,
+    because a width or a depth is several settings of some models.
     """
     import optuna
 
@@ -175,16 +178,14 @@ def in_turns(calls: Iterable[Callable[[], object]], processes: int) -> list[str]
     return faults
 
 
-def finished(plan: Plan) -> list[dict[str, Any]]:
-    """The results of the runs that have ended, in a fixed order."""
-    order = [(corpus, name) for corpus in plan.corpora for name in plan.models]
-    kinds = ["trial", "compute", "time"]
-    found = [json.loads(path.read_text()) for path in plan.runs.glob(f"*/*/*/{RESULT}")]
-    found = [each for each in found if (each["corpus"], each["model"]) in order]
+def finished(runs: Path) -> list[dict[str, Any]]:
+    """The results of all runs of a folder that have ended, in a fixed order."""
+    found = [json.loads(path.read_text()) for path in runs.glob(f"*/*/*/{RESULT}")]
+    models, kinds = list(MODELS), ["trial", "compute", "time"]
     return sorted(
         found,
         key=lambda each: (
-            *(order.index((each["corpus"], each["model"])), kinds.index(each["kind"])),
+            *(each["corpus"], models.index(each["model"]), kinds.index(each["kind"])),
             *(each["number"], each["seed"]),
         ),
     )
@@ -199,7 +200,9 @@ def write_page(out: Path, place: Path | None) -> None:
 
 def print_commands(plan: Plan) -> None:
     """The commands that are known before the results: of the first trials, and of what has a best point."""
-    results = {(each["corpus"], each["model"], each["kind"], each["number"]): each for each in finished(plan)}
+    results = {
+        (each["corpus"], each["model"], each["kind"], each["number"]): each for each in finished(plan.runs)
+    }
     for corpus in plan.corpora:
         for name in plan.models:
             jobs: list[Job] = list(first_trials(plan, corpus, name))

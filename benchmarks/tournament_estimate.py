@@ -6,14 +6,14 @@ import statistics
 import time
 
 import torch
-from tournament_runs import Plan
+from tournament_runs import CURVE, Plan
 from tournament_space import MODELS, settings_of
 
 from mambabyte.models.training_flops import training_flops_per_byte
 from mambabyte.training.settings import TrainSettings
 
-_AROUND = 12.0  # seconds of a run beside its training: starting, its data, validation
-_MEASURED = 2  # bytes read forward again at the end of a winner's run, as parts of evaluate_bytes
+_AROUND = 7.0  # seconds of a run beside its training: starting, reading its data, writing a checkpoint
+_PROTOCOLS = 2  # by which the end of a winner's run is measured: disjoint, and stateful of a recurrent model
 
 
 def estimate(plan: Plan, processes: int) -> str:
@@ -23,12 +23,13 @@ def estimate(plan: Plan, processes: int) -> str:
     side_by_side = alone = 0.0
     for name in plan.models:
         speed = flops_per_second(plan, name)
-        trial = size.trial_flops / speed + _AROUND
-        measuring = _MEASURED * (size.evaluate_bytes or 0) * per_byte(plan, name) / 3 / speed
-        final = size.final_flops / speed + _AROUND + measuring
+        reading = per_byte(plan, name) / 3 / speed  # seconds of a byte, forward alone
+        trial = size.trial_flops / speed + _AROUND + size.validate_bytes * reading
+        measuring = _AROUND + _PROTOCOLS * (size.evaluate_bytes or 0) * reading
+        final = size.final_flops / speed + measuring + CURVE * size.validate_bytes * reading
         lines.append(f"{name:14}{speed / 1e9:10.1f}{trial:12.0f}{final:12.0f}")
         side_by_side += corpora * (plan.trials * trial + len(plan.seeds) * final)
-        alone += corpora * len(plan.seeds) * (size.final_seconds + _AROUND + measuring)
+        alone += corpora * len(plan.seeds) * (size.final_seconds + measuring)
     hours = (side_by_side / processes + alone) / 3600
     count, seeds = len(plan.models) * corpora, len(plan.seeds)
     together = side_by_side / processes / 3600

@@ -75,7 +75,7 @@ def draw_lengths(rows: Rows, folder: Path) -> None:
         if not points:
             continue
         mine = next(row for row in rows if row["model"] == model)
-        known = [each for each in points if mine["recurrent"] or each[0] <= mine["trained_at"]]
+        known = [each for each in points if mine["recurrent"] or each[0] <= mine["trained_at"]] or points[:1]
         style = {"color": f"C{number}", "linewidth": 2.5 if model == _OURS else 1.3}
         label = f"{description.name}{', state carried' if mine['recurrent'] else ''}"
         axes.plot(*zip(*known, strict=True), "o-", markersize=4, label=label, **style)

@@ -17,7 +17,8 @@ RESULTS, CURVES, FIGURE = "tournament.csv", "tournament_curves.csv", "tournament
 RESULT_COLUMNS = (
     *("size", "corpus", "model", "kind", "number", "seed", "width", "depth", "learning_rate"),
     *("batch_bytes", "context_length", "parameters", "steps", "bytes_trained", "training_flops"),
-    *("training_seconds", "bits_per_byte", "stateful_bits_per_byte", "outcome", "machine", "command"),
+    *("measured_flops", "training_seconds", "bits_per_byte", "stateful_bits_per_byte", "outcome"),
+    *("machine", "command"),
 )
 CURVE_COLUMNS = ("corpus", "model", "seed", "training_flops", "bits_per_byte")
 _WORDS = ("size", "corpus", "model", "kind", "outcome", "machine", "command")
@@ -48,7 +49,7 @@ _LIMITS = """## What this shows, and what it does not
 - There is no band of parameters: at equal compute, a model's size is one of the things it may choose. A width of MegaByte,
   SpaceByte and H-Net is that of their layers over bytes, those over patches are 1.5 times as wide, and each has half the depth.
 - Compute is counted as in [models.md]({docs}models.md#flops-per-byte): attention with a whole context of keys, although causality
-  halves it; SpaceByte and H-Net with the bytes per chunk that their YAML expects. Equal time asks the machine instead, and so the
+  halves it; SpaceByte and H-Net with the bytes per chunk that their YAML expects{measured}. Equal time asks the machine instead, and so the
   kernels; its runs have the best points of equal compute, which are not tuned again.
 - The best point of a short trial need not be the best of a longer run, least for models that learn slowly at first.
 - A model is measured in windows of the context it chose (`disjoint`); `stateful` carries the state of a recurrent model
@@ -71,12 +72,14 @@ def page(results: Rows, lengths: Rows, out: Path, place: Path) -> str:
     """The whole page as Markdown, for the file ``place``, of figures in the folder ``out``."""
     link, root = _link(out, place), _link(_ROOT, place)
     names = {"link": link, "root": root, "docs": _link(_ROOT / "docs", place), "results": RESULTS}
+    names["measured"] = _measured(results)
     if not results:
         return "\n\n".join([_TITLE, _HOW.format(**names), "Not run yet.", _GPU.format(**names)]) + "\n"
     blocks = [
         f"{verdict(results)}\n\n{_TITLE}",
         _counts(results),
-        f"![bits per byte against training FLOPs]({link}{FIGURE})",
+        f"![bits per byte against training FLOPs]({link}{FIGURE})\n\nDuring the runs at equal compute, on a "
+        "sample of the validation bytes: the mean over the seeds, and their range.",
         *(_standings_table(results, kind) for kind in _KINDS),
         _winners(results),
         _space(results),
@@ -162,6 +165,17 @@ def _counts(results: Rows) -> str:
         count = f"{len(bad)} of the {len(results)} runs"
         said.append(f"{count} diverged or were refused by the model, and count as 8 bits.")
     return " ".join(said)
+
+
+def _measured(results: Rows) -> str:
+    """The compute that models with chunks took, by those that they made of the validation bytes."""
+    said = []
+    for model in _in_order(results, "model"):
+        rows = [row for row in _of(results, model=model, kind="compute") if row["measured_flops"]]
+        ratios = [row["measured_flops"] / row["training_flops"] for row in rows]
+        if ratios:
+            said.append(f"{_name(model)} {min(ratios):.2f} to {max(ratios):.2f} times as much")
+    return f" (by the chunks that they made of the validation bytes: {', '.join(said)})" if said else ""
 
 
 def _flops(rows: Rows) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +22,14 @@ from typing import Any
 from tournament_space import MODELS, SIZES, Point, Size, described, settings_of
 
 from mambabyte.errors import UserError
+from mambabyte.runs.run import Run, read_run
 
 SEEDS = (1, 2, 3)
 RESULT = "result.json"  # of a run that has ended, in its folder
 GUESSING = 8.0  # bits per byte of a trial that has none: those of a model that knows nothing
-_CURVE = 8  # points of a winner's curve
+_ALONE = threading.Lock()  # Hydra composes in one thread at a time, and so are models built
+_CHUNKED_BYTES = 65_536  # of the validation split, to count chunks in
+CURVE = 8  # points of a winner's curve
 _WARMUP = 10  # the part of the steps in which the learning rate rises
 _DIVERGED = ("training diverged", "outputs NaN or infinite logits")
 
@@ -110,7 +114,7 @@ class Job:
         if self.kind == "trial":
             always += [f"callbacks.validate_every={steps}", "callbacks.evaluate_bytes=0"]
         else:
-            every = max(1, steps // _CURVE) if self.kind == "compute" else 0
+            every = max(1, steps // CURVE) if self.kind == "compute" else 0
             most = "null" if size.evaluate_bytes is None else size.evaluate_bytes
             always += [f"callbacks.validate_every={every}", f"callbacks.evaluate_bytes={most}"]
         if self.kind == "time":
@@ -136,7 +140,8 @@ class Job:
         from mambabyte.training.planning.budget import within_budget
         from mambabyte.training.settings import TrainSettings
 
-        steps = within_budget(TrainSettings.compose(*self._settings, self._flops)).trainer.max_steps
+        with _ALONE:
+            steps = within_budget(TrainSettings.compose(*self._settings, self._flops)).trainer.max_steps
         assert steps is not None
         return steps
 
@@ -149,19 +154,41 @@ class Job:
     def row(self, outcome: str, command: Sequence[str]) -> dict[str, Any]:
         """The row of a run that has ended, from its folder. outcome: finished, or why it has no figure."""
         row = {**self.columns, "outcome": outcome, "bits_per_byte": GUESSING, "curve": []}
-        row |= dict.fromkeys(("parameters", "steps", "bytes_trained", "training_flops", "training_seconds"))
+        figures = ("parameters", "steps", "bytes_trained", "training_flops", "measured_flops")
+        row |= dict.fromkeys((*figures, "training_seconds"))
         row |= {"stateful_bits_per_byte": None, "machine": one_thread_of(), "command": shlex.join(command)}
         if outcome != "finished":
             return row
-        from mambabyte.runs.run import read_run
-
-        run = read_run(self.folder)
+        with _ALONE:
+            run = read_run(self.folder)
+            measured = None if self.kind == "trial" else measured_flops(self.folder, run)
         row |= {"parameters": run.parameters, "steps": run.step, "bytes_trained": run.bytes_trained}
         row |= {"training_flops": run.training_flops, "training_seconds": round(run.seconds or 0.0, 1)}
         row["curve"] = [(taken * run.training_flops_per_byte, bits) for taken, _, bits in run.curve]
         row["bits_per_byte"] = run.validation.bits_per_byte if run.validation else run.curve[-1][2]
         row["stateful_bits_per_byte"] = run.stateful.bits_per_byte if run.stateful else None
+        row["measured_flops"] = measured
         return row
+
+
+def measured_flops(folder: Path, run: Run) -> float | None:
+    """Of a run's training, by the chunks that its model makes of some validation bytes; None if the model's
+    cost does not depend on the data."""
+    import numpy as np
+    import torch
+
+    from mambabyte.checkpoints import load_model
+    from mambabyte.data.settings import DataSettings
+
+    model = load_model(folder)
+    if not hasattr(model, "chunk_rates"):
+        return None
+    corpus, length = DataSettings.from_settings(run.data, "data").prepare("validation"), run.context_length
+    count = min(_CHUNKED_BYTES, corpus.num_bytes) // length
+    windows = torch.from_numpy(np.array(corpus.bytes[: count * length])).view(count, length)
+    with torch.no_grad():
+        rates = model.chunk_rates(windows)
+    return run.bytes_trained * model.flops_per_byte(length, rates).training
 
 
 def one_thread_of() -> str:
@@ -265,6 +292,8 @@ def _kept(job: Job, result: dict[str, Any]) -> dict[str, Any]:
     written = job.folder / f"{RESULT}.tmp"
     written.write_text(json.dumps(result))
     written.replace(job.folder / RESULT)
+    if job.kind == "trial":  # nobody asks for their weights again
+        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
     print(f"{_named(job)}: {result['bits_per_byte']:.4f} ({result['outcome']})", file=sys.stderr)
     return result
 

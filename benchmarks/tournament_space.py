@@ -51,7 +51,7 @@ class Size:
     def centre(self) -> Point:
         """The first trial of every model."""
         low, high = self.learning_rates
-        middle = [values[len(values) // 2 - 1] for values in (self.widths, self.depths)]
+        middle = [values[(len(values) - 1) // 2] for values in (self.widths, self.depths)]
         rate = rounded((low * high) ** 0.5)
         return Point(*middle, rate, *(values[len(values) // 2] for values in self._bytes))
 
@@ -89,15 +89,15 @@ _ON_A_GPU = ("trainer.precision=bf16", "trainer.micro_batch_size=auto", "trainer
 SIZES = {
     "cpu": Size(
         "compute_matched",
-        widths=(64, 96, 128, 192),
-        depths=(2, 4, 6, 8),
-        learning_rates=(1e-3, 1.6e-2),
+        widths=(32, 64, 96, 128),
+        depths=(2, 4, 6),
+        learning_rates=(1e-3, 3e-2),
         batch_bytes=(2048, 4096, 8192),
         context_lengths=(256, 512, 1024),
         head_width=32,
-        trial_flops=1.5e12,
-        final_flops=8e12,
-        final_seconds=60,
+        trial_flops=1e12,
+        final_flops=4e12,
+        final_seconds=40,
         validate_bytes=65_536,
         evaluate_bytes=400_000,
         further=_ON_A_CPU,
@@ -110,7 +110,7 @@ SIZES = {
         batch_bytes=(65_536, 131_072, 262_144),
         context_lengths=(1024, 2048, 4096),
         head_width=64,
-        trial_flops=1e16,
+        trial_flops=2e16,
         final_flops=1e17,
         final_seconds=1800,
         validate_bytes=2_097_152,
@@ -119,8 +119,8 @@ SIZES = {
     ),
     "350m": Size(
         "compute_matched_350m",
-        widths=(768, 1024, 1280, 1536),
-        depths=(12, 16, 24, 32),
+        widths=(512, 768, 1024, 1280),
+        depths=(8, 12, 16, 24),
         learning_rates=(1e-4, 2e-3),
         batch_bytes=(131_072, 262_144, 524_288),
         context_lengths=(2048, 4096, 8192),
@@ -170,7 +170,7 @@ def _in_two(size: Size, point: Point) -> list[str]:
     inner = [f"model.d_model={point.width * 3 // 2}", f"model.n_layer={half}", f"model.n_head={heads}"]
     outer = [f"{each.replace('model.', 'model.local_')}" for each in _stack(size, point)[:1]]
     outer += [f"model.local_n_layer={half}", f"model.local_n_head={heads}"]
-    return [*inner, *outer, f"model.max_length={max(8192, point.context_length)}"]
+    return [*inner, *outer, f"model.max_length={point.context_length}"]
 
 
 def _hnet(size: Size, point: Point) -> list[str]:

@@ -98,9 +98,10 @@ def test_a_job_is_a_whole_command_of_its_own(load, tmp_path: Path) -> None:
         "mambabyte train experiment=compute_matched model=mambabyte budget.parameters=null "
     )
     assert f"data=hf data.path={tmp_path}/books data.windows=packed data.workers=0 seed=0 " in words
-    assert "budget.training_flops=1.5e+12" in words and words.endswith("runs/books/mambabyte/trial_00")
+    assert "budget.training_flops=1e+12" in words and words.endswith("runs/books/mambabyte/trial_00")
     settings = TrainSettings.compose(*jobs[0].command[2:])
-    assert settings.callbacks.validate_every == jobs[0].steps == 10 * settings.optimizer.warmup_steps + 9
+    assert settings.callbacks.validate_every == jobs[0].steps
+    assert settings.optimizer.warmup_steps == jobs[0].steps // 10
     late = list(runs.finals(plan, "books", "lstm", plan.size.centre, "time"))
     assert [job.seed for job in late] == [1, 2]
     budget = TrainSettings.compose(*late[0].command[2:]).budget
@@ -135,7 +136,7 @@ def test_what_becomes_of_a_run(load, tmp_path: Path, tiny: str, monkeypatch) -> 
     assert not (job.folder / runs.RESULT).exists()
     ends(1, "mambabyte: training diverged: at step 3 the loss is nan")
     result = machine.finish(job)
-    assert (result["outcome"], result["bits_per_byte"], result["learning_rate"]) == ("diverged", 8.0, 0.004)
+    assert (result["outcome"], result["bits_per_byte"], result["learning_rate"]) == ("diverged", 8.0, 0.00548)
     ends(2, "")  # it is not run again
     assert machine.finish(job) == result
     other = replace(job, plan=planned(load, tiny, tmp_path, "data.workers=1"))
@@ -245,7 +246,12 @@ def result(model: str, kind: str, bits: float, seed: int = 1, corpus: str = "boo
     row = {"size": "cpu", "corpus": corpus, "model": model, "kind": kind, "number": 0, "seed": seed}
     row |= {"width": 96, "depth": 4, "learning_rate": 0.004, "batch_bytes": 4096, "context_length": 512}
     row |= {"parameters": 280_000, "steps": 10, "bytes_trained": 2e6, "training_flops": 8e12}
-    row |= {"training_seconds": 60.0, "bits_per_byte": bits, "stateful_bits_per_byte": None}
+    row |= {
+        "measured_flops": None,
+        "training_seconds": 60.0,
+        "bits_per_byte": bits,
+        "stateful_bits_per_byte": None,
+    }
     row |= {"outcome": "finished", "machine": "a machine", "command": "mambabyte train"}
     return {**row, **more, "curve": [(4e12, bits + 0.2), (8e12, bits)]}
 
@@ -255,7 +261,7 @@ def made_up() -> list[dict]:
     runs = [
         result("mambabyte", "compute", 2.10, stateful_bits_per_byte=2.05),
         result("mambabyte", "compute", 2.18, seed=2, stateful_bits_per_byte=2.15),
-        result("megabyte", "compute", 2.00),
+        result("megabyte", "compute", 2.00, measured_flops=6e12),
         result("megabyte", "compute", 2.30, seed=2),
         result("lstm", "compute", 2.20),
         result("lstm", "compute", 8.0, seed=2, outcome="diverged"),
@@ -308,6 +314,7 @@ def test_the_page_is_made_of_the_csvs_alone(load, tmp_path: Path) -> None:
     assert "| books | MegaByte | 0.004 | 4,096 | 512 | 3.000 | 3.000 | 1 |" in page
     assert "| LSTM, state carried | 512 | 2.500 | - | 2.250 | 0.250 |" in page
     assert "| MegaByte | 512 | 2.500 | 2.400 | - |  |" in page
+    assert "validation bytes: MegaByte 0.75 to 0.75 times as much)" in page
     assert "](../tournament.png)" in page and "](../long_context.png)" in page
     pages.draw(*found, tmp_path)
     for name in (pages.FIGURE, "long_context.png"):

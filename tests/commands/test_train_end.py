@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mambabyte import checkpoints
+from mambabyte.commands import train
 from mambabyte.errors import UserError
 from mambabyte.runs.run import read_run
 
@@ -49,6 +50,14 @@ def test_the_measuring_at_the_end_can_be_skipped_and_made_up_for(start, finished
     assert read_run(run_dir).state == "complete"
     start("skipped", "callbacks.evaluate_bytes=0")
     assert capsys.readouterr().out.count("bits per byte (protocol disjoint") == 2, "what is known is shown"
+
+
+@pytest.mark.parametrize("validation", [{"bits_per_byte": 2.5}, None])
+def test_a_run_answers_with_what_a_search_minimises(validation, configure, monkeypatch, capsys) -> None:
+    result = {"validation": validation}
+    monkeypatch.setattr("mambabyte.training.train.train", lambda settings: result)
+    assert train.run(configure("train", "json=true")) == (2.5 if validation else None)
+    assert json.loads(capsys.readouterr().out) == result
 
 
 def test_the_measuring_at_the_end_can_be_shortened(start, capsys) -> None:
