@@ -1,5 +1,5 @@
-"""One small scan with everything, forward and backward, for compute-sanitizer: smallest_scan.py BACKEND
-DEVICE.
+"""One small scan with everything, forward and backward, for compute-sanitizer, and SSD where the backend has
+it: smallest_scan.py BACKEND DEVICE.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ import sys
 
 import torch
 
-from mambabyte.ops import selective_scan
+from mambabyte.ops import selective_scan, ssd
+from mambabyte.ops.backends import BACKENDS
 
 BATCH, LENGTH, CHANNELS, STATES = 2, 37, 70, 16
 
@@ -34,6 +35,17 @@ def main(backend: str, device: str) -> None:
     )  # fmt: skip
     (out.sum() + final.sum()).backward()
     assert all(tensor.grad.isfinite().all() for tensor in (*inputs, state))
+    if backend not in BACKENDS["ssd"]:
+        return
+    for dtype in (torch.float32, torch.bfloat16):
+        x, B, C = (draw(BATCH, LENGTH, *rest).to(dtype) for rest in ((2, 35), (1, STATES), (1, STATES)))
+        log_decay, state = draw(BATCH, LENGTH, 2), draw(BATCH, 2, 35, STATES)
+        out, final = ssd(
+            x, -log_decay.exp(), B, C, state, return_final_state=True, document_start=start.to(device),
+            backend=backend,
+        )  # fmt: skip
+        (out.float().sum() + final.sum()).backward()
+        assert log_decay.grad.isfinite().all() and state.grad.isfinite().all()
 
 
 if __name__ == "__main__":
