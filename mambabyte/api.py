@@ -55,8 +55,8 @@ def generate(
         valid_utf8: rule out bytes that would make the text invalid UTF-8.
         stop: strings before which the text ends.
         context: what the model has read before the prompt, from ``mambabyte.read``.
-        draft: ``"ngram"``, ``"heads"``, a smaller model, or where one is: it guesses bytes, of which several are
-            verified at a time. The text is the same, and is there sooner. A model is put into eval mode.
+        draft: ``"ngram"``, ``"heads"``, a smaller model, or where one is: it guesses bytes, of which several
+            are verified at a time. The text is the same, and is there sooner. A model is put into eval mode.
 
     Returns:
         The bytes that follow the prompt, without it.
