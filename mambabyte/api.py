@@ -55,8 +55,8 @@ def generate(
         valid_utf8: rule out bytes that would make the text invalid UTF-8.
         stop: strings before which the text ends.
         context: what the model has read before the prompt, from ``mambabyte.read``.
-        draft: ``"ngram"``, or a smaller model, or where one is: it guesses bytes, of which several are
-            verified at a time. The text is the same, and is there sooner. A model is put into eval mode.
+        draft: ``"ngram"``, ``"heads"``, a smaller model, or where one is: it guesses bytes, of which several
+            are verified at a time. The text is the same, and is there sooner. A model is put into eval mode.
 
     Returns:
         The bytes that follow the prompt, without it.
@@ -77,7 +77,9 @@ def generate(
     sampler = Sampler(temperature, top_k, top_p, seed, min_p, repetition_penalty, valid_utf8)
     stops = Stops(stop)
     if not isinstance(draft, (str, Path, ByteLM, NoneType)):
-        raise UserError(f"draft must be 'ngram', a ByteLM or where one is, not {type(draft).__name__}")
+        raise UserError(
+            f"draft must be 'ngram', 'heads', a ByteLM or where one is, not {type(draft).__name__}"
+        )
     drafting = None if draft is None else drafting_from(draft, model)
     text = bytearray()
     for byte in generate_bytes(model, builtins.bytes(prompt), length, sampler, weights, context, drafting):

@@ -24,6 +24,8 @@ from mambabyte.models import (
     config_from_dict,
 )
 from mambabyte.models.byte_lm import NOT_SCORED, TrainingLoss, further_targets, target_nats
+from mambabyte.models.hyperparameters import LoraSettings
+from mambabyte.models.lora import add_adapters, merged
 from mambabyte.models.training_flops import training_flops_per_byte
 from mambabyte.training.planning.memory_estimate import MemoryBudget
 from mambabyte.training.settings import TrainSettings
@@ -211,6 +213,23 @@ def test_all_heads_are_trained_saved_and_loaded(model: ByteLM, tmp_path) -> None
     assert loaded.config == model.config
     hidden = model.eval().hidden(bytes)
     assert torch.equal(loaded.further_logits(loaded.hidden(bytes)), model.further_logits(hidden))
+
+
+def test_adapters_beside_them_are_trained_and_merged() -> None:
+    pytest.importorskip("peft")
+    lora, bytes = LoraSettings(rank=2, alpha=4, targets=["in_proj", "further_heads"]), random_bytes(2, 9)
+    model, whole = with_heads("mambabyte"), with_heads("mambabyte")
+    add_adapters(model, lora)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):  # in the first, B is zero, and A has no gradient
+        optimizer.zero_grad()
+        model.training_loss(bytes, bytes).auxiliary.backward()
+        optimizer.step()
+    whole.load_state_dict(merged(model.state_dict(), lora))
+    assert not torch.equal(whole.further_heads.weight, with_heads("mambabyte").further_heads.weight)
+    found = model.further_logits(model.hidden(bytes))
+    assert torch.allclose(found, whole.further_logits(whole.hidden(bytes)), **CLOSE)
+    assert training_flops_per_byte(model.config, 64, lora) < whole.flops_per_byte(64).training
 
 
 def test_flops_count_them_in_training(model: ByteLM) -> None:

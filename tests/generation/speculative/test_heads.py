@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import mambabyte
 from mambabyte.errors import UserError
 from mambabyte.generation import Batch, Row, Sampler, generate, read
 from mambabyte.generation.speculative import Drafting, FixedLengths, HeadsDrafter, drafting_from
@@ -165,6 +166,12 @@ def test_heads_that_have_learnt_a_periodic_text_guess_right(config) -> None:
     # After four steps that are timed without drafts, each gives a byte and the heads' four; but the last,
     # which has no byte left to guess.
     assert (done.rounds, done.drafted, done.acceptance) == (8, 32, 1)
+
+
+def test_from_python() -> None:
+    model = likely_right(MODELS["lstm"])
+    plain, drafted = (mambabyte.generate(model, b"ab", bytes=30, draft=draft) for draft in (None, "heads"))
+    assert plain == drafted and len(plain) == 30
 
 
 def test_where_the_model_has_read_nothing_yet_there_is_no_guess() -> None:
