@@ -2,12 +2,12 @@
 
     python benchmarks/ssd.py [--batch 1 --length 2048 --channels 512 --head 64 --states 64 --dtype float32]
 
-`channels` are all channels, in heads of `head`. The selective scan has as many channels, 16 states
-(`--scan-states`), and nothing around its recurrence: no softplus, skip or gate, as the dual has none. The
-minimal formulation is the one in plain PyTorch that mamba_ssm has for readers (modules/ssd_minimal.py),
-written anew here: segment sums, a product for every chunk and one for all states between chunks, in autograd.
-On a CPU ours also runs at four times the length and twice the channels, where its time per byte and channel
-should not grow.
+`channels` are all channels, in heads of `head`. The selective scan has as many channels and 16 states
+(`--scan-states`), once with its softplus, skip and gate, as Mamba's block calls it, and once the recurrence
+alone, as the dual has nothing around it. The minimal formulation is the one in plain PyTorch that mamba_ssm
+has for readers (modules/ssd_minimal.py), written anew here: segment sums, a product for every chunk and one
+for all states between chunks, in autograd. On a CPU ours also runs at four times the length and twice the
+channels, where its time per byte and channel should not grow.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ def main() -> None:
     scanned, scan_grad = scan_inputs(
         options.batch, options.length, options.channels, options.scan_states, dtype, device
     )
+    alone = {name: scanned[name] for name in ("u", "delta", "A", "B", "C")}
     scan = f"scan, N={options.scan_states}"
-    add(calls, scan, lambda: selective_scan(**scanned), scanned, scan_grad)
+    add(calls, scan, lambda: selective_scan(**scanned, delta_softplus=True), scanned, scan_grad)
+    add(calls, f"{scan}, alone", lambda: selective_scan(**alone), alone, scan_grad)
 
     longer = f"{ours} longer"
     if options.device == "cpu":
@@ -72,7 +74,7 @@ def main() -> None:
     timings = measure(calls, options.repeats)
     ratios = {
         f"{name} / ours, {part}": timings[f"{name} {part}"].median / timings[f"{ours} {part}"].median
-        for name in (scan, *duals)
+        for name in (scan, f"{scan}, alone", *duals)
         if name != ours
         for part in ("forward", "forward+backward")
     }
@@ -114,8 +116,11 @@ def scan_inputs(
     u, grad = torch.randn(2, batch, length, channels, dtype=dtype, device=device)
     B, C = torch.randn(2, batch, length, states, dtype=dtype, device=device)
     delta = 0.1 * torch.rand(batch, length, channels, dtype=torch.float32, device=device).to(dtype)
-    A = -torch.rand(channels, states, device=device) * states
-    tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C}
+    tensors = {
+        "u": u, "delta": delta, "A": -torch.rand(channels, states, device=device) * states, "B": B, "C": C,
+        "D": torch.ones(channels, device=device), "z": torch.randn_like(u),
+        "delta_bias": torch.full((channels,), -4.0, device=device),
+    }  # fmt: skip
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}, grad
 
 

@@ -80,7 +80,6 @@ void read_rows(const T* in, int64_t in_stride, int64_t count, int64_t width, flo
                int64_t rows) {
   for (int64_t row = 0; row < count; ++row)
     for (int64_t i = 0; i < out_stride; i += kLanes) {
-      __builtin_prefetch(in + row * in_stride + width + i);
       const Vec values = i < width ? load(in + row * in_stride + i, lanes_from(i, width)) : Vec{};
       store(out + row * out_stride + i, values, kLanes);
     }

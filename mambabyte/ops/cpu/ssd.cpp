@@ -17,7 +17,7 @@
 //
 // Work is split over (batch, group, part of the group's heads). Each part writes its own sums over heads of the
 // gradients of B and C, so results do not depend on the order in which threads run.
-#include <vector>
+#include <memory>
 
 #include "products.h"
 #include "ssd.h"
@@ -89,8 +89,8 @@ class SSD {
     int64_t size = kChunk * widest;
     for (const Turned& each : turned) size += each.rows * kChunk;
     for (size_t i = 0; i < plain.size(); ++i) size += kChunk * stride_;
-    memory_.resize(size / kLanes);
-    float* next = scratch_ = reinterpret_cast<float*>(memory_.data());
+    memory_.reset(new Vec[size / kLanes]);
+    float* next = scratch_ = reinterpret_cast<float*>(memory_.get());
     next += kChunk * widest;
     for (const Turned& each : turned) *each.matrix = next, next += each.rows * kChunk;
     for (float** each : plain) *each = next, next += kChunk * stride_;
@@ -114,6 +114,17 @@ class SSD {
       write_rows(rows.at(batch_, begin_) + column, rows.time_stride, steps_, P_, from, stride_);
     });
   }
+  // A head's part of a row is too short for hardware prefetchers. So some rows are prefetched with each tile of a
+  // product: of what the next head reads, and of what this one will write.
+  template <bool Write>
+  INLINE void prefetch(const RawRows& rows, int64_t step, int64_t head) const {
+    const int64_t size = arguments_.bfloat16 ? sizeof(BFloat16) : sizeof(float);
+    const char* first = rows.as<const char>().data +
+                        (batch_ * rows.batch_stride + (begin_ + step) * rows.time_stride + head * P_) * size;
+    for (int row = 0; row < kTileRows; ++row)
+      for (int64_t i = 0; i < P_ * size; i += 64) __builtin_prefetch(first + row * rows.time_stride * size + i, Write);
+  }
+
   void read_turned(const RawRows& from, float* to) const {
     const int64_t stride = round_up(N_, kLanes);
     read(from, group_ * N_, N_, scratch_, stride);
@@ -182,6 +193,7 @@ class SSD {
       });
     const float* before = state(chunk, head);
     for_channels(steps_, [&](int64_t t, int64_t at, int64_t first, auto V) INLINE {
+      if (first == 0) prefetch<false>(arguments_.x, t, head + 1), prefetch<true>(arguments_.out, t, head);
       Tile<V> tile;
       tile.multiply({C_ + t, 1, kChunk}, before + first * kLanes, stride_, N_);
       tile.each_sum([&](Vec& sum, auto row, auto) INLINE { sum *= Decays::at(decays_.entering, t + row); });
@@ -215,10 +227,15 @@ class SSD {
 
     differentiate_pairs(to_step, from_step);
     for_channels(steps_, [&](int64_t s, int64_t at, int64_t first, auto V) INLINE {
+      if (first == 0) {
+        prefetch<false>(arguments_.x, s, head + 1), prefetch<false>(arguments_.grad_out, s, head + 1);
+        prefetch<true>(arguments_.grad_x, s, head);
+      }
       Tile<V> tile;
       tile.multiply({B_ + s, 1, kChunk}, carry + first * kLanes, stride_, N_);
       tile.each_sum([&](Vec& sum, auto row, auto) INLINE { sum *= Decays::at(decays_.leaving, s + row); });
-      tile.multiply({weights_ + s * kChunk + s, kChunk, 1}, grad_y_ + s * stride_ + first * kLanes, stride_, steps_ - s);
+      tile.multiply({weights_ + s * kChunk + s, kChunk, 1}, grad_y_ + s * stride_ + first * kLanes, stride_,
+                    steps_ - s);
       tile.store_rows(grad_x_ + at, stride_);
     });
     write(arguments_.grad_x, head * P_, grad_x_);
@@ -268,8 +285,8 @@ class SSD {
     });
   }
 
-  // The gradient of B (or C), which a state of (N, P) and vectors of P numbers for each step, turned, make with a factor
-  // for each step; and the gradient of the factors' exponents.
+  // The gradient of B (or C), which a state of (N, P) and vectors of P numbers for each step, turned, make with a
+  // factor for each step; and the gradient of the factors' exponents.
   void differentiate_by_state(const float* state, const float* vectors, const Vec* factors, const float* other,
                               float* gradient, Vec* exponents) const {
     tiles(rows_, vectors_, [&](int64_t n, int64_t first, auto V) INLINE {
@@ -287,7 +304,8 @@ class SSD {
   }
 
   // A decay's exponent is part of every pair of a step before it and one not before it.
-  void differentiate_decays(int64_t head, const Vec* to_step, const Vec* from_step, const Vec* to_after, double through) {
+  void differentiate_decays(int64_t head, const Vec* to_step, const Vec* from_step, const Vec* to_after,
+                            double through) {
     float* gradient = arguments_.grad_log_decay + (batch_ * arguments_.heads + head) * arguments_.length + begin_;
     const uint8_t* start = arguments_.document_start;
     if (start) start += batch_ * arguments_.length + begin_;
@@ -322,7 +340,8 @@ class SSD {
   template <int V>
   INLINE void add_product(Left left, const float* right, int64_t count, float* out) const {
     Tile<V> tile;
-    tile.each_sum([&](Vec& sum, auto row, auto vector) INLINE { sum = load(out + row * kChunk + vector * kLanes, kLanes); });
+    tile.each_sum(
+        [&](Vec& sum, auto row, auto vector) INLINE { sum = load(out + row * kChunk + vector * kLanes, kLanes); });
     tile.multiply(left, right, kChunk, count);
     tile.store_rows(out, kChunk);
   }
@@ -343,7 +362,7 @@ class SSD {
   int64_t begin_, vectors_;
   int steps_;
   Decays decays_;
-  std::vector<Vec> memory_;
+  std::unique_ptr<Vec[]> memory_;
   float* scratch_;
   // (rows of N, steps): B, C and their gradients; (s, t): C B^T, its gradient, and W, each as its transpose
   float *B_, *C_, *grad_B_, *grad_C_, *products_, *grad_products_, *weights_;

@@ -43,8 +43,8 @@ class Decays {
     whole = first_start < kChunk ? 0.0f : exp2(splat(high[kChunk - 1]))[0];
   }
 
-  // From step s to the steps of V vectors beginning at the vector `first`: the product of decays after s, zero for steps
-  // before s and of other documents.
+  // From step s to the steps of V vectors beginning at the vector `first`: the product of decays after s, zero for
+  // steps before s and of other documents.
   template <int V>
   INLINE void between(int s, int64_t first, Vec (&out)[V]) const {
     const float high = at(high_, s), low = at(low_, s), end = at(ends_, s);

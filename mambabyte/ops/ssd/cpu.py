@@ -44,11 +44,12 @@ def _size(of: str) -> int:
     return kernel(f"ssd_{of}")()
 
 
-def _to_kernel(states: Tensor) -> Tensor:
-    """(B, H, P, N) states in the kernel's layout (B, H, rows of N, lanes of P), filled up with zeros."""
-    channels, width = states.shape[2:]
-    missing = (0, -channels % _size("lanes"), 0, -width % _size("rows"))
-    return torch.nn.functional.pad(states.float().mT, missing)
+def _to_kernel(out: Tensor, states: Tensor | None) -> None:
+    """Write (B, H, P, N) states in the kernel's layout (B, H, rows of N, lanes of P), and zeros."""
+    if states is None or states.mT.shape != out.shape:
+        out.zero_()
+    if states is not None:
+        out[..., : states.shape[3], : states.shape[2]] = states.mT
 
 
 def _from_kernel(states: Tensor, x: Tensor, B: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def forward(inputs: SSDInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tenso
     x, _, B, _, initial_state, _ = inputs
     batch, kept, *state = states_shape(x, B)
     states = empty((batch, kept if keep_states else 2, *state))
-    states[:, 0] = 0 if initial_state is None else _to_kernel(initial_state)
+    _to_kernel(states[:, 0], initial_state)
     out = empty(x.shape, _dtype(inputs))
     _run("forward", inputs, keep_states=keep_states, states_data=states, out=out.flatten(2))
     last = states[:, kept - 1 if keep_states else (kept - 1) % 2]
@@ -83,9 +84,8 @@ def backward(
     dtype, (batch, length, heads) = _dtype(inputs), x.shape[:3]
     grad_x = empty(x.shape, dtype)
     # The kernel overwrites this with the initial state's gradient, so it must not be autograd's own tensor.
-    grad_state = torch.zeros(batch, *states.shape[2:])
-    if grad_final_state is not None:
-        grad_state.copy_(_to_kernel(grad_final_state))
+    grad_state = torch.empty(batch, *states.shape[2:])
+    _to_kernel(grad_state, grad_final_state)
     grad_decay = None if log_decay is None else torch.empty(batch, heads, length)
     grad_B, grad_C = torch.empty(2, batch, _parts(inputs), *B.shape[1:])
     _run(
