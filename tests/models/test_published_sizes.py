@@ -54,6 +54,10 @@ def test_hnets(choice, parameters, published, bytes_per_chunk, flops):
     model = build(choice)
     assert model.num_parameters() == parameters
     assert parameters == pytest.approx(published, rel=0.025)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    # as mamba_ssm's Mamba2(1024, d_state=128) has them: z, x, B, C and dt of 32 heads
+    assert shapes["backbone.encoder.layers.3.mixer.in_proj.weight"] == (2 * 2048 + 2 * 128 + 32, 1024)
+    assert shapes["backbone.encoder.layers.3.mixer.conv1d.weight"] == (2048 + 2 * 128, 1, 4)
     rates = [1 / size for size in bytes_per_chunk]
     assert model.flops_per_byte(8192, rates).inference == pytest.approx(flops, rel=0.03)
 
