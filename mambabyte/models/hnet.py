@@ -329,7 +329,6 @@ class HNet(DocumentwiseByteLM):
     def trimmed(self, state: State) -> State:
         return self.backbone.trimmed(state)
 
-
     def _read_with_boundaries(self, bytes: Tensor, state: State | None) -> list[Tensor]:
         """What the heads read, and p and whether a chunk begins of each router."""
         hidden, _, boundaries = self.backbone(self.embeddings(bytes.long()), state)

@@ -252,9 +252,7 @@ class SpaceByte(DocumentwiseByteLM):
         local, width = config.local_d_model, config.d_model
         each = _block_flops(local, config.local_d_ff, min(context_length, config.local_window))
         wide = _block_flops(width, config.d_ff, context_length * rate)
-        return self.flops(
-            config.local_n_layer * each + config.n_layer * wide * rate + 2 * local * VOCABULARY
-        )
+        return self.flops(config.local_n_layer * each + config.n_layer * wide * rate + 2 * local * VOCABULARY)
 
     def uses_per_byte(self, layer: str) -> float:
         return 1 / self.config.bytes_per_chunk if layer.startswith("global_blocks.") else 1.0
