@@ -66,7 +66,7 @@ class SSD {
 
   void backward() {
     allocate({{&B_, rows_}, {&C_, rows_}, {&products_, kChunk}, {&weights_, kChunk}, {&grad_B_, rows_},
-              {&grad_C_, rows_}, {&grad_products_, kChunk}, {&x_turned_, stride_}, {&grad_y_turned_, stride_}},
+              {&grad_C_, rows_}, {&grad_products_, kChunk}, {&x_transposed_, stride_}, {&grad_y_transposed_, stride_}},
              {&x_, &grad_x_, &grad_y_});
     for (int64_t chunk = chunks_ - 1; chunk >= 0; --chunk) {
       load_chunk(chunk);
@@ -78,22 +78,22 @@ class SSD {
   }
 
  private:
-  struct Turned {
+  struct Transposed {
     float** matrix;
     int64_t rows;
   };
 
   // Matrices with the steps of a chunk along their rows, and matrices of a row of P numbers for each step.
-  void allocate(std::initializer_list<Turned> turned, std::initializer_list<float**> plain) {
+  void allocate(std::initializer_list<Transposed> transposed, std::initializer_list<float**> plain) {
     const int64_t widest = std::max(stride_, round_up(N_, kLanes));
     int64_t size = kChunk * widest;
-    for (const Turned& each : turned) size += each.rows * kChunk;
+    for (const Transposed& one : transposed) size += one.rows * kChunk;
     for (size_t i = 0; i < plain.size(); ++i) size += kChunk * stride_;
     memory_.reset(new Vec[size / kLanes]);
     float* next = scratch_ = reinterpret_cast<float*>(memory_.get());
     next += kChunk * widest;
-    for (const Turned& each : turned) *each.matrix = next, next += each.rows * kChunk;
-    for (float** each : plain) *each = next, next += kChunk * stride_;
+    for (const Transposed& one : transposed) *one.matrix = next, next += one.rows * kChunk;
+    for (float** one : plain) *one = next, next += kChunk * stride_;
   }
 
   template <class Function>
@@ -125,7 +125,7 @@ class SSD {
       for (int64_t i = 0; i < P_ * size; i += 64) __builtin_prefetch(first + row * rows.time_stride * size + i, Write);
   }
 
-  void read_turned(const RawRows& from, float* to) const {
+  void read_transposed(const RawRows& from, float* to) const {
     const int64_t stride = round_up(N_, kLanes);
     read(from, group_ * N_, N_, scratch_, stride);
     transpose(scratch_, stride, vectors_ * kLanes, rows_, to, kChunk);
@@ -140,8 +140,8 @@ class SSD {
     begin_ = chunk * kChunk;
     steps_ = int(std::min<int64_t>(kChunk, arguments_.length - begin_));
     vectors_ = ceil_divide(steps_, kLanes);
-    read_turned(arguments_.B, B_);
-    read_turned(arguments_.C, C_);
+    read_transposed(arguments_.B, B_);
+    read_transposed(arguments_.C, C_);
     for_later_steps([&](int s, int64_t first, auto V) INLINE {
       Tile<V> tile;
       tile.multiply({B_ + s, 1, kChunk}, C_ + first * kLanes, kChunk, N_);
@@ -217,8 +217,8 @@ class SSD {
   void backward(int64_t chunk, int64_t head) {
     load_head(head);
     read(arguments_.grad_out, head * P_, P_, grad_y_, stride_);
-    transpose(x_, stride_, vectors_ * kLanes, stride_, x_turned_, kChunk);
-    transpose(grad_y_, stride_, vectors_ * kLanes, stride_, grad_y_turned_, kChunk);
+    transpose(x_, stride_, vectors_ * kLanes, stride_, x_transposed_, kChunk);
+    transpose(grad_y_, stride_, vectors_ * kLanes, stride_, grad_y_transposed_, kChunk);
     const float* before = state(chunk, head);
     float* carry = arguments_.grad_state + (batch_ * arguments_.heads + head) * rows_ * stride_;
     // Of the exponents: what a pair of steps (s, t) with s < t adds belongs to the decays after s up to t.
@@ -239,8 +239,8 @@ class SSD {
       tile.store_rows(grad_x_ + at, stride_);
     });
     write(arguments_.grad_x, head * P_, grad_x_);
-    differentiate_by_state(before, grad_y_turned_, decays_.entering, C_, grad_C_, from_before);
-    differentiate_by_state(carry, x_turned_, decays_.leaving, B_, grad_B_, to_after);
+    differentiate_by_state(before, grad_y_transposed_, decays_.entering, C_, grad_C_, from_before);
+    differentiate_by_state(carry, x_transposed_, decays_.leaving, B_, grad_B_, to_after);
 
     scale(grad_y_, decays_.entering);
     for_channels(rows_, [&](int64_t n, int64_t at, int64_t first, auto V) INLINE {
@@ -265,7 +265,7 @@ class SSD {
   void differentiate_pairs(Vec* to_step, Vec* from_step) {
     for_later_steps([&](int s, int64_t first, auto V) INLINE {
       Tile<V> tile;
-      tile.multiply({x_ + s * stride_, stride_, 1}, grad_y_turned_ + first * kLanes, kChunk, P_);
+      tile.multiply({x_ + s * stride_, stride_, 1}, grad_y_transposed_ + first * kLanes, kChunk, P_);
       Vec to[V.value] = {};
       each<kTileRows>([&](auto row) INLINE {
         Vec decay[V.value], total = {};
@@ -285,7 +285,7 @@ class SSD {
     });
   }
 
-  // The gradient of B (or C), which a state of (N, P) and vectors of P numbers for each step, turned, make with a
+  // The gradient of B (or C), which a state of (N, P) and vectors of P numbers for each step, transposed, make with a
   // factor for each step; and the gradient of the factors' exponents.
   void differentiate_by_state(const float* state, const float* vectors, const Vec* factors, const float* other,
                               float* gradient, Vec* exponents) const {
@@ -333,8 +333,8 @@ class SSD {
       const int64_t t = first * kLanes;
       add_product<V>({C_ + n * kChunk + t, kChunk, 1}, weights_ + t * kChunk + t, steps_ - t, grad_B_ + n * kChunk + t);
     });
-    write_turned(grad_B_, arguments_.grad_B);
-    write_turned(grad_C_, arguments_.grad_C);
+    write_transposed(grad_B_, arguments_.grad_B);
+    write_transposed(grad_C_, arguments_.grad_C);
   }
 
   template <int V>
@@ -346,7 +346,7 @@ class SSD {
     tile.store_rows(out, kChunk);
   }
 
-  void write_turned(const float* gradient, float* out) const {
+  void write_transposed(const float* gradient, float* out) const {
     const int64_t stride = round_up(N_, kLanes), groups = arguments_.groups;
     transpose(gradient, kChunk, rows_, vectors_ * kLanes, scratch_, stride);
     const int64_t row = (batch_ * arguments_.parts + part_) * arguments_.length + begin_;
@@ -367,7 +367,7 @@ class SSD {
   // (rows of N, steps): B, C and their gradients; (s, t): C B^T, its gradient, and W, each as its transpose
   float *B_, *C_, *grad_B_, *grad_C_, *products_, *grad_products_, *weights_;
   float *x_, *y_, *grad_x_, *grad_y_;    // (steps, P)
-  float *x_turned_, *grad_y_turned_;     // (P, steps)
+  float *x_transposed_, *grad_y_transposed_;     // (P, steps)
 };
 
 void dispatch(const SSDArguments& arguments, bool backward) {
