@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mambabyte.runtime.units import counted
+
 Rows = Sequence[dict[str, Any]]
 
 # How each kind of model keeps its context, by the layer that stands for it.
@@ -42,7 +44,7 @@ def page(rows: Rows) -> str:
     width, rounds = rows[0]["width"], max(row["rounds"] for row in rows)
     blocks = [
         _HEAD,
-        f"{rows[0]['machine']}. {width} channels; medians of {rounds} rounds.",
+        f"{rows[0]['machine']}. {width} channels; medians of {counted(int(rounds), 'round')}.",
         "![time and memory against length](scaling.png)",
         _crossing_in_words(rows),
         _kinds(rows),
@@ -57,8 +59,14 @@ def _crossing_in_words(rows: Rows) -> str:
     attention, scan = (values(rows, layer, "training_seconds") for layer in ("attention", "selective scan"))
     if found is None:
         faster = {attention[n] > scan[n] for n in attention.keys() & scan.keys()}
-        if len(faster) != 1:
+        if not faster:
             return ""
+        if len(faster) > 1:
+            longest = max(attention.keys() & scan.keys())
+            return (
+                f"At {longest:,} bytes, the most that both were measured at, attention trains faster than "
+                "the selective scan."
+            )
         order = "the selective scan trains faster than attention"
         if not faster.pop():
             order = "attention trains faster than the selective scan"
@@ -116,14 +124,17 @@ def values(rows: Rows, layer: str, what: str) -> dict[int, float]:
 
 
 def crossing(rows: Rows) -> float | None:
-    """The length from which our scan trains faster than attention, interpolated between the measured ones on
-    logarithmic axes; None if there is none, or it is below the shortest."""
+    """The length from which on our scan trains faster than attention, interpolated between the measured ones
+    on logarithmic axes; None if there is none, or it is below the shortest."""
     attention, scan = (values(rows, layer, "training_seconds") for layer in ("attention", "selective scan"))
     gaps = [(n, math.log(attention[n] / scan[n])) for n in sorted(attention.keys() & scan.keys())]
+    found = None
     for (near, before), (far, after) in pairwise(gaps):
         if before <= 0 < after:
-            return near * (far / near) ** (before / (before - after))
-    return None
+            found = near * (far / near) ** (before / (before - after))
+        elif after <= 0:  # attention is faster again
+            found = None
+    return found
 
 
 def plot(rows: Rows, path: Path) -> None:

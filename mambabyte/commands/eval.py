@@ -187,6 +187,10 @@ def _check_task(settings: EvalSettings) -> None:
             f"this data is a task, whose sequences are each read from a fresh state: leave out protocol="
             f"{settings.protocol}"
         )
+    if settings.stride is not None:
+        raise UserError("this data is a task, whose sequences do not overlap: leave out stride=")
+    if settings.furthest is not None and "lengths" not in settings.metrics:
+        raise UserError("furthest= belongs to the metric lengths: add --lengths, or leave it out")
 
 
 def _answer(

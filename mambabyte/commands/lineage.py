@@ -29,17 +29,21 @@ def run(settings: LineageSettings) -> None:
     """Write the page and its figures to the folder ``out``.
 
     Raises:
-        UserError: the model cannot be read or is no MambaByte; there is no folder ``records``, or what it
-            holds cannot be drawn; ``out`` cannot be written.
+        UserError: the model cannot be read or is no MambaByte; there is no folder ``records``, or it
+            holds nothing that can be drawn; ``out`` cannot be written.
     """
+    from mambabyte.lineage.figures import RECORDED
     from mambabyte.lineage.page import build
 
+    names = [f"{name}.csv" for name in RECORDED]
     records = Path("docs/benchmarks")
     if settings.records is not None:
         records = settings.records.expanduser()
         if not records.is_dir():
+            raise UserError(f"records={records} is no folder: name one with {' or '.join(names)}")
+        if not any((records / name).is_file() for name in names):
             raise UserError(
-                f"records={records} is no folder: name one with scaling.csv or synthetic_tasks.csv"
+                f"records={records} has no {' and no '.join(names)}: leave it out, or name another"
             )
     page = build(_model(settings.ckpt), records)
     folder = settings.out.expanduser()

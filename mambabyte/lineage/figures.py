@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -220,6 +221,8 @@ def split(path: Path) -> Figure:
     copying and selective copying; a mixer in several blocks is named with each. Seeds are averaged."""
     rows = _rows(path, "mixer", "block", "task", "accuracy")
     found: dict[str, dict[str, list[float]]] = {"copying": {}, "selective_copying": {}}
+    if not any(row["task"] in found for row in rows):
+        raise ValueError("it has no row of the tasks copying and selective_copying")
     for row in rows:
         name = (
             row["mixer"].replace("_", "\n")
@@ -227,7 +230,7 @@ def split(path: Path) -> Figure:
             else f"{row['block']}\n+ {row['mixer']}"
         )
         if row["task"] in found:
-            found[row["task"]].setdefault(name, []).append(100 * float(row["accuracy"]))
+            found[row["task"]].setdefault(name, []).append(100 * _number(row, "accuracy", 0, 1))
     names = list(dict.fromkeys(name for by_name in found.values() for name in by_name))
     figure = _canvas(2.9)
     axes = figure.subplots()
@@ -251,7 +254,8 @@ def scaling(path: Path) -> Figure:
     axes = figure.subplots()
     for layer in dict.fromkeys(row["layer"] for row in rows):
         own = [row for row in rows if row["layer"] == layer]
-        points = sorted((int(row["length"]), float(row["training_seconds"])) for row in own)
+        x_and_y = ("length", 1), ("training_seconds", 1e-9)
+        points = sorted(tuple(_number(row, name, least) for name, least in x_and_y) for row in own)
         axes.loglog(*zip(*points, strict=True), "o-", markersize=3.5, base=2, label=layer.replace("_", " "))
     axes.set_yscale("log", base=10)
     axes.set(xlabel="length", ylabel="seconds, forward and backward")
@@ -267,7 +271,17 @@ def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not rows or not set(columns) <= set(rows[0]):
         raise UserError(f"{path} is not drawn: it must have rows and the columns {', '.join(columns)}")
+    for number, row in enumerate(rows, start=1):
+        if any(not row[column] for column in columns):  # None where a row ends early
+            raise UserError(f"{path} is not drawn: row {number} has a cell too few, or an empty one")
     return rows
+
+
+def _number(row: dict[str, str], column: str, least: float, most: float = sys.float_info.max) -> float:
+    value = float(row[column])
+    if not least <= value <= most:  # nor NaN
+        raise ValueError(f"{column}={row[column]} is out of range")
+    return value
 
 
 COMPUTED: dict[str, Callable[[], Figure]] = {

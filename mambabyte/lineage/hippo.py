@@ -122,7 +122,7 @@ def remember_window(u: Tensor, size: int, window: int) -> Tensor:
 #
 #     (exp(tA) B)_n = e^{−t} √(2n+1) P_n(2e^{−t} − 1)
 #
-# Each state is a Legendre polynomial, over a past that is compressed by e^{−t}: the states remember the near
+# Each state weighs the past by e^{−t} times a Legendre polynomial of e^{−t}: the states remember the near
 # past finely and the far past coarsely, and no two of them remember the same. The step size Δ says how many
 # steps e^{−t} reaches.
 

@@ -101,15 +101,14 @@ def theorem_1(x: Tensor, v: Tensor) -> Tensor:
 
 @torch.no_grad()
 def step_sizes(model: MambaByte, text: bytes) -> Tensor:
-    """Δ of each layer, byte and channel (n_layer, L, D) as the model reads a text."""
+    """Δ of each layer, byte and channel (n_layer, L, D), in fp32, as the model reads a text."""
     found: list[Tensor] = []
     mixers: list[Any] = [block.mixer for block in model.blocks()]
 
-    def keep(mixer: Any, projected: Tensor) -> None:
-        low_rank = projected[0, :, : mixer.rank]
-        found.append(softplus(linear(low_rank, mixer.dt_proj.weight, mixer.dt_proj.bias)))
+    def keep(projection: Any, _: Any, without_bias: Tensor) -> None:
+        found.append(softplus(without_bias[0].float() + projection.bias.float()))
 
-    hooks = [m.x_proj.register_forward_hook(lambda _, __, out, m=m: keep(m, out)) for m in mixers]
+    hooks = [mixer.dt_proj.register_forward_hook(keep) for mixer in mixers]
     try:
         model(text)
     finally:

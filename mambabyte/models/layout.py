@@ -6,7 +6,7 @@ import re
 
 from mambabyte.errors import UserError
 
-_LAYERS = re.compile(r"([A-Za-z])(\d+)\s*")
+_LAYERS = re.compile(r"([A-Za-z])0*([0-9]+)\s*")
 _MOST = 10**4
 
 
@@ -23,13 +23,15 @@ def parse_layout(text: str, letters: str) -> list[str]:
     place, stripped = 0, text.strip()
     while place < len(stripped):
         group = _LAYERS.match(stripped, place)
-        if group is None or group[1] not in letters or int(group[2]) < 1:
+        if group is None or group[1] not in letters or group[2] == "0":
             raise UserError(
                 f"a layout is letters of {', '.join(letters)}, each with a count, such as "
                 f"{letters[0]}4{letters[-1]}1; {text!r} has {stripped[place:]!r}"
             )
-        layers += [group[1]] * min(int(group[2]), _MOST + 1)
+        # Python reads no number of thousands of digits.
+        layers += [group[1]] * min(int(group[2][:6]), _MOST + 1)
         place = group.end()
     if not 1 <= len(layers) <= _MOST:
-        raise UserError(f"the layout {text!r} has {len(layers)} layers: from 1 to {_MOST} are possible")
+        count = f"more than {_MOST}" if layers else "0"
+        raise UserError(f"the layout {text!r} has {count} layers: from 1 to {_MOST} are possible")
     return layers

@@ -22,6 +22,7 @@ from mambabyte.runs.metrics_csv import read_metrics
 from mambabyte.runs.summary import write_summary
 from mambabyte.runtime.devices import choose_device
 from mambabyte.runtime.progress import progress_bar
+from mambabyte.runtime.units import counted
 from mambabyte.training.callbacks.samples import sample_text
 from mambabyte.training.settings import TrainSettings
 
@@ -90,7 +91,7 @@ def _task_measured(settings: TrainSettings, model: ByteLM, device: torch.device)
     most, result = settings.callbacks.evaluate_bytes, None
     if most != 0:
         sequences = settings.data.task_sequences(settings.context_length, max_bytes=most)
-        print(f"mambabyte: answering {sequences.count:,} sequences", file=sys.stderr)
+        print(f"mambabyte: answering {counted(sequences.count, 'sequence')}", file=sys.stderr)
         result = evaluate_task(model, sequences, device=device, progress=progress_bar("answers"))
     return {"validation": result and result.to_dict(), "validation_stateful": None, "compressors": {}}
 

@@ -96,6 +96,28 @@ def test_the_crossing_is_where_two_lines_meet(load, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("ratios", "crossing", "sentence"),
+    [
+        ((0.5, 2, 0.5, 2), 1024 * 2**0.5, "From 1,448 bytes on"),
+        ((0.5, 2, 2, 0.5), None, "At 2,048 bytes, the most that both were measured at, attention trains"),
+        ((2, 0.5, 0.5, 0.5), None, "At 2,048 bytes, the most that both were measured at, attention trains"),
+        ((2, 2, 2, 2), None, "At every length that both were measured at, the selective scan trains faster"),
+    ],
+    ids=["twice", "back", "once", "never"],
+)
+def test_the_scan_is_faster_from_the_crossing_on(ratios, crossing, sentence, load) -> None:
+    """Ratios of attention's time to the scan's at 256, 512, 1,024 and 2,048 bytes."""
+    found = [
+        {"layer": layer, "length": 256 * 2**n, "training_seconds": seconds}
+        for n, ratio in enumerate(ratios)
+        for layer, seconds in (("attention", ratio), ("selective scan", 1.0))
+    ]
+    pages = load("scaling_page")
+    assert pages.crossing(found) == (None if crossing is None else pytest.approx(crossing))
+    assert sentence in pages._crossing_in_words(found)
+
+
 def test_a_point_of_the_scaling_is_measured(load) -> None:
     found = load("scaling").measure_point("selective scan", 64, 16)
     assert found["state_bytes"] == 16 * 16 * 4

@@ -78,9 +78,12 @@ def test_eval_gives_the_figure_of_training_and_that_of_other_lengths(learned: Pa
         (["--bpb", "protocol=stateful"], "leave out protocol=stateful"),
         (["--bpb", "split=train"], "measure split=validation or split=test"),
         (["--bpb", "context_length=3"], "context_length=3 is too short for this task"),
+        (["--bpb", "furthest=99"], "furthest= belongs to the metric lengths"),
+        (["--lengths", "furthest=7"], "furthest=7 is less than the shortest sequences measured"),
+        (["--bpb", "stride=4"], "sequences do not overlap"),
         (["--bpb", "data=stdlib", "furthest=99"], "furthest= is how long a task's sequences get"),
     ],
-    ids=["noise", "protocol", "split", "length", "furthest"],
+    ids=["noise", "protocol", "split", "length", "no lengths", "no length", "stride", "furthest"],
 )
 def test_eval_refuses_what_means_nothing(typed: list[str], sentence: str, learned: Path, tmp_path, capsys):
     assert main(["eval", *typed, f"ckpt={learned}", "device=cpu", f"out={tmp_path}"]) == 1

@@ -159,9 +159,18 @@ def test_the_accuracy_by_length_is_that_of_sequences_of_that_length(tmp_path: Pa
     plot = tmp_path / "new" / "lengths.png"
     sequences = TaskSequences(InductionHeadsTask(), 64, 100)
 
-    def study(model: ByteLM, furthest: int | None):
+    def study(model: ByteLM, furthest: int | None, training_length: int = 64):
         return accuracy_by_length_study(
-            *(model, sequences, 64, furthest, 32, "fp32", plot, lambda label: lambda done, total: None)
+            *(
+                model,
+                sequences,
+                training_length,
+                furthest,
+                32,
+                "fp32",
+                plot,
+                lambda label: lambda done, total: None,
+            )
         )
 
     found = study(Rule(wrong=1), 256)
@@ -177,3 +186,7 @@ def test_the_accuracy_by_length_is_that_of_sequences_of_that_length(tmp_path: Pa
     assert stopped.values["stopped"] == "no more than 200 bytes"
     with pytest.raises(UserError, match="no more than 10 bytes"):
         study(Rule(most=10), None)
+    short = study(Rule(), 70, training_length=24).values["by_length"]
+    assert [each["length"] for each in short] == [24, 32, 64], "from the training length on"
+    with pytest.raises(UserError, match="furthest=23 is less than the shortest sequences measured, of 24 b"):
+        study(Rule(), 23, training_length=24)

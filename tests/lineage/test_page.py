@@ -78,6 +78,29 @@ def test_records_that_cannot_be_drawn_are_named(text: str | bytes, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("name", "row", "said"),
+    [
+        ("scaling", "scan,512", "cell too few"),
+        ("scaling", "scan,,1", "an empty one"),
+        ("scaling", "scan,512,nan", "training_seconds=nan is out of range"),
+        ("scaling", "scan,0,1", "length=0 is out of range"),
+        ("scaling", "scan,512,0", "training_seconds=0 is out of range"),
+        ("scaling", "scan,512,inf", "training_seconds=inf is out of range"),
+        ("scaling", "scan,512,fast", "could not convert"),
+        ("synthetic_tasks", "copying,s4,plain", "cell too few"),
+        ("synthetic_tasks", "copying,s4,plain,97", "accuracy=97 is out of range"),
+        ("synthetic_tasks", "copying,s4,plain,nan", "accuracy=nan is out of range"),
+        ("synthetic_tasks", "induction_heads,s4,plain,1", "no row of the tasks"),
+    ],
+)
+def test_figures_that_are_none_are_not_drawn(name: str, row: str, said: str, tmp_path: Path) -> None:
+    columns = "layer,length,training_seconds" if name == "scaling" else "task,mixer,block,accuracy"
+    (tmp_path / f"{name}.csv").write_text(f"{columns}\n{row}\n")
+    with pytest.raises(UserError, match=rf"{name}\.csv is not drawn: .*{said}"):
+        figures.draw(name, None, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("text", "html"),
     [
         ("h_k = a h_{k-1}", "<i>h</i><sub><i>k</i></sub> = <i>a</i> <i>h</i><sub><i>k</i>\u22121</sub>"),
@@ -123,6 +146,11 @@ class TestCommand:
     def test_refuses_records_that_are_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["lineage", "records=elsewhere"]) == 1
         assert "records=elsewhere is no folder" in capsys.readouterr().err
+
+    def test_refuses_records_that_hold_nothing_to_draw(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("empty").mkdir()
+        assert main(["lineage", "records=empty"]) == 1
+        assert "records=empty has no synthetic_tasks.csv and no scaling.csv" in capsys.readouterr().err
 
     def test_refuses_a_folder_that_cannot_be_made(self, capsys: pytest.CaptureFixture[str]) -> None:
         Path("taken").write_text("")

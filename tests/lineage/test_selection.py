@@ -8,6 +8,8 @@ from torch.nn.functional import softplus
 
 from mambabyte.lineage import selection, ssm
 from mambabyte.models import MambaByteConfig
+from mambabyte.models.hyperparameters import LoraSettings
+from mambabyte.models.lora import add_adapters
 from mambabyte.ops import selective_scan
 
 FORMS = (selection.selective_recurrence, selection.scan_in_memory)
@@ -58,18 +60,27 @@ def test_the_theorem_needs_zero_order_hold() -> None:
     assert (euler.flatten() - selection.gated_recurrence(x, g)).abs().max() > 0.5
 
 
-def test_step_sizes_are_those_that_the_scan_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["plain", "adapters", "bfloat16"])
+def test_step_sizes_are_those_that_the_scan_uses(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = MambaByteConfig(d_model=16, n_layer=2).build()
+    if kind == "adapters":
+        pytest.importorskip("peft")
+        add_adapters(model, LoraSettings(rank=1, alpha=1.0))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+    if kind == "bfloat16":
+        model = model.bfloat16()
     used = []
 
     def recording(u, delta, *more, **options):
-        used.append(softplus(delta[0] + more[5]))  # A, B, C, D, z, delta_bias
+        used.append(softplus(delta[0].float() + more[5].float()))  # A, B, C, D, z, delta_bias
         return selective_scan(u, delta, *more, **options)
 
     monkeypatch.setattr("mambabyte.models.selective_state_space.selective_scan", recording)
     found = selection.step_sizes(model, b"hamburger")
-    assert found.shape == (2, 9, 32)
+    assert found.shape == (2, 9, 32) and found.dtype == torch.float32
     assert torch.allclose(found, torch.stack(used), rtol=1e-6, atol=0)
     model(b"no hook is left")
     assert len(found) == 2

@@ -46,12 +46,23 @@ def accuracy_by_length_study(
             1,024 sequences.
         furthest: the longest length; by default 512 times ``training_length`` for a recurrent model, whose
             memory does not grow, and 64 times it for any other.
+
+    Raises:
+        UserError: ``furthest`` leaves no length, or the model cannot read the shortest.
     """
-    furthest = furthest or (_RECURRENT_FURTHEST if model.recurrent else _FURTHEST) * training_length
+    shortest = max(sequences.task.shortest, min(SHORTEST, training_length))
+    if furthest is None:
+        furthest = (_RECURRENT_FURTHEST if model.recurrent else _FURTHEST) * training_length
+    chosen = lengths(shortest, furthest, training_length)
+    if not chosen:
+        raise UserError(
+            f"furthest={furthest:,} is less than the shortest sequences measured, of {shortest:,} bytes: "
+            "raise it"
+        )
     size = sequences.count * sequences.context_length
     found: list[LengthAccuracy] = []
     reason = None
-    for length in lengths(max(sequences.task.shortest, SHORTEST), furthest, training_length):
+    for length in chosen:
         count = min(MOST, max(FEWEST, size // length))
         part = TaskSequences(sequences.task, length, count, sequences.split)
         try:
