@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -158,9 +159,10 @@ def called(command: Sequence[str]) -> dict[str, Any]:
 
 
 def machine() -> str:
+    """Without the threads, of which a run has one."""
     from measuring import machine
 
-    return machine()
+    return re.sub(r", \d+ threads", "", machine())
 
 
 def write(rows: Sequence[dict[str, Any]], columns: Sequence[str], path: Path) -> None:

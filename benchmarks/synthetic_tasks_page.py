@@ -52,7 +52,8 @@ def _machine(results: Rows) -> str:
     seeds = sorted({int(row["seed"]) for row in results})
     seconds = sum(row["training_seconds"] for row in results)
     count = f"{len(results)} runs, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return f"{results[0]['machine']}. {count}; {seconds / 60:.0f} minutes of training on one core each."
+    machines = "; ".join(dict.fromkeys(row["machine"] for row in results))
+    return f"{machines}. {count}; {seconds / 60:.0f} minutes of training on one core each."
 
 
 def _copying(results: Rows) -> str:
