@@ -73,7 +73,11 @@ def _copying(results: Rows) -> str:
         published = PUBLISHED.get(kind[:2], "") if kind[2] == "none" else ""
         parameters = f"{int(mine[0]['parameters']):,}"
         lines.append(f"| {kind[0]} | {_around(kind)} | {parameters} | {' | '.join(cells)} | {published} |")
-    return "\n".join([*lines, "", f"Guessing: {100 * results[0]['chance']:.1f} %."])
+    steps = {row["task"]: row["steps"] for row in results}
+    trained = (f"{task.replace('_', ' ')} for {int(n):,} steps" for task, n in steps.items())
+    return "\n".join(
+        [*lines, "", f"Guessing: {100 * results[0]['chance']:.1f} %. Trained: {', '.join(trained)}."]
+    )
 
 
 def _by_length(lengths: Rows) -> str:

@@ -138,6 +138,7 @@ def result(task: str, mixer: str, accuracy: float, seed: int = 0) -> dict:
         "sequence_accuracy": accuracy**2,
         "chance": 0.07,
         "parameters": 1000.0,
+        "steps": 9.0,
         "training_seconds": 60.0,
     }
     kind = {"mixer": mixer, "block": "plain", "mlp": "none", "seed": float(seed)}
