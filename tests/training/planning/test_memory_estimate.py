@@ -1,6 +1,5 @@
 """The estimated memory of a step is what real tensors take."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -18,7 +17,6 @@ from mambabyte.models import (
     SpaceByteConfig,
     TransformerConfig,
 )
-from mambabyte.models.hnet import Stage
 from mambabyte.models.hyperparameters import LoraSettings
 from mambabyte.runtime import memory
 from mambabyte.runtime.memory import available_memory
@@ -26,6 +24,7 @@ from mambabyte.training.initial_weights import trainable_model
 from mambabyte.training.planning import memory_estimate as estimate
 from mambabyte.training.planning.memory_estimate import LiveStorages, MemoryBudget, peak_of_a_pass
 from mambabyte.training.settings import TrainerSettings
+from tests.models.every_model import chunks_by_position
 from tests.models.layer_traffic import MAMBABYTE_353M, as_on_cuda
 
 CPU = torch.device("cpu")
@@ -39,19 +38,18 @@ MODELS = {
     "perceiver_ar": PerceiverARConfig(**SMALL, n_head=2),
     "spacebyte": SpaceByteConfig(**SMALL, n_head=2, local_d_model=16, local_n_head=1, local_window=16),
     "gated_s4d": GatedS4DConfig(**SMALL),
-    "hnet": HNetConfig(d_model=[32, 32], attn_cfg={"rotary_emb_dim": [8, 8]}, bytes_per_chunk=[1.5]),
+    "hnet": HNetConfig(d_model=[32, 32], attn_cfg={"rotary_emb_dim": [8, 8]}, bytes_per_chunk=[2]),
     "cnn": CNNConfig(**SMALL),
 }
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_pass_on_fake_tensors_counts_what_real_ones_take(name: str, precision, monkeypatch) -> None:
-    # as many chunks as H-Net expects; those that are none are padding
-    monkeypatch.setattr(Stage, "_most", lambda stage, counts, length: math.ceil(length / stage.ratio))
+def test_a_pass_on_fake_tensors_counts_what_real_ones_take(name: str, precision) -> None:
     settings = replace(SETTINGS, precision=precision)
     expected = peak_of_a_pass(MODELS[name], settings, LENGTH, CPU)
     model = MODELS[name].build()
+    chunks_by_position(model)  # as many as H-Net expects
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with LiveStorages() as live:
