@@ -41,10 +41,12 @@ def page(rows: Rows) -> str:
     """The whole page as Markdown."""
     if not rows:
         return f"{_HEAD}\nNot run yet.\n"
-    width, rounds = rows[0]["width"], max(row["rounds"] for row in rows)
+    width, rounds = rows[0]["width"], int(max(row["rounds"] for row in rows))
+    once = sorted({row["length"] for row in rows if row["rounds"] < rounds})
+    fewer = f", of fewer for some from {once[0]:,} bytes on" if once else ""
     blocks = [
         _HEAD,
-        f"{rows[0]['machine']}. {width} channels; medians of {counted(int(rounds), 'round')}.",
+        f"{rows[0]['machine']}. {width} channels; medians of {counted(rounds, 'round')}{fewer}.",
         "![time and memory against length](scaling.png)",
         _crossing_in_words(rows),
         _kinds(rows),
