@@ -12,7 +12,6 @@ than `--most-seconds`, or twice its memory would be more than half of what is fr
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import statistics
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from csv_rows import read_rows, write_rows
 from measuring import machine, parser
 from scaling_layers import LAYERS, Layer
 from scaling_page import page, plot
@@ -170,25 +170,12 @@ def size(state: Any) -> int:
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(rows, COLUMNS, path)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a scaling.csv; none if there is no such file."""
-    if not path.exists():
-        return []
-    words, whole = ("layer", "machine"), ("length", "width", "rounds")
-    with path.open(newline="") as file:
-        return [
-            {
-                key: cell if key in words else int(cell) if key in whole else float(cell)
-                for key, cell in row.items()
-            }
-            for row in csv.DictReader(file)
-        ]
+    return read_rows(path, words=("layer", "machine"), whole=("length", "width", "rounds"))
 
 
 if __name__ == "__main__":

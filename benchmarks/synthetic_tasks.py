@@ -12,7 +12,6 @@ synthetic_tasks.csv, synthetic_tasks_lengths.csv, two figures, and synthetic_tas
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from csv_rows import read_rows, write_rows
 from synthetic_tasks_page import draw, page
 
 RESULTS, LENGTHS = "synthetic_tasks.csv", "synthetic_tasks_lengths.csv"
@@ -107,8 +107,8 @@ def main() -> None:
     if not options.page:
         with ThreadPoolExecutor(options.processes) as pool:
             finished = list(pool.map(lambda run: finish(run, options.overrides), runs))
-        write([result for result, _ in finished], RESULT_COLUMNS, options.out / RESULTS)
-        write([row for _, rows in finished for row in rows], LENGTH_COLUMNS, options.out / LENGTHS)
+        write_rows([result for result, _ in finished], RESULT_COLUMNS, options.out / RESULTS)
+        write_rows([row for _, rows in finished for row in rows], LENGTH_COLUMNS, options.out / LENGTHS)
     results, lengths = (read(options.out / name) for name in (RESULTS, LENGTHS))
     draw(results, lengths, options.out)
     (options.out / "synthetic_tasks.md").write_text(page(results, lengths))
@@ -165,23 +165,9 @@ def machine() -> str:
     return re.sub(r", \d+ threads", "", machine())
 
 
-def write(rows: Sequence[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of one of the CSVs; none if there is no such file."""
-    if not path.exists():
-        return []
-    words = ("task", "mixer", "block", "mlp", "machine", "command")
-    with path.open(newline="") as file:
-        return [
-            {key: cell if key in words else float(cell) for key, cell in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    return read_rows(path, words=("task", "mixer", "block", "mlp", "machine", "command"))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from csv_rows import read_rows, write_rows
 from tournament_space import MODELS
 
 Rows = Sequence[dict[str, Any]]
@@ -92,23 +92,9 @@ def draw_lengths(rows: Rows, folder: Path) -> None:
 
 
 def write_lengths(rows: Rows, path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, LENGTH_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(rows, LENGTH_COLUMNS, path)
 
 
 def read_lengths(path: Path) -> list[dict[str, Any]]:
     """The rows of a long_context.csv; none if there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [{key: _cell(key, cell) for key, cell in row.items()} for row in csv.DictReader(file)]
-
-
-def _cell(key: str, cell: str) -> Any:
-    if key in _WORDS:
-        return cell
-    if not cell:
-        return None
-    return float(cell) if key == "bits_per_byte" else int(cell)
+    return read_rows(path, _WORDS, whole=set(LENGTH_COLUMNS) - {*_WORDS, "bits_per_byte"})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
 
+from csv_rows import read_rows, write_rows
 from tournament_lengths import LENGTHS, draw_lengths, lengths_section, read_lengths
 from tournament_space import MODELS, SIZES
 
@@ -304,27 +304,10 @@ def write_curves(results: Rows, path: Path) -> None:
 
 
 def _write(rows: Rows, columns: Sequence[str], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows([{key: row[key] for key in columns if key in row} for row in rows], columns, path)
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of the CSVs: results, curves, lengths; none of a file that is not there."""
-    return _read(folder / RESULTS), _read(folder / CURVES), read_lengths(folder / LENGTHS)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [{key: _cell(key, cell) for key, cell in row.items()} for row in csv.DictReader(file)]
-
-
-def _cell(key: str, cell: str) -> Any:
-    if key in _WORDS:
-        return cell
-    if not cell:
-        return None
-    return int(cell) if key in _WHOLE else float(cell)
+    results, curves = (read_rows(folder / name, _WORDS, _WHOLE) for name in (RESULTS, CURVES))
+    return results, curves, read_lengths(folder / LENGTHS)

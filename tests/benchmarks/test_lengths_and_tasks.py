@@ -184,5 +184,5 @@ def test_a_run_of_the_tasks_becomes_rows(load, tmp_path: Path) -> None:
     assert row.keys() == set(tasks.RESULT_COLUMNS) and by_length == []
     assert (row["task"], row["mixer"], row["steps"], row["seed"]) == ("copying", "s4d", 2, 0)
     assert row["command"].endswith(" ".join([f"run_dir={run.folder}", *toy]))
-    tasks.write([row], tasks.RESULT_COLUMNS, tmp_path / "a.csv")
+    tasks.write_rows([row], tasks.RESULT_COLUMNS, tmp_path / "a.csv")
     assert tasks.read(tmp_path / "a.csv")[0]["accuracy"] == row["accuracy"]

@@ -10,17 +10,17 @@ of which the norm takes by itself. The parameters have mamba_ssm's names, shapes
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu, softplus
 
 from mambabyte.config.settings import setting
-from mambabyte.errors import UserError
 from mambabyte.models.layers import as_residual
-from mambabyte.models.mixers.mixer import MixerConfig, MixerState, Place, SequenceMixer
+from mambabyte.models.mixers.mixer import MixerState, Place, SequenceMixer
+from mambabyte.models.mixers.ssd_block import SSDBlockConfig
 from mambabyte.models.selective_state_space import step_size_bias
 from mambabyte.ops import causal_conv1d, residual_norm
 from mambabyte.ops.ssd import ssd
@@ -29,33 +29,9 @@ _EPSILON = 1e-5  # of the norm, as in mamba_ssm
 
 
 @dataclass
-class Mamba2Config(MixerConfig):
-    d_state: int = setting(default=64, at_least=1, at_most=10**5)
+class Mamba2Config(SSDBlockConfig):
+    name: ClassVar[str] = "Mamba-2"
     d_conv: int = setting(default=4, at_least=1, at_most=10**5)
-    expand: int = setting(default=2, at_least=1, at_most=10**3)
-    head_dim: int = setting(default=64, at_least=1, at_most=10**6)
-    n_groups: int = setting(default=1, at_least=1, at_most=10**5)
-    chunk: int = setting(default=64, at_least=1, at_most=2**20)
-    dt_min: float = setting(default=1e-3, at_least=1e-10, at_most=10**3)
-    dt_max: float = setting(default=1e-1, above=0, at_most=10**3)
-    dt_init_floor: float = setting(default=1e-4, at_least=1e-10, at_most=10**3)
-
-    def __post_init__(self) -> None:
-        self.require_ascending("dt_min", "dt_max")
-
-    @property
-    def width_unit(self) -> int:
-        heads = self.head_dim * self.n_groups
-        return heads // math.gcd(heads, self.expand)
-
-    def check(self, width: int) -> None:
-        inner = self.expand * width
-        if inner % (self.head_dim * self.n_groups):
-            groups = "" if self.n_groups == 1 else f" in each of model.mixer.n_groups={self.n_groups}"
-            raise UserError(
-                f"Mamba-2's {inner} inner channels, model.mixer.expand={self.expand} times {width}, are no "
-                f"whole heads of model.mixer.head_dim={self.head_dim}{groups}"
-            )
 
 
 class GatedRMSNorm(nn.Module):

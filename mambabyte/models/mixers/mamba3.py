@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ from mambabyte.config.settings import setting
 from mambabyte.errors import UserError
 from mambabyte.models.layers import as_residual
 from mambabyte.models.mixers.linear_recurrence import linear_recurrence
-from mambabyte.models.mixers.mixer import MixerConfig, MixerState, Place, SequenceMixer
+from mambabyte.models.mixers.mixer import MixerState, Place, SequenceMixer
+from mambabyte.models.mixers.ssd_block import SSDBlockConfig
 from mambabyte.models.selective_state_space import step_size_bias
 from mambabyte.ops.ssd import ssd
 
@@ -37,24 +39,10 @@ _LEAST_RATE = 1e-4  # of decay, as there
 
 
 @dataclass
-class Mamba3Config(MixerConfig):
+class Mamba3Config(SSDBlockConfig):
+    name: ClassVar[str] = "Mamba-3"
     d_state: int = setting(default=64, at_least=2, at_most=10**5)
-    expand: int = setting(default=2, at_least=1, at_most=10**3)
-    head_dim: int = setting(default=64, at_least=1, at_most=10**6)
-    n_groups: int = setting(default=1, at_least=1, at_most=10**5)
     rotated_share: float = setting(default=0.5, above=0, at_most=1)
-    chunk: int = setting(default=64, at_least=1, at_most=2**20)
-    dt_min: float = setting(default=1e-3, at_least=1e-10, at_most=10**3)
-    dt_max: float = setting(default=1e-1, above=0, at_most=10**3)
-    dt_init_floor: float = setting(default=1e-4, at_least=1e-10, at_most=10**3)
-
-    def __post_init__(self) -> None:
-        self.require_ascending("dt_min", "dt_max")
-
-    @property
-    def width_unit(self) -> int:
-        heads = self.head_dim * self.n_groups
-        return heads // math.gcd(heads, self.expand)
 
     @property
     def angles(self) -> int:
@@ -62,13 +50,7 @@ class Mamba3Config(MixerConfig):
         return int(self.d_state * self.rotated_share) // 2
 
     def check(self, width: int) -> None:
-        inner = self.expand * width
-        if inner % (self.head_dim * self.n_groups):
-            groups = "" if self.n_groups == 1 else f" in each of model.mixer.n_groups={self.n_groups}"
-            raise UserError(
-                f"Mamba-3's {inner} inner channels, model.mixer.expand={self.expand} times {width}, are no "
-                f"whole heads of model.mixer.head_dim={self.head_dim}{groups}"
-            )
+        super().check(width)
         if not self.angles:
             raise UserError(
                 f"model.mixer.rotated_share={self.rotated_share} of model.mixer.d_state={self.d_state} "

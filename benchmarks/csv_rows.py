@@ -1,0 +1,34 @@
+"""Rows of figures as CSV files, which the pages are written from."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path, words: Collection[str], whole: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a file, none if there is none: columns of words as they are, whole numbers, and numbers.
+
+    An empty cell that is no word is None.
+    """
+    if not path.exists():
+        return []
+
+    def value(column: str, cell: str) -> Any:
+        if column in words:
+            return cell
+        if not cell:
+            return None
+        return int(cell) if column in whole else float(cell)
+
+    with path.open(newline="") as file:
+        return [{key: value(key, cell) for key, cell in row.items()} for row in csv.DictReader(file)]
