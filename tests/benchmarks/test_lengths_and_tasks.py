@@ -3,9 +3,7 @@ docs are those of the CSVs beside them."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -14,17 +12,6 @@ from mambabyte.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "benchmarks"
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """load("scaling") imports a file of benchmarks as it imports the others there: by its bare name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
 
 
 @pytest.mark.parametrize("name", ["attention", "LSTM", "convolution", "S4D", "selective scan"])

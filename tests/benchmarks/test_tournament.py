@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -19,17 +18,6 @@ from mambabyte.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "benchmarks"
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """load("tournament") imports a file of benchmarks as it imports the others there: by its bare name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
 
 
 @pytest.fixture
