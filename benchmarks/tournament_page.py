@@ -24,12 +24,17 @@ CURVE_COLUMNS = ("corpus", "model", "seed", "training_flops", "bits_per_byte")
 _WORDS = ("size", "corpus", "model", "kind", "outcome", "machine", "command")
 _WHOLE = ("number", "seed", "width", "depth", "batch_bytes", "context_length", "parameters", "steps")
 _KINDS = {"compute": "equal compute", "time": "equal time"}
+_BUDGETS = (  # of a kind of run: the option of tournament.py and the setting in the run's command
+    ("trial", "trial-flops", "training_flops"),
+    ("compute", "final-flops", "training_flops"),
+    ("time", "final-seconds", "training_seconds"),
+)
 _OURS = "mambabyte"
 _ROOT = Path(__file__).absolute().parents[1]
 _TITLE = "# A tournament of byte-level models on equal terms"
 _HOW = """This page is written by
 ```bash
-python benchmarks/tournament.py --books FOLDER --out docs/benchmarks
+python benchmarks/tournament.py --books FOLDER --out docs/benchmarks{options}
 python benchmarks/long_context.py --out docs/benchmarks
 ```
 and, from the figures in [{results}]({link}{results}) alone, by the first with `--page`. FOLDER has parquet files in PG19's
@@ -72,7 +77,7 @@ def page(results: Rows, lengths: Rows, out: Path, place: Path) -> str:
     """The whole page as Markdown, for the file ``place``, of figures in the folder ``out``."""
     link, root = _link(out, place), _link(_ROOT, place)
     names = {"link": link, "root": root, "docs": _link(_ROOT / "docs", place), "results": RESULTS}
-    names["measured"] = _measured(results)
+    names |= {"measured": _measured(results), "options": _options(results)}
     if not results:
         return "\n\n".join([_TITLE, _HOW.format(**names), "Not run yet.", _GPU.format(**names)]) + "\n"
     blocks = [
@@ -89,6 +94,19 @@ def page(results: Rows, lengths: Rows, out: Path, place: Path) -> str:
         _GPU.format(**names),
     ]
     return "\n\n".join(block.strip() for block in blocks if block) + "\n"
+
+
+def _options(results: Rows) -> str:
+    """The options of the tournament by which its runs were made, as words of its command."""
+    said = ""
+    if trials := [row["number"] for row in results if row["kind"] == "trial"]:
+        said += f" --trials {max(trials) + 1}"
+    for kind, option, budget in _BUDGETS:
+        commands = [row["command"] for row in results if row["kind"] == kind and row["command"]]
+        if commands:
+            given = commands[0].partition(f"budget.{budget}=")[2].split()[0]
+            said += f" --{option} {given.replace('e+', 'e')}"
+    return said
 
 
 def _link(target: Path, place: Path) -> str:

@@ -126,7 +126,7 @@ class Job:
 
     @property
     def _flops(self) -> str:
-        flops = self.plan.size.trial_flops if self.kind == "trial" else self.plan.size.final_flops
+        flops = self.plan.size.final_flops if self.kind == "compute" else self.plan.size.trial_flops
         return f"budget.training_flops={flops:g}"
 
     @property
@@ -136,7 +136,7 @@ class Job:
 
     @cached_property
     def steps(self) -> int:
-        """Optimizer steps at this job's compute; of one at equal time, at that of its other runs."""
+        """Optimizer steps at this job's compute. One at equal time has the warm-up of a trial, and so its."""
         from mambabyte.training.planning.budget import within_budget
         from mambabyte.training.settings import TrainSettings
 

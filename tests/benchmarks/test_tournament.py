@@ -94,6 +94,8 @@ def test_a_job_is_a_whole_command_of_its_own(load, tmp_path: Path) -> None:
     assert [job.seed for job in late] == [1, 2]
     budget = TrainSettings.compose(*late[0].command[2:]).budget
     assert (budget.training_seconds, budget.training_flops) == (plan.size.final_seconds, None)
+    longer, trial = (replace(late[0], kind=kind) for kind in ("compute", "trial"))
+    assert late[0].steps == trial.steps < longer.steps
     assert planned(load, "60m", tmp_path, books=None).corpora["books"][0] == "data=pg19"
 
 
@@ -240,7 +242,13 @@ def result(model: str, kind: str, bits: float, seed: int = 1, corpus: str = "boo
         "bits_per_byte": bits,
         "stateful_bits_per_byte": None,
     }
-    row |= {"outcome": "finished", "machine": "a machine", "command": "mambabyte train"}
+    budget = {
+        "trial": "budget.training_flops=1e+12",
+        "compute": "budget.training_flops=3e+12",
+        "time": "budget.training_flops=null budget.training_seconds=30",
+    }[kind]
+    command = f"mambabyte train {budget} run_dir=runs"
+    row |= {"outcome": "finished", "machine": "a machine", "command": command}
     return {**row, **more, "curve": [(4e12, bits + 0.2), (8e12, bits)]}
 
 
@@ -303,6 +311,8 @@ def test_the_page_is_made_of_the_csvs_alone(load, tmp_path: Path) -> None:
     assert "| LSTM, state carried | 512 | 2.500 | - | 2.250 | 0.250 |" in page
     assert "| MegaByte | 512 | 2.500 | 2.400 | - |  |" in page
     assert "validation bytes: MegaByte 0.75 to 0.75 times as much)" in page
+    repeated = "benchmarks --trials 1 --trial-flops 1e12 --final-flops 3e12 --final-seconds 30\n"
+    assert f"tournament.py --books FOLDER --out docs/{repeated}" in page
     assert "](../tournament.png)" in page and "](../long_context.png)" in page
     pages.draw(*found, tmp_path)
     for name in (pages.FIGURE, "long_context.png"):
