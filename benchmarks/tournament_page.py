@@ -56,7 +56,8 @@ _LIMITS = """## What this shows, and what it does not
 - Compute is counted as in [models.md]({docs}models.md#flops-per-byte): attention with a whole context of keys, although causality
   halves it; SpaceByte and H-Net with the bytes per chunk that their YAML expects{measured}. Equal time asks the machine instead, and so the
   kernels; its runs have the best points of equal compute, which are not tuned again.
-- The best point of a short trial need not be the best of a longer run, least for models that learn slowly at first.
+- The best point of a short trial need not be the best of a longer run, least for models that learn slowly at first. Where most of
+  the best points lie at the same end of a range, a wider range might have helped, and some models more than others.
 - A model is measured in windows of the context it chose (`disjoint`); `stateful` carries the state of a recurrent model
   through each document, which no other model here can do.
 - Trials are judged on a sample of the split that the runs are measured on. That flatters all of them, and all alike.
@@ -237,39 +238,48 @@ def _standings_table(results: Rows, kind: str) -> str:
     return "\n\n".join([head, *blocks]) if blocks else ""
 
 
+def _best(results: Rows) -> list[dict[str, Any]]:
+    """The best trial of every model on every corpus."""
+    tried = [
+        _of(results, corpus=corpus, model=model, kind="trial")
+        for corpus in _in_order(results, "corpus")
+        for model in _in_order(results, "model")
+    ]
+    return [min(trials, key=lambda row: row["bits_per_byte"]) for trials in tried if trials]
+
+
 def _winners(results: Rows) -> str:
     lines = [
         "## The best points\n",
         "| corpus | model | learning rate | bytes a step | context | best trial | median trial | trials |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for corpus in _in_order(results, "corpus"):
-        for model in _in_order(results, "model"):
-            trials = _of(results, corpus=corpus, model=model, kind="trial")
-            if not trials:
-                continue
-            best = min(trials, key=lambda row: row["bits_per_byte"])
-            bits = [row["bits_per_byte"] for row in trials]
-            cells = [f"{best['learning_rate']:g}", f"{best['batch_bytes']:,}", f"{best['context_length']:,}"]
-            cells += [f"{min(bits):.3f}", f"{median(bits):.3f}", str(len(trials))]
-            lines.append(f"| {corpus} | {_name(model)} | {' | '.join(cells)} |")
+    for best in _best(results):
+        trials = _of(results, corpus=best["corpus"], model=best["model"], kind="trial")
+        middle = median(row["bits_per_byte"] for row in trials)
+        cells = [f"{best['learning_rate']:g}", f"{best['batch_bytes']:,}", f"{best['context_length']:,}"]
+        cells += [f"{best['bits_per_byte']:.3f}", f"{middle:.3f}", str(len(trials))]
+        lines.append(f"| {best['corpus']} | {_name(best['model'])} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _space(results: Rows) -> str:
-    size = SIZES[results[0]["size"]]
+    """The ranges, and how many of the best points lie at their ends."""
+    size, best = SIZES[results[0]["size"]], _best(results)
     low, high = size.learning_rates
     ranges = {
-        "width": size.widths,
-        "depth": size.depths,
-        "bytes a step": size.batch_bytes,
-        "context": size.context_lengths,
+        "width": ("width", size.widths),
+        "depth": ("depth", size.depths),
+        "bytes a step": ("batch_bytes", size.batch_bytes),
+        "context": ("context_length", size.context_lengths),
     }
-    lines = ["**The search space**, the same for all\n", "| | |", "|---|---|"]
-    lines += [
-        f"| {name} | {', '.join(f'{value:,}' for value in values)} |" for name, values in ranges.items()
-    ]
-    lines.append(f"| learning rate | {low:g} to {high:g}, on a logarithmic scale |")
+    lines = ["**The search space**, the same for all\n", "| | | best points at the lowest | at the highest |"]
+    lines += ["|---|---|---:|---:|"]
+    for name, (key, values) in ranges.items():
+        ends = (sum(row[key] == end for row in best) for end in (min(values), max(values)))
+        counts = " | ".join(f"{count} of {len(best)}" for count in ends)
+        lines.append(f"| {name} | {', '.join(f'{value:,}' for value in values)} | {counts} |")
+    lines.append(f"| learning rate | {low:g} to {high:g}, on a logarithmic scale | | |")
     return "\n".join(lines)
 
 

@@ -253,7 +253,8 @@ def result(model: str, kind: str, bits: float, seed: int = 1, corpus: str = "boo
 
 
 def made_up() -> list[dict]:
-    trials = [result(name, "trial", 3.0) for name in ("mambabyte", "megabyte", "lstm")]
+    trials = [result(name, "trial", 3.0) for name in ("mambabyte", "megabyte")]
+    trials += [result("lstm", "trial", 3.0, depth=2), result("lstm", "trial", 3.1, number=1, depth=6)]
     runs = [
         result("mambabyte", "compute", 2.10, stateful_bits_per_byte=2.05),
         result("mambabyte", "compute", 2.18, seed=2, stateful_bits_per_byte=2.15),
@@ -277,7 +278,7 @@ def test_the_first_line_says_who_wins(load, tmp_path: Path) -> None:
     )
     ahead = pages.verdict([row for row in rows if row["kind"] != "time"])
     assert ahead.startswith("**MambaByte is ahead of all 2 others**: on books at equal compute, 2.140")
-    assert pages.verdict(rows[:3]) == "**MambaByte has not been compared yet.**"
+    assert pages.verdict(rows[:4]) == "**MambaByte has not been compared yet.**"
     third = [result("mambabyte", "time", 3.0), *(result(n, "time", 2.0) for n in ("lstm", "megabyte"))]
     assert "it is 3rd of 3 on books at equal time, 3.000 bits per byte against LSTM's" in pages.verdict(third)
 
@@ -302,16 +303,18 @@ def test_the_page_is_made_of_the_csvs_alone(load, tmp_path: Path) -> None:
     assert len(found[1]) == 2 * 6
     (tmp_path / "docs").mkdir()
     page = pages.page(found[0], found[2], tmp_path, tmp_path / "docs" / "page.md")
-    assert "3 models on books: 3 trials of 8.0e12 training FLOPs each, then 8 runs" in page
+    assert "3 models on books: 4 trials of 8.0e12 training FLOPs each, then 8 runs" in page
     assert "Not run: gated S4D, Transformer, Perceiver AR, SpaceByte, H-Net." in page
-    assert "1 of the 11 runs diverged or were refused by the model, and count as 8 bits." in page
+    assert "1 of the 12 runs diverged or were refused by the model, and count as 8 bits." in page
     assert "| **MambaByte** | 96 x 4 | 280,000 | 2.00 MB | 2.140 (2.100 to 2.180) | 2.100 |" in page
     assert "| LSTM | 96 x 4 | 280,000 | 2.00 MB | 5.100 (2.200 to 8.000) |  |" in page
     assert "| books | MegaByte | 0.004 | 4,096 | 512 | 3.000 | 3.000 | 1 |" in page
+    assert "| width | 32, 64, 96, 128 | 0 of 3 | 0 of 3 |" in page
+    assert "| depth | 2, 4, 6 | 1 of 3 | 0 of 3 |" in page
     assert "| LSTM, state carried | 512 | 2.500 | - | 2.250 | 0.250 |" in page
     assert "| MegaByte | 512 | 2.500 | 2.400 | - |  |" in page
     assert "validation bytes: MegaByte 0.75 to 0.75 times as much)" in page
-    repeated = "benchmarks --trials 1 --trial-flops 1e12 --final-flops 3e12 --final-seconds 30\n"
+    repeated = "benchmarks --trials 2 --trial-flops 1e12 --final-flops 3e12 --final-seconds 30\n"
     assert f"tournament.py --books FOLDER --out docs/{repeated}" in page
     assert "](../tournament.png)" in page and "](../long_context.png)" in page
     pages.draw(*found, tmp_path)
