@@ -67,7 +67,7 @@ def run(settings: ServeSettings) -> None:
             settings.max_rows,
             settings.max_queue,
             settings.max_body_bytes,
-            getattr(model.config, "max_length", None),
+            model.config.max_bytes,
         )
         # Kernels are compiled before the first request, and a model without probabilities is refused.
         list(generate(model, b"", 2, Sampler(temperature=0), settings.weights))

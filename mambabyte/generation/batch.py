@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mambabyte.errors import UserError
 from mambabyte.generation.context import EMPTY_PROMPT, Context
 from mambabyte.generation.sampler import Draws, Sampler, draw
 from mambabyte.generation.speculative.drafter import Guess
@@ -246,7 +247,12 @@ class Batch:
         window = np.zeros((len(drafts), 1 + length), dtype=np.uint8)  # short drafts are followed by anything
         for row, place, draft in zip(window, self._places, drafts, strict=True):
             row[: 1 + len(draft.guesses)] = [place.byte, *(guess.byte for guess in draft.guesses)]
-        logits = self._stepper.window(torch.from_numpy(window).to(self._device)).float().cpu().numpy()
+        try:
+            read = self._stepper.window(torch.from_numpy(window).to(self._device))
+        except UserError:  # a guess, or what follows a short draft, may be beyond a model's last position
+            self._read()
+            return [], 0
+        logits = read.float().cpu().numpy()
         verified = drafting.verify(drafts, [place.draws for place in self._places], logits)
         drawn, kept = [], []
         for place, draft, its, seen in zip(self._places, drafts, verified, logits, strict=True):

@@ -30,9 +30,14 @@ class DocumentwiseByteLM(ByteLM):
     Documents of similar length (within a factor of two) run as one batch, padded at the end: at most log2(L)
     calls. A window that contains no document's start runs unchanged. The marks are read on the host: as an
     array (B, L) of NumPy they are there already, and nothing waits for the device.
+
+    Attributes:
+        calls_of_all: the most calls of any rank, from this one's. Where each call gathers weights from all
+            ranks, as under FSDP, every rank has to make as many; None where it does not.
     """
 
     reads_marks_on_host = True
+    calls_of_all: Callable[[int], int] | None = None
 
     def hidden(
         self,
@@ -63,25 +68,19 @@ class DocumentwiseByteLM(ByteLM):
         """
         marks = torch.from_numpy(document_start) if isinstance(document_start, np.ndarray) else document_start
         bytes = self.as_batch(bytes, state, marks)
-        if marks is None:
-            return run(bytes, state)
-        groups = list(_groups(marks.cpu().numpy(), state is not None))
-        if len(groups) == 1 and groups[0].index.shape == bytes.shape:
-            return run(bytes, state if groups[0].continued else None)
-        flat, length = bytes.flatten(), bytes.shape[1]
-        place = np.empty(len(flat), dtype=np.int64)  # of each byte among those of all groups
-        made, done = [], 0
-        for group in groups:
-            before = None
-            if group.continued and state is not None:
-                before = select_rows(state, (group.index[:, 0] // length).tolist())
-            index = to_device(group.index, bytes.device)
-            made.append([each.flatten(0, 1) for each in run(flat[index], before)])
-            valid = np.arange(group.index.shape[1]) < group.lengths[:, None]
-            place[group.index[valid]] = done + np.flatnonzero(valid)
-            done += group.index.size
-        places = to_device(place, bytes.device)
-        return [torch.cat(parts)[places].unflatten(0, bytes.shape) for parts in zip(*made, strict=True)]
+        groups = [] if marks is None else list(_groups(marks.cpu().numpy(), state is not None))
+        calls = max(1, len(groups))
+        missing = 0 if self.calls_of_all is None else self.calls_of_all(calls) - calls
+        if not groups:
+            made = run(bytes, state)
+        elif len(groups) == 1 and groups[0].index.shape == bytes.shape:
+            made = run(bytes, state if groups[0].continued else None)
+        else:
+            made = _run_groups(run, groups, bytes, state)
+        for _ in range(missing):  # in the backward pass too, and of no effect
+            idle = run(bytes[:1, :1], None)[0]
+            made = [made[0] + 0 * idle.sum(), *made[1:]]
+        return made
 
     def prefill_hidden(self, bytes: Tensor | bytes, state: State | None = None) -> tuple[Tensor, State]:
         bytes = self.as_batch(bytes, state)
@@ -91,6 +90,29 @@ class DocumentwiseByteLM(ByteLM):
         """What the heads read (B, L, d) and the state after the bytes; without a state, that one may be
         empty."""
         raise NotImplementedError
+
+
+def _run_groups(
+    run: Callable[[Tensor, State | None], Sequence[Tensor]],
+    groups: Sequence[_Group],
+    bytes: Tensor,
+    state: State | None,
+) -> Sequence[Tensor]:
+    """What `run` makes of each byte, called once for each group."""
+    flat, length = bytes.flatten(), bytes.shape[1]
+    place = np.empty(len(flat), dtype=np.int64)  # of each byte among those of all groups
+    made, done = [], 0
+    for group in groups:
+        before = None
+        if group.continued and state is not None:
+            before = select_rows(state, (group.index[:, 0] // length).tolist())
+        index = to_device(group.index, bytes.device)
+        made.append([each.flatten(0, 1) for each in run(flat[index], before)])
+        valid = np.arange(group.index.shape[1]) < group.lengths[:, None]
+        place[group.index[valid]] = done + np.flatnonzero(valid)
+        done += group.index.size
+    places = to_device(place, bytes.device)
+    return [torch.cat(parts)[places].unflatten(0, bytes.shape) for parts in zip(*made, strict=True)]
 
 
 def _groups(document_start: np.ndarray, has_state: bool) -> Iterator[_Group]:

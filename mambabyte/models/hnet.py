@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mambabyte.config.settings import setting, shown
+from mambabyte.config.settings import setting, shown, to_plain
 from mambabyte.errors import UserError
 from mambabyte.models.byte_lm import NOT_SCORED, VOCABULARY, FlopsPerByte, State, TrainingLoss
 from mambabyte.models.documentwise import DocumentwiseByteLM
@@ -72,6 +72,7 @@ class HNetConfig(ByteLMConfig):
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
+        self.arch_layout = to_plain(self.arch_layout)  # lists, as a checkpoint has them, of tuples too
         layouts = self._layouts()
         stages = len(layouts)
         for name, values in self._of_each_stage():

@@ -65,6 +65,11 @@ class ByteLMConfig(TargetSettings):
         path = super().target()
         return f"mambabyte.models.{cls.__name__}" if path.startswith("mambabyte.models.") else path
 
+    @property
+    def max_bytes(self) -> int | None:
+        """The bytes of a text that the model can read, whatever they are; None: any number."""
+        return getattr(self, "max_length", None)
+
     def require_multiple(self, name: str, of: str, factor: int = 1) -> None:
         """Raise UserError unless one field is a multiple of ``factor`` times another."""
         value, unit = getattr(self, name), getattr(self, of)

@@ -39,6 +39,11 @@ def add_adapters(model: nn.Module, lora: LoraSettings) -> None:
     from peft import inject_adapter_in_model
 
     inject_adapter_in_model(config, model)
+    for layer in map(model.get_submodule, layers):  # each learns at the rate of the weight that it is beside
+        marks = layer.get_base_layer().weight.__dict__  # type: ignore[operator]
+        for adapters in (layer.lora_A, layer.lora_B):
+            for adapter in adapters.values():  # type: ignore[operator]
+                adapter.weight.__dict__.update(marks)
 
 
 def adapted_layers(model: nn.Module, lora: LoraSettings) -> list[str]:

@@ -71,7 +71,7 @@ class MixerStackConfig(ByteLMConfig):
 
     def _check_layout(self) -> None:
         """Raise UserError if the layout contradicts the other settings."""
-        letters, named = self._letters, f"model.layout={self.layout}"
+        letters, named = self._letters, f"model.layout={(self.layout or '')[:80]}"
         if self.layout is not None:
             if len(letters) > self.n_layer:
                 raise UserError(f"{named} has {len(letters)} layers: model.n_layer={self.n_layer} is too few")

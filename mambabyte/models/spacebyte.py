@@ -83,6 +83,13 @@ class SpaceByteConfig(ByteLMConfig):
             return -(-self.max_length // int(self.bytes_per_chunk))
         return 1 + self.max_length // 2  # the first byte, and at most every second
 
+    @property
+    def max_bytes(self) -> int:
+        """The bytes of a text that the model can read, however many patches they open."""
+        patches = self.global_positions
+        most = patches * int(self.bytes_per_chunk) if self.patching == "fixed" else 2 * patches - 1
+        return min(self.max_length, most)
+
 
 class SpaceByte(DocumentwiseByteLM):
     """The state holds the bytes read, the patches opened and the last byte of each row (B); then keys and

@@ -15,7 +15,8 @@ class Limits(Settings):
         max_rows: texts that are written at the same time; also the most of one request.
         max_queue: requests that wait until there is room for theirs.
         max_body_bytes: of a request's JSON.
-        max_length: of a prompt and its text together, where the model has a limit of its own.
+        max_length: of a prompt and its text together, where the model has a limit of its own: a row beyond it
+            would end those of all clients.
     """
 
     max_prompt_bytes: int = setting(default=100_000, at_least=1, at_most=10**12)

@@ -17,6 +17,8 @@ import torch
 from mambabyte import checkpoints, generation
 from mambabyte.commands import serve
 from mambabyte.errors import UserError
+from mambabyte.models import SpaceByteConfig
+from mambabyte.serving import app
 from mambabyte.serving.server import Server
 
 
@@ -81,6 +83,19 @@ def test_the_weights_are_those_of_the_batch(configure, finished: Path, monkeypat
     monkeypatch.setattr(serve, "log_to_stderr", lambda: None)
     serve.run(configure("serve", f"ckpt={finished}", "port=0", "device=cpu", "weights=bf16"))
     assert asked == ["bf16", "bf16"]
+
+
+def test_no_text_may_be_longer_than_the_model_has_patches_for(configure, monkeypatch, tmp_path: Path) -> None:
+    config = SpaceByteConfig(d_model=8, n_head=1, local_d_model=8, local_n_head=1, global_max_length=20)
+    checkpoints.write_export(config.build(), None, 0, tmp_path / "model")
+    limits, build = [], app.build_app
+    monkeypatch.setattr(
+        app, "build_app", lambda engine, its, *more: limits.append(its) or build(engine, its, *more)
+    )
+    monkeypatch.setattr(Server, "serve_on", lambda self, listener: None)
+    monkeypatch.setattr(serve, "log_to_stderr", lambda: None)
+    serve.run(configure("serve", f"ckpt={tmp_path}/model", "port=0", "device=cpu"))
+    assert limits[0].max_length == 39
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])

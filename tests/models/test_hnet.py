@@ -379,6 +379,11 @@ def test_what_is_no_hnet_is_said_in_a_sentence(change, message):
         HNetConfig(**change)
 
 
+def test_a_layout_may_be_of_tuples():
+    config = HNetConfig(arch_layout=("m1", ("T1",), "m1"))
+    assert config == HNetConfig(arch_layout=["m1", ["T1"], "m1"])
+
+
 def test_chunks_of_three_stages_must_grow():
     with pytest.raises(UserError, match="bytes_per_chunk must rise"):
         HNetConfig(

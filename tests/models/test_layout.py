@@ -23,3 +23,10 @@ def test_a_letter_for_each_layer(text: str) -> None:
 def test_what_is_no_layout_is_refused(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         parse_layout(text, "mMtT")
+
+
+@pytest.mark.parametrize("text", [6000 * "m2", 6000 * "m1" + "x"])
+def test_a_long_layout_is_not_shown_whole(text: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_layout(text, "mMtT")
+    assert len(str(refused.value)) < 300

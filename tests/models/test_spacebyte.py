@@ -293,6 +293,19 @@ def test_by_default_no_text_has_too_many_patches(patching):
     assert model(b" a b c d e f g h ").shape == (1, 17, 256)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [(CONFIG, 64), (replace(CONFIG, global_max_length=5), 9), (replace(FIXED, global_max_length=5), 20)],
+)
+def test_how_long_any_text_may_be(config, most):
+    assert config.max_bytes == most
+    worst = (b"a " * most)[:most]
+    assert built(config)(worst).shape[1] == most
+    with pytest.raises(UserError, match="SpaceByte has positions for"):
+        built(config)((b"a " * most)[: most + 1])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

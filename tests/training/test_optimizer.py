@@ -6,6 +6,8 @@ from torch import nn
 
 from mambabyte.errors import UserError
 from mambabyte.models import HNetConfig, MambaByteConfig
+from mambabyte.models.hyperparameters import LoraSettings
+from mambabyte.models.lora import add_adapters
 from mambabyte.training.optimizer import AdamWConfig, is_decayed, set_learning_rate
 
 
@@ -69,6 +71,20 @@ def test_learning_rate_multipliers_make_groups_of_their_own() -> None:
         assert group["lr"] == pytest.approx(0.1 * (0.5 if inside.pop() else 2.5))
         assert {is_decayed(parameter) for parameter in group["params"]} == {group["weight_decay"] > 0}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_adapters_learn_at_the_rate_of_the_weights_beside_them() -> None:
+    pytest.importorskip("peft")
+    model = HNetConfig(learning_rate_multipliers=[2.5, 0.5]).build()
+    add_adapters(model, LoraSettings(rank=2, alpha=4, targets=["in_proj", "fc1"]))
+    optimizer = AdamWConfig(learning_rate=1e-3, warmup_steps=1).build(model)
+    set_learning_rate(optimizer, 0.1)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: rates[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, rate in found.items() if rate == pytest.approx(0.05)} == {
+        name for name in found if ".main_network." in name
+    }
+    assert {rate for name, rate in found.items() if ".main_network." not in name} == {0.25}
 
 
 def test_an_optimizer_saved_before_there_were_multipliers_goes_on() -> None:

@@ -100,3 +100,23 @@ def test_a_new_run_from_weights_that_do_not_fit(start, run_dir: Path, tmp_path: 
     with pytest.raises(UserError, match="do not fit the model the file describes"):
         start("new", f"ckpt={tmp_path / 'misfit.ckpt'}")
     assert not (tmp_path / "runs" / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["model.max_length=16"], "context_length=32 is more than model.max_length=16"),
+        (["model.max_length=32", "callbacks.sample_bytes=33"], r"set callbacks\.sample_bytes=32 or less"),
+        (
+            ["model.max_length=32", "callbacks.sample_bytes=31", "callbacks.sample_prompt=abc"],
+            "sample_bytes=30 or",
+        ),
+        (["model.global_max_length=8"], r"sample_bytes=16 .* the 15 bytes that this model can read of any"),
+    ],
+    ids=["windows", "samples", "prompt", "patches"],
+)
+def test_more_bytes_than_the_model_has_positions(settings, sentence: str, start, tmp_path: Path) -> None:
+    model = ["model=spacebyte", "model.local_d_model=16", "model.n_layer=1"]
+    with pytest.raises(UserError, match=sentence):
+        start("short", *model, *settings)
+    assert not (tmp_path / "runs" / "short").exists()

@@ -1,15 +1,17 @@
 """Sharding a model's parameters between ranks with PyTorch's FSDP2, and copying the whole model back."""
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from mambabyte.models import ByteLM
 from mambabyte.models.byte_lm import ReadsChunks
+from mambabyte.models.documentwise import DocumentwiseByteLM
 from mambabyte.models.hyperparameters import LoraSettings
 from mambabyte.models.lora import merged
 from mambabyte.models.meta_device import on_meta_device
@@ -38,8 +40,17 @@ def shard(model: ByteLM, mesh: Any, in_bf16: bool) -> None:
     register_fsdp_forward_method(model, "training_loss")
     if isinstance(model, ReadsChunks):
         register_fsdp_forward_method(model, "chunk_rates")
+    if isinstance(model, DocumentwiseByteLM):
+        model.calls_of_all = partial(_most_of_all, group=mesh.get_group(), device=mesh.device_type)
     for name, own in marks.items():  # such as _no_weight_decay; fully_shard has replaced the parameters
         model.get_parameter(name).__dict__.update(own)
+
+
+def _most_of_all(count: int, group: Any, device: str) -> int:
+    """The largest of all ranks' numbers."""
+    counts = torch.tensor(count, device=device)
+    distributed.all_reduce(counts, distributed.ReduceOp.MAX, group=group)
+    return int(counts)
 
 
 def unsharded_copy(model: ByteLM, main: bool, lora: LoraSettings | None = None) -> ByteLM | None:

@@ -67,17 +67,17 @@ def with_parameters(config: ByteLMConfig, parameters: float) -> ByteLMConfig:
             "others: set the sizes of its stages, and budget.parameters=null"
         )
     widths, heads = ({name: n for name, n in given.items() if n is not None} for given in (widths, heads))
-    factor = parameters / num_parameters(config)
+    factor, least = parameters / num_parameters(config), getattr(config, "period", 1)
     if not 1 / _SAME_DEPTH_WITHIN <= factor <= _SAME_DEPTH_WITHIN:
         scale = factor ** (1 / 3)
-        layers = {name: max(1, round(n * scale)) for name, n in layers.items()}
+        layers = {name: max(least, round(n * scale)) for name, n in layers.items()}
         # multiples of four, since few widths divide by others
         heads = {name: max(1, 4 * round(n * scale**0.5 / 4)) for name, n in heads.items()}
     units = (getattr(config, "patch_size", 1), getattr(config, "width_unit", 1))
     unit = math.lcm(8, *(2 * n for n in heads.values()), *units)
 
     first = None
-    for depth in _depths(layers, least=getattr(config, "period", 1)):
+    for depth in _depths(layers, least):
         solved = _with_nearest_width(config, {**depth, **heads}, widths, unit, parameters)
         if abs(num_parameters(solved) - parameters) <= _LARGEST_MISS * parameters:
             return solved

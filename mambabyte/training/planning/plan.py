@@ -92,6 +92,7 @@ def plan(settings: TrainSettings, keep_measurements: bool = True) -> Plan:
                 "name="
             )
     given.check_schedule()
+    _check_lengths(settings)
     callbacks: list[Callback] = []
     if keep_measurements and not _is_complete(settings, step):
         callbacks = settings.callbacks.build_extra()
@@ -176,6 +177,28 @@ def _check_parts(settings: TrainSettings, main_process: bool) -> None:
     size = 1 if settings.trainer.micro_batch_size == "auto" else settings.trainer.micro_batch_size
     trainer = resolve_devices(replace(settings.trainer, micro_batch_size=size))
     build_trainer(replace(settings, trainer=trainer), [], [])
+
+
+def _check_lengths(settings: TrainSettings) -> None:
+    """Raise UserError if the model has no positions for the run's windows, or for its samples."""
+    callbacks, length = settings.callbacks, getattr(settings.model, "max_length", None)
+    if length is not None and settings.context_length > length:
+        raise UserError(
+            f"context_length={settings.context_length:,} is more than model.max_length={length:,}, the bytes "
+            "that this model has positions for: lower the first or raise the second"
+        )
+    most, steps = settings.model.max_bytes, settings.trainer.max_steps
+    sampled = callbacks.sample_every and (steps is None or steps >= callbacks.sample_every)
+    if most is None or not (sampled and callbacks.sample_bytes):
+        return
+    # without a prompt a sample follows a line feed, and the last byte of one is not read
+    prompt = len(callbacks.sample_prompt.encode("utf-8", "surrogateescape")) or 1
+    if prompt + callbacks.sample_bytes - 1 > most:
+        raise UserError(
+            f"callbacks.sample_bytes={callbacks.sample_bytes:,} after callbacks.sample_prompt are more than "
+            f"the {most:,} bytes that this model can read of any text: set "
+            f"callbacks.sample_bytes={max(0, most + 1 - prompt)} or less, or raise model.max_length"
+        )
 
 
 def _jump(settings: TrainSettings, step: int, changed: Changes) -> str:

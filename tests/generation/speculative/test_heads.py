@@ -19,6 +19,7 @@ from tests.models.every_model import MODELS, random_bytes
 # fp32 sums in another order, values of order 1
 CLOSE = {"atol": 2e-5, "rtol": 0}
 NAMES = ["mambabyte", "mambabyte-ngrams", "transformer-window", "megabyte", "perceiver_ar", "lstm", "ssd"]
+NAMES += ["spacebyte", "hnet-2-stages"]
 SAMPLERS = [
     Sampler(0),
     Sampler(1.0, seed=1),
@@ -166,6 +167,20 @@ def test_heads_that_have_learnt_a_periodic_text_guess_right(config) -> None:
     # After four steps that are timed without drafts, each gives a byte and the heads' four; but the last,
     # which has no byte left to guess.
     assert (done.rounds, done.drafted, done.acceptance) == (8, 32, 1)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS[:2], ids=["greedy", "sampled"])
+def test_no_guess_is_read_beyond_a_models_last_position(sampler: Sampler) -> None:
+    model = likely_right(replace(MODELS["spacebyte"], max_length=40))
+    batch = Batch(model, drafting=fixed(model))
+    # The last byte that is drawn is not read; the other row's drafts are longer than what is left.
+    lengths = {b"twenty characters, a": 21, b"ab": 30}
+    rows = {prompt: Row(sampler, length) for prompt, length in lengths.items()}
+    for prompt, row in rows.items():
+        batch.add(read(model, prompt), [row])
+    texts = collect(batch)
+    for prompt, row in rows.items():
+        assert texts[row] == alone(model, prompt, sampler, lengths[prompt])
 
 
 def test_from_python() -> None:

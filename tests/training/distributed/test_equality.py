@@ -156,6 +156,19 @@ def test_bf16_is_the_same_under_fsdp(train: Callable[..., End], tmp_path: Path) 
         assert ours == pytest.approx(theirs, abs=1e-2)
 
 
+def test_ranks_whose_windows_hold_other_numbers_of_documents_gather_weights_together(
+    train: Callable[..., End], tmp_path: Path
+) -> None:
+    # a Transformer runs the documents of a window each by itself, in as many calls as they have sizes
+    few = ["model=transformer", "trainer.max_steps=3", "callbacks.sample_every=0"]
+    assert train(1, tmp_path / "one", *few).codes == [0]
+    end = train(2, tmp_path / "two", *few, "trainer=fsdp")
+    assert end.codes == [0, 0], end.err
+    one, two = (checkpoints.read(tmp_path / name).state_dict for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0, msg=name)
+
+
 def test_two_ranks_train_adapters_as_one_process_does(
     train: Callable[..., End], alone: tuple[Path, End], tmp_path: Path
 ) -> None:

@@ -35,6 +35,12 @@ def test_parameter_matched_gives_every_model_the_same_bytes(configure, choice):
     assert solved.trainer.max_steps == 450
 
 
+def test_a_much_smaller_budget_keeps_a_layout_whole(configure):
+    solved = within_budget(configure("train", "model=hybrid", "budget.parameters=1e5"))
+    assert build(solved).num_parameters() == pytest.approx(1e5, rel=0.05)
+    assert solved.model.n_layer >= 8
+
+
 def test_without_a_budget_nothing_changes(configure):
     settings = configure("train", "experiment=quickstart")
     assert within_budget(settings) == settings
