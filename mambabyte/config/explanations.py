@@ -54,16 +54,16 @@ def explain(fault: BaseException, overrides: Iterable[str] = ()) -> UserError | 
         key = fault.full_key or ""
         where = f" (at {key})" if key and not key.startswith("hydra.") else ""
         return UserError(_first_line(fault.msg or str(fault)) + where)
-    if isinstance(fault, ValueError) and _raised_inside(fault, "hydra"):
+    if isinstance(fault, ValueError) and _raised_inside(fault, ("hydra.", "optuna.")):
         return UserError(_first_line(str(fault)))
     if isinstance(fault, YAMLError):
         return UserError("cannot read a YAML file: " + " ".join(str(fault).split()))
     return None
 
 
-def _raised_inside(fault: BaseException, package: str) -> bool:
+def _raised_inside(fault: BaseException, packages: tuple[str, ...]) -> bool:
     frames = list(traceback.walk_tb(fault.__traceback__))
-    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith(package + ".")
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith(packages)
 
 
 def _misread_override(override: str) -> UserError:
