@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -78,6 +79,8 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
         failures.say()
         try:
             arguments = list(settings.overrides.task)
+            if searching and (fault := nothing_to_search(settings.sweeper, overrides)):
+                raise _Escaped from fault
             if searching and (fault := nothing_to_minimise(name, composed)):
                 raise _Escaped from fault
             if sweeping and name == "train":
@@ -109,6 +112,8 @@ def run_hydra(name: str, command: Command, overrides: list[str], flags: list[str
         key, _, value = override.partition("=")
         if key not in command.settings.not_kept:  # type: ignore[attr-defined]
             refuse_secrets({key: value})
+        if key in ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs") and re.fullmatch(r"0+|-\d+", value):
+            raise UserError(f"{key} must be at least 1, not {value}")
     if "sweeper=optuna" in overrides and find_spec("optuna"):
         import_module("optuna.logging").set_verbosity(logging.WARNING)  # its notes are no news to the user
     # PyTorch's large tensors in huge pages: without them, fresh memory costs a third of a long scan's time.
@@ -149,6 +154,20 @@ def check_devices(composed: DictConfig, launcher: str) -> None:
             "set trainer.devices=1, give each job a process by launcher=submitit_local or submitit_slurm, or "
             "start the jobs one by one"
         )
+
+
+def nothing_to_search(sweeper: DictConfig, overrides: list[str]) -> UserError | None:
+    """That neither the sweeper's own settings nor an override has values to choose from; None if one has."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if any(sweeper.get(key) for key in ("params", "search_space", "custom_search_space")):
+        return None
+    if any(each.is_sweep_override() for each in OverridesParser.create().parse_overrides(overrides)):
+        return None
+    return UserError(
+        "a search has nothing to choose: give a setting several values, as in model.d_model=48,64,96, or a "
+        "range, as in 'optimizer.learning_rate=interval(1e-3,2e-2)'"
+    )
 
 
 def nothing_to_minimise(name: str, composed: DictConfig) -> UserError | None:

@@ -35,7 +35,7 @@ def predictions(model: ByteLM, lengths: Sequence[int], lanes: int, window: int |
     """
     if window is None and not model.recurrent:
         raise UserError(
-            f"the state of {type(model).__name__} grows with what it has read: it compresses in windows only"
+            f"the state of {model.kind} grows with what it has read: it compresses in windows only"
         )
     ends = np.cumsum(np.asarray(lengths, dtype=np.int64))
     starts = ends - lengths

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mambabyte.generation.outputs import Output
     from mambabyte.generation.prompts import Prompt
     from mambabyte.generation.speculative.drafting import Drafting
+    from mambabyte.models import ByteLM
 
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.?)", re.DOTALL)
 _ESCAPED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\"}
@@ -112,6 +113,7 @@ def run(settings: GenerateSettings) -> None:
             TOP_BETA if settings.top_beta is None else settings.top_beta,
         )
     context = None if settings.state is None else load_context(settings.state, model)
+    _refuse_too_long(settings, model, prompts, 0 if context is None else context.length)
     spent, stopped = Spent(), False
     writing = Writing(
         *(model, sampler, settings.bytes, stop, settings.samples, settings.batch_size, settings.weights),
@@ -204,6 +206,29 @@ def _refuse_what_would_fail(settings: GenerateSettings, prompts: list[Prompt]) -
     for key, file in (("out=", settings.out), ("save_state=", settings.save_state)):
         if file is not None:
             _refuse_to_write(file, key)
+
+
+def _refuse_too_long(settings: GenerateSettings, model: ByteLM, prompts: list[Prompt], read: int) -> None:
+    """Raise UserError if a text, with `read` bytes before it, needs more positions than the model has."""
+    known = getattr(model.config, "max_length", None)
+    if known is None:
+        return
+    for prompt in prompts:
+        if prompt.length is None:
+            continue
+        before = read + prompt.length or 1  # without any the model reads a line feed
+        if before > known:
+            raise UserError(
+                f"this model has positions for {known:,} bytes, and what is to be continued has {before:,}: "
+                "give it less"
+            )
+        # the last byte of a text is not read, unless its state is kept
+        room = known - before + (settings.save_state is None)
+        if settings.bytes > room and not settings.interactive:
+            raise UserError(
+                f"this model has positions for {known:,} bytes, of which the prompt takes {before:,}: set "
+                f"bytes={room} or less"
+            )
 
 
 def _refuse_to_write(file: Path, key: str) -> None:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from mambabyte.config.overrides import quoted
+from mambabyte.config.overrides import ONE_CHOICE, quoted
 from mambabyte.config.settings import suggestion
 from mambabyte.errors import UserError
 
@@ -54,16 +54,16 @@ def explain(fault: BaseException, overrides: Iterable[str] = ()) -> UserError | 
         key = fault.full_key or ""
         where = f" (at {key})" if key and not key.startswith("hydra.") else ""
         return UserError(_first_line(fault.msg or str(fault)) + where)
-    if isinstance(fault, ValueError) and _raised_inside(fault, "hydra"):
+    if isinstance(fault, ValueError) and _raised_inside(fault, ("hydra.", "optuna.")):
         return UserError(_first_line(str(fault)))
     if isinstance(fault, YAMLError):
         return UserError("cannot read a YAML file: " + " ".join(str(fault).split()))
     return None
 
 
-def _raised_inside(fault: BaseException, package: str) -> bool:
+def _raised_inside(fault: BaseException, packages: tuple[str, ...]) -> bool:
     frames = list(traceback.walk_tb(fault.__traceback__))
-    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith(package + ".")
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith(packages)
 
 
 def _misread_override(override: str) -> UserError:
@@ -97,7 +97,7 @@ def _missing_file(path: str, options: Iterable[str], message: str) -> UserError:
 
 def _unknown_key(fault: ConfigAttributeError | ConfigKeyError) -> UserError:
     siblings = fault.parent_node if isinstance(fault.parent_node, Mapping) else {}
-    known = [key for key in siblings if key != "hydra"]
+    known = [key for key in siblings if key not in ("hydra", "_target_")]
     section = str(fault.full_key).rpartition(".")[0]
     if section and not known:  # of a group whose choice is none
         return UserError(f"there is no setting {fault.full_key} yet: choose {section}= too")
@@ -117,6 +117,8 @@ def _refused_override(message: str, cause: BaseException | None) -> UserError:
     ambiguous = re.match(r"Ambiguous value for argument '(.*?)=(.*)'", message)
     if ambiguous:
         key, value = ambiguous.groups()
+        if key in ONE_CHOICE:
+            return UserError(f"{key} takes one choice, not {value}: add -m to run one job for each")
         return UserError(
             f"{key}={value} holds a comma; write {shlex.quote(f'{key}=[{value}]')} for a list, "
             f"{shlex.quote(f'{key}={quoted(value)}')} for text, "

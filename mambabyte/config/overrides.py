@@ -14,7 +14,7 @@ from mambabyte.errors import UserError
 
 _PROMPTS = ("prompt", "callbacks.sample_prompt")  # for the model: no path, no quotation, no interpolation
 # Groups of which Hydra would merge several choices into one that nobody has described.
-_ONE_CHOICE = (
+ONE_CHOICE = (
     *(
         "model",
         "mixer",
@@ -100,7 +100,7 @@ def _as_meant(override: str, texts: dict[str, Text], sweeping: bool) -> str:
         raise UserError(f"there is no setting {name}; write a setting that Hydra has, without the +")
     if name in _PROMPTS and equals:
         return f"{key}={quoted(value)}"
-    if name in _ONE_CHOICE and value.startswith("["):
+    if name in ONE_CHOICE and value.startswith("["):
         raise UserError(f"{name} takes one choice, not {value}; add -m to run one job for each: {name}=a,b")
     if name == "logger" and re.fullmatch(r"\[\s*\]", value):
         raise UserError("logger=[] chooses none, and metrics.csv is written in any case: write logger=csv")

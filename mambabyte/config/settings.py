@@ -178,7 +178,8 @@ def suggestion(word: str, known: Iterable[Any]) -> str:
     """The end of a sentence about an unknown word: its new name, the nearest known one, else all of them."""
     choices = sorted(map(str, known))
     near = [name for name in choices if name.lstrip("-") == _RENAMED.get(str(word).lstrip("-"))]
-    near = near or difflib.get_close_matches(str(word), choices, n=1)
+    by_lower = {name.lower(): name for name in reversed(choices)}
+    near = near or [by_lower[each] for each in difflib.get_close_matches(str(word).lower(), by_lower, n=1)]
     if near:
         return f"; did you mean {near[0]}?"
     return f"; choose from {', '.join(choices)}" if choices else ""

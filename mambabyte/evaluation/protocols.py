@@ -180,8 +180,8 @@ def _stateful(
     """
     if not model.recurrent:
         raise UserError(
-            f"protocol=stateful needs a model whose state stays the same size, which that of "
-            f"{type(model).__name__} does not; measure it with protocol=disjoint or protocol=sliding"
+            f"protocol=stateful needs a model whose state stays the same size, and that of {model.kind} "
+            "grows; measure it with protocol=disjoint or protocol=sliding"
         )
     longest_first = np.argsort([-len(document) for document in documents], kind="stable")
     waiting = [int(i) for i in longest_first if cursor.scored[i] < len(documents[i])]

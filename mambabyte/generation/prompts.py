@@ -42,6 +42,14 @@ class Prompt:
         text = self.typed.decode("utf-8", "replace")
         return visible(f"'{text}'" if len(text) <= _SHOWN else f"'{text[:_SHOWN]}…'", keep="")
 
+    @property
+    def length(self) -> int | None:
+        """Its bytes; None of what is no regular file, whose end is not known before it is read."""
+        if self.file is None:
+            return len(self.typed)
+        regular = self.file != STANDARD_INPUT and self.file.is_file()
+        return self.file.stat().st_size if regular else None
+
     def check(self) -> None:
         """Refuse what can be seen not to be readable, without reading.
 

@@ -97,6 +97,8 @@ class HNetConfig(ByteLMConfig):
     def _check_stage(self, stage: int, letters: set[str]) -> None:
         width, (heads, _, rotated) = self.d_model[stage], self.attn_cfg.of_stage(stage)
         mamba = self.ssm_cfg.of_stage(stage)
+        if self.d_intermediate[stage] and not letters & set("MT"):
+            raise UserError(f"stage {stage} has no MLP (a capital): set model.d_intermediate[{stage}] to 0")
         if letters & set("MT") and not self.d_intermediate[stage]:
             raise UserError(
                 f"the MLPs of stage {stage} need a width: set model.d_intermediate[{stage}] above 0, or use "

@@ -37,7 +37,10 @@ class ByteLMConfig(TargetSettings):
             if ours == "mambabyte.models" and name == "MixerStack":
                 values = {"mixer": None, **values}
             elif ours == "mambabyte.models" and isinstance(values.get("mixer"), Mapping):
-                raise UserError(f"mixer= chooses the mixer of model=mixer_stack, and this model is {name}")
+                raise UserError(
+                    f"mixer= chooses the mixer of model=mixer_stack, and this model is {name}: leave it out, "
+                    "or the experiment that sets it"
+                )
         return super().from_settings(values, where)
 
     def build(self) -> ByteLM:

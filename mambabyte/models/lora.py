@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mambabyte.config.settings import suggestion
 from mambabyte.errors import UserError
 from mambabyte.models.hyperparameters import LoraSettings
 
@@ -58,7 +57,11 @@ def adapted_layers(model: nn.Module, lora: LoraSettings) -> list[str]:
             ends = {name.rpartition(".")[2] for name in layers}
             raise UserError(
                 f"lora.targets: this model has no linear layer {target!r}"
-                + (suggestion(target, ends) if ends else ", and no other that adapters could be put beside")
+                + (
+                    f"; set lora.targets to some of {', '.join(sorted(ends))}"
+                    if ends
+                    else ", and no other that adapters could be put beside"
+                )
             )
     adapted = [name for name in layers if any(_is_named(name, target) for target in lora.targets)]
     shapes = [model.get_parameter(f"{name}.weight").shape for name in adapted]

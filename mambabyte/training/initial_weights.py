@@ -131,6 +131,8 @@ def _refuse_other_model(settings: TrainSettings, there: Any) -> None:
     differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     if differing:
         said = ", ".join(f"{key} {then.get(key)} there, {now.get(key)} now" for key in differing)
+        if type(there) is not type(settings.model):  # whose settings are all others
+            said = f"{there.model.__name__} there, {settings.model.model.__name__} now"
         raise UserError(
             f"'{settings.ckpt}' holds another model ({said}): leave the model to it with model=of_ckpt"
         )

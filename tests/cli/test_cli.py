@@ -151,6 +151,7 @@ def test_cfg_prints_one_group_and_runs_nothing(cli):
         (["train", "quickstart"], "cannot read 'quickstart'; write key=value"),
         (["train", "seed=[a"], "cannot read 'seed=[a'; quote the value"),
         (["train", "seed=1,2"], "seed=1,2 holds a comma"),
+        (["train", "model=small,hnet"], "model takes one choice, not small,hnet: add -m to run"),
         (["train", "seed=abc"], "seed must be an integer, not 'abc'"),
         (["train", "seed=1.5"], "seed must be an integer, not 1.5"),
         (["train", "name=${nothing}"], "name=${nothing} refers to a setting nothing, which there is not"),

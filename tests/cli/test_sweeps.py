@@ -84,6 +84,22 @@ def test_a_search_without_anything_to_minimise_is_refused(cli, setting: str):
     assert setting in cli.complaint(*SEARCH, RATES, setting)
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ([*SEARCH, "seed=1"], "a search has nothing to choose: give a setting several values"),
+        ([*SEARCH, RATES, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials must be at least 1, not 0"),
+        ([*SEARCH, RATES, "hydra.sweeper.n_jobs=-2"], "hydra.sweeper.n_jobs must be at least 1, not -2"),
+        ([*SEARCH, "optimizer.learning_rate=interval(2,1)"], "must be smaller than or equal to the `high`"),
+    ],
+    ids=["nothing", "trials", "jobs", "range"],
+)
+def test_a_search_that_would_choose_nothing_is_refused(cli, typed: list[str], said: str):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    assert said in cli.complaint(*typed)
+    assert cli.jobs == []
+
+
 def test_a_long_sweep_still_names_a_folder_that_can_be_made(cli):
     path = "data.path=" + "x" * 300
     assert cli("train", "-m", "seed=1,2", path) == 0

@@ -9,7 +9,7 @@ import torch
 from mambabyte import checkpoints, commands
 from mambabyte.commands import generate
 from mambabyte.errors import UserError
-from mambabyte.models import MambaByteConfig
+from mambabyte.models import MambaByteConfig, SpaceByteConfig
 from mambabyte.runtime.terminal import visible
 
 
@@ -93,6 +93,28 @@ def test_drafters_that_cannot_help_are_refused(configure, finished: Path) -> Non
 def test_wrong_settings_are_told_in_a_sentence(override: str, configure, finished: Path) -> None:
     with pytest.raises(UserError):
         generate.run(configure("generate", f"ckpt={finished}", override))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["bytes=14"], "of which the prompt takes 4: set bytes=13 or less"),
+        (["bytes=13", "save_state=state"], "set bytes=12 or less"),
+        (["bytes=1", "prompt_file=long"], "positions for 16 bytes, and what is to be continued has 17"),
+    ],
+    ids=["bytes", "state", "prompt"],
+)
+def test_more_bytes_than_the_model_has_positions_are_refused_before_any_is_written(
+    settings: list[str], said: str, configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("long").write_bytes(b"x" * 17)
+    config = SpaceByteConfig(max_length=16, d_model=16, n_layer=1, n_head=2, local_d_model=16, local_n_head=1)
+    checkpoints.write_export(config.build(), None, 0, tmp_path / "model")
+    with pytest.raises(UserError, match=said):
+        generate.run(configure("generate", "ckpt=model", "prompt=four", *settings))
+    assert capsys.readouterr().out == ""
+    assert written(configure, capsys, "ckpt=model", "prompt=four", "bytes=13").startswith("four")
 
 
 @pytest.fixture

@@ -85,6 +85,22 @@ def test_composing_leaves_no_global_state():
         TrainSettings.compose("experiment=tinny")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=HNet"], "there is no model 'HNet'; did you mean hnet"),
+        (["model=hnet", "model.n_layer=4"], r"there is no setting model\.n_layer; choose from arch_layout, "),
+        (
+            ["experiment=copying", "model=hnet"],
+            "this model is HNet: leave it out, or the experiment that sets",
+        ),
+    ],
+)
+def test_what_there_is_not_is_answered_with_what_there_is(overrides, message):
+    with pytest.raises(UserError, match=message):
+        TrainSettings.compose(*overrides)
+
+
 EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
 
 

@@ -50,7 +50,7 @@ def small(values: dict[str, Any]) -> dict[str, Any]:
         for _ in range(stages - 1):
             layout = ["m1", layout, "t1"]
         attention = {"num_heads": [2] * stages, "rotary_emb_dim": [4] * stages}
-        sizes = {"arch_layout": layout, "d_model": [16] * stages, "d_intermediate": [32] * stages}
+        sizes = {"arch_layout": layout, "d_model": [16] * stages, "d_intermediate": [0] * (stages - 1) + [32]}
         sections = {"ssm_cfg": {"d_state": 4, "headdim": 8}, "attn_cfg": attention}
         return {**values, **sizes, **{name: values[name] | section for name, section in sections.items()}}
     sizes = {key: size for key, size in SMALL.items() if values.get(key) is not None}

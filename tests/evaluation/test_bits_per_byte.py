@@ -12,7 +12,7 @@ from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
 from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.evaluation.bits_per_byte import bootstrap_interval
-from mambabyte.models import ByteLM, MambaByteConfig
+from mambabyte.models import ByteLM, HNetConfig, MambaByteConfig
 
 
 def nats_of(model: ByteLM, context: list[int], byte: int) -> float:
@@ -210,3 +210,5 @@ def test_a_model_whose_state_grows_cannot_be_stateful(
     with pytest.raises(UserError, match="protocol=disjoint"):
         evaluate(model, corpus, Protocol("stateful"))
     assert evaluate(model, corpus, Protocol("disjoint")).bytes == corpus.num_bytes
+    with pytest.raises(UserError, match="that of H-Net grows"):
+        evaluate(HNetConfig().build(), corpus, Protocol("stateful"))

@@ -367,6 +367,7 @@ def test_training_moves_chunks_to_their_size_and_the_loss_down():
         ({"bytes_per_chunk": [3, 9]}, "bytes_per_chunk needs 1 value, not"),
         ({"learning_rate_multipliers": [1.0]}, "learning_rate_multipliers needs 2 values"),
         ({"d_intermediate": [0, 0]}, "MLPs of stage 1 need a width"),
+        ({"d_intermediate": [512, 512]}, r"stage 0 has no MLP .*: set model\.d_intermediate\[0\] to 0"),
         ({"attn_cfg": {"num_heads": [4, 5]}}, "attention in stage 1 of width 192"),
         ({"attn_cfg": {"rotary_emb_dim": [16, 50]}}, "even rotary_emb_dim"),
         ({"ssm_cfg": {"headdim": 100}}, "no whole heads of model.ssm_cfg.headdim=100"),

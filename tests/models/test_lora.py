@@ -237,7 +237,7 @@ def test_other_models_take_the_names_that_they_have(name: str) -> None:
 
 
 REFUSED = {
-    "another name": (SMALL, ["qkv"], "no linear layer 'qkv'; choose from dt_proj, in_proj, lm_head"),
+    "another name": (SMALL, ["qkv"], "no linear layer 'qkv'; set lora.targets to some of dt_proj, in_"),
     "no linear layer": (SMALL, ["conv1d"], "no linear layer 'conv1d'"),
     "tied": (MambaByteConfig(d_model=8, n_layer=1, tie_embeddings=True), ["lm_head"], "no linear layer"),
     "one of several": (TransformerConfig(d_model=16, n_layer=1, n_head=2), ["qkv", "in_proj"], "'in_proj'"),

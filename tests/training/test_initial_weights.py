@@ -101,6 +101,7 @@ REFUSED = {
     "no weights": (["ckpt=null"], "model=of_ckpt takes the model of ckpt="),
     "nothing there": (["ckpt=nowhere"], "there is no checkpoint at"),
     "another model": (["model=small"], r"holds another model \(d_model 32 there, 192 now"),
+    "another kind": (["model=hnet"], r"holds another model \(MambaByte there, HNet now\): leave"),
     "a size": (["budget.parameters=1e5"], "budget.parameters chooses a model's size"),
     "no such weight": (["freeze=[*.nothing]"], r"no weight of this model matches '\*.nothing'"),
     "a tied head": (

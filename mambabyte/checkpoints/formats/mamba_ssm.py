@@ -66,7 +66,7 @@ def check(model: ByteLM) -> None:
     """Raise UserError if the layout cannot hold the model."""
     config = model.config
     if not isinstance(config, MambaByteConfig):
-        raise UserError(f"format=mamba_ssm holds MambaByte models, and this is a {type(model).__name__}")
+        raise UserError(f"format=mamba_ssm holds MambaByte models, and this one is {model.kind}")
     if config.ngram > 1:
         raise UserError("format=mamba_ssm has no n-gram embeddings: export as format=safetensors")
     if config.norm_epsilon != _EPSILON:

@@ -59,7 +59,7 @@ def require_rms_mamba(model: ByteLM, format: str, reader: str) -> MambaByteConfi
     program that reads ``format``, knows."""
     config = model.config
     if not isinstance(config, MambaByteConfig):
-        raise UserError(f"format={format} holds MambaByte models, and this is a {type(model).__name__}")
+        raise UserError(f"format={format} holds MambaByte models, and this one is {model.kind}")
     if config.norm != "rms":
         raise UserError(
             f"format={format} has no LayerNorm with bias: {reader} knows RMSNorm alone, so train with "

@@ -94,7 +94,7 @@ def test_the_vocabulary_is_the_bytes(model: ByteLM, tmp_path: Path) -> None:
         (MambaByteConfig(d_model=16, n_layer=1, norm="rms", expand=3), "has expand=2 alone, and .* expand=3"),
         (
             TransformerConfig(d_model=16, n_layer=1, n_head=2),
-            "holds MambaByte models, and this is a Transformer",
+            "holds MambaByte models, and this one is Transformer",
         ),
     ],
     ids=["layer norm", "n-grams", "expand", "another model"],

@@ -124,7 +124,7 @@ def test_the_pipeline_generates(folder: Path) -> None:
         (MambaByteConfig(d_model=16, n_layer=1, norm="rms", ngram=2), "no n-gram embeddings"),
         (
             TransformerConfig(d_model=16, n_layer=1, n_head=2),
-            "holds MambaByte models, and this is a Transformer",
+            "holds MambaByte models, and this one is Transformer",
         ),
     ],
     ids=["layer norm", "n-grams", "another model"],
