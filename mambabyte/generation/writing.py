@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from mambabyte.errors import UserError
 from mambabyte.generation.batch import Batch
 from mambabyte.generation.context import Context
 from mambabyte.generation.continuations import Continuation, Spent, written_alone, written_together
@@ -56,8 +55,8 @@ class Writing:
             The context after the last text with `keep_context`, and whether Ctrl+C came.
 
         Raises:
-            UserError: a prompt cannot be read, `output` cannot be written, the model gives no
-                probabilities, or it has no positions for so many bytes.
+            UserError: a prompt cannot be read, `output` cannot be written, or the model gives no
+                probabilities.
         """
         texts: list[Continuation] = []
         stopped = True
@@ -106,7 +105,6 @@ class Writing:
         """The texts to be written, noted in `texts`. A prompt is read when its first one can begin."""
         for prompt in prompts:
             context, count = spent.read(self.model, prompt, before)
-            self._refuse_beyond_positions(context)
             for sample in range(self.samples):
                 sampler = replace(self.sampler, sample=sample)
                 row = Continuation(
@@ -115,16 +113,3 @@ class Writing:
                 texts.append(row)
                 output.begin(row)
                 yield context, row
-
-    def _refuse_beyond_positions(self, context: Context) -> None:
-        """Raise UserError if nothing can end a text before the model's last position; its last byte is read
-        only for a context."""
-        positions = getattr(self.model.config, "max_length", None)
-        if positions is None or self.stop:
-            return
-        left = positions - context.length + (0 if self.keep_context else 1)
-        if self.length > left:
-            raise UserError(
-                f"this model has positions for {positions:,} bytes and has read {context.length:,}, so "
-                f"bytes={self.length} are too many: set bytes={left} or less"
-            )
