@@ -34,8 +34,8 @@ _ROOT = Path(__file__).absolute().parents[1]
 _TITLE = "# A tournament of byte-level models on equal terms"
 _HOW = """This page is written by
 ```bash
-python benchmarks/tournament.py --books FOLDER --out docs/benchmarks{options}
-python benchmarks/long_context.py --out docs/benchmarks
+python benchmarks/tournament.py --books FOLDER --out docs/benchmarks{page}{options}
+python benchmarks/long_context.py --out docs/benchmarks{page}
 ```
 and, from the figures in [{results}]({link}{results}) alone, by the first with `--page`. FOLDER has parquet files in PG19's
 schema. The search space is in [tournament_space.py]({root}benchmarks/tournament_space.py), how it is searched at the top of
@@ -79,6 +79,8 @@ def page(results: Rows, lengths: Rows, out: Path, place: Path) -> str:
     link, root = _link(out, place), _link(_ROOT, place)
     names = {"link": link, "root": root, "docs": _link(_ROOT / "docs", place), "results": RESULTS}
     names |= {"measured": _measured(results), "options": _options(results)}
+    elsewhere = place.parent != out
+    names["page"] = f" --page-file {os.path.relpath(place.absolute(), _ROOT)}" if elsewhere else ""
     if not results:
         return "\n\n".join([_TITLE, _HOW.format(**names), "Not run yet.", _GPU.format(**names)]) + "\n"
     blocks = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -302,7 +303,8 @@ def test_the_page_is_made_of_the_csvs_alone(load, tmp_path: Path) -> None:
     assert found[0] == [{key: row[key] for key in keys} for row in rows] and found[2] == lengths
     assert len(found[1]) == 2 * 6
     (tmp_path / "docs").mkdir()
-    page = pages.page(found[0], found[2], tmp_path, tmp_path / "docs" / "page.md")
+    place = tmp_path / "docs" / "page.md"
+    page = pages.page(found[0], found[2], tmp_path, place)
     assert "3 models on books: 4 trials of 8.0e12 training FLOPs each, then 8 runs" in page
     assert "Not run: gated S4D, Transformer, Perceiver AR, SpaceByte, H-Net." in page
     assert "1 of the 12 runs diverged or were refused by the model, and count as 8 bits." in page
@@ -314,8 +316,9 @@ def test_the_page_is_made_of_the_csvs_alone(load, tmp_path: Path) -> None:
     assert "| LSTM, state carried | 512 | 2.500 | - | 2.250 | 0.250 |" in page
     assert "| MegaByte | 512 | 2.500 | 2.400 | - |  |" in page
     assert "validation bytes: MegaByte 0.75 to 0.75 times as much)" in page
-    repeated = "benchmarks --trials 2 --trial-flops 1e12 --final-flops 3e12 --final-seconds 30\n"
-    assert f"tournament.py --books FOLDER --out docs/{repeated}" in page
+    assert f"long_context.py --out docs/benchmarks --page-file {os.path.relpath(place, ROOT)}\n" in page
+    repeated = " --trials 2 --trial-flops 1e12 --final-flops 3e12 --final-seconds 30\n"
+    assert repeated in page
     assert "](../tournament.png)" in page and "](../long_context.png)" in page
     pages.draw(*found, tmp_path)
     for name in (pages.FIGURE, "long_context.png"):
