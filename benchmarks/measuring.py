@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from mambabyte.runtime.units import counted
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -62,7 +64,7 @@ def machine() -> str:
     except (OSError, StopIteration):
         pass
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}{gpu}"
+    return f"{name}, {counted(torch.get_num_threads(), 'thread')}, torch {torch.__version__}{gpu}"
 
 
 def parser(description: str, repeats: int) -> argparse.ArgumentParser:

@@ -173,11 +173,22 @@ def _counts(results: Rows) -> str:
     here = _in_order(results, "model")
     missing = [model.name for choice, model in MODELS.items() if choice not in here]
     seconds = sum(row["training_seconds"] or 0 for row in results)
+    budgets = {
+        "compute": f"{_flops(_of(results, kind='compute'))} FLOPs",
+        "time": f"{_seconds(results)} s of training on one thread",
+    }
+    ran = " or ".join(words for kind, words in budgets.items() if _of(results, kind=kind))
     said = [
         f"{len(here)} models on {' and '.join(_in_order(results, 'corpus'))}: {len(trials)} trials of "
-        f"{_flops(trials)} training FLOPs each, then {len(runs)} runs of the best points, with "
-        f"{_flops(_of(results, kind='compute'))} FLOPs or {_seconds(results)} s of training on one thread.",
+        f"{_flops(trials)} training FLOPs each, then {len(runs)} runs of the best points"
+        + (f", with {ran}." if ran else "."),
         f"{results[0]['machine']}; {seconds / 3600:.1f} hours of training in all.",
+    ]
+    missing += [
+        f"{corpus} at {words}"
+        for corpus in _in_order(results, "corpus")
+        for kind, words in _KINDS.items()
+        if not _of(results, corpus=corpus, kind=kind)
     ]
     if missing:
         said.append(f"Not run: {', '.join(missing)}.")
@@ -314,7 +325,7 @@ def _draw_curves(curves: Rows, path: Path) -> None:
         axes.set_xscale("log")
         axes.set(xlabel="training FLOPs", ylabel="bits per byte", title=corpus)
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+        axes.legend(fontsize=8)
     figure.savefig(path, dpi=130)
 
 

@@ -307,6 +307,8 @@ def test_the_page_is_made_of_the_csvs_alone(load, tmp_path: Path) -> None:
     page = pages.page(found[0], found[2], tmp_path, place)
     assert "3 models on books: 4 trials of 8.0e12 training FLOPs each, then 8 runs" in page
     assert "Not run: gated S4D, Transformer, Perceiver AR, SpaceByte, H-Net." in page
+    part = pages.page(rows[:-2], [], tmp_path, place)
+    assert "H-Net, books at equal time." in part and "the best points, with 8.0e12 FLOPs." in part
     assert "1 of the 12 runs diverged or were refused by the model, and count as 8 bits." in page
     assert "| **MambaByte** | 96 x 4 | 280,000 | 2.00 MB | 2.140 (2.100 to 2.180) | 2.100 |" in page
     assert "| LSTM | 96 x 4 | 280,000 | 2.00 MB | 5.100 (2.200 to 8.000) |  |" in page
