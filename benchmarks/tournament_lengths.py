@@ -70,6 +70,7 @@ def draw_lengths(rows: Rows, folder: Path) -> None:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
+    seen: list[float] = []  # within the contexts of training: what breaks down beyond them leaves the axes
     for number, (model, description) in enumerate(MODELS.items()):
         points = found.get(model)
         if not points:
@@ -78,12 +79,13 @@ def draw_lengths(rows: Rows, folder: Path) -> None:
         known = [each for each in points if mine["recurrent"] or each[0] <= mine["trained_at"]] or points[:1]
         style = {"color": f"C{number}", "linewidth": 2.5 if model == _OURS else 1.3}
         label = f"{description.name}{', state carried' if mine['recurrent'] else ''}"
+        seen += [bits for _, bits in known]
         axes.plot(*zip(*known, strict=True), "o-", markersize=4, label=label, **style)
         beyond = points[len(known) - 1 :]
         if len(beyond) > 1:
             axes.plot(*zip(*beyond, strict=True), "o--", markersize=3, alpha=0.5, **style)
-    lows = [bits for points in found.values() for _, bits in points]
-    axes.set_ylim(min(lows) - 0.05, min(max(lows), min(lows) + 2) + 0.05)  # what breaks down leaves the axes
+    spread = max(seen) - min(seen)
+    axes.set_ylim(min(seen) - 0.1 * spread - 0.02, max(seen) + 0.8 * spread + 0.02)
     axes.set_xscale("log", base=2)
     axes.set(xlabel="context, bytes", ylabel="bits per byte", title="dashed: longer than in training")
     axes.grid(alpha=0.3)
