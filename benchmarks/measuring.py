@@ -51,8 +51,12 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def machine() -> str:
-    """One line on the processor, the GPU and PyTorch's threads and version."""
+def machine(threads: int | None = None) -> str:
+    """One line on the processor, the GPU and PyTorch's threads and version.
+
+    Args:
+        threads: those of the processes that are measured; None: of this one.
+    """
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -64,7 +68,8 @@ def machine() -> str:
     except (OSError, StopIteration):
         pass
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {counted(torch.get_num_threads(), 'thread')}, torch {torch.__version__}{gpu}"
+    used = counted(threads or torch.get_num_threads(), "thread")
+    return f"{name}, {used}, torch {torch.__version__}{gpu}"
 
 
 def parser(description: str, repeats: int) -> argparse.ArgumentParser:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -127,11 +126,13 @@ def all_runs(seeds: Sequence[int], folder: Path) -> Iterator[Run]:
 
 def finish(run: Run, overrides: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train a run to its end, and measure it: its row, and its rows by length."""
+    from measuring import machine
+
     command = [*run.command, *overrides]
     summary = called([*command, "json=true"])
     figure = summary["validation"]
     row = run.columns | {"parameters": summary["parameters"], "steps": summary["step"]}
-    row |= {"training_seconds": round(summary["training_seconds"], 1), "machine": machine()}
+    row |= {"training_seconds": round(summary["training_seconds"], 1), "machine": machine(threads=1)}
     row |= {key: figure[key] for key in ("accuracy", "sequence_accuracy", "chance")}
     row |= {"bits_per_answer": figure["bits_per_byte"], "command": shlex.join(command)}
     print(
@@ -156,13 +157,6 @@ def called(command: Sequence[str]) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout)
-
-
-def machine() -> str:
-    """Without the threads, of which a run has one."""
-    from measuring import machine
-
-    return re.sub(r", \d+ threads", "", machine())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -192,12 +192,10 @@ def measured_flops(folder: Path, run: Run) -> float | None:
 
 
 def one_thread_of() -> str:
-    """The machine, in a line."""
-    import torch
+    """The machine, in a line, with the one thread that every run has."""
     from measuring import machine
 
-    torch.set_num_threads(1)  # as every run has, whatever this process was started with
-    return machine()
+    return machine(threads=1)
 
 
 def first_trials(plan: Plan, corpus: str, model: str) -> list[Job]:

@@ -210,7 +210,7 @@ def _refuse_what_would_fail(settings: GenerateSettings, prompts: list[Prompt]) -
 
 def _refuse_too_long(settings: GenerateSettings, model: ByteLM, prompts: list[Prompt], read: int) -> None:
     """Raise UserError if a text, with `read` bytes before it, needs more positions than the model has."""
-    known = getattr(model.config, "max_length", None)
+    known = model.config.positions
     if known is None:
         return
     for prompt in prompts:

@@ -49,7 +49,7 @@ from mambabyte.models.hnet_layers import (
 )
 from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layers import as_residual
-from mambabyte.models.layout import parse_layout
+from mambabyte.models.layout import SHOWN, parse_layout
 from mambabyte.models.states import select_rows
 
 INITIALIZER_STD = 0.02
@@ -131,7 +131,7 @@ class HNetConfig(ByteLMConfig):
             if not whole or not all(isinstance(text, str) for text in (layout[0], layout[-1])):
                 raise UserError(
                     "model.arch_layout is [encoder, [..], decoder] with layouts such as m4 around an inner "
-                    f"stage, and the innermost [layers]; {shown(self.arch_layout)[:80]} is not"
+                    f"stage, and the innermost [layers]; {shown(self.arch_layout)[:SHOWN]} is not"
                 )
             layouts.append(layout)
             if len(layout) == 1:

@@ -69,9 +69,14 @@ class ByteLMConfig(TargetSettings):
         return f"mambabyte.models.{cls.__name__}" if path.startswith("mambabyte.models.") else path
 
     @property
+    def positions(self) -> int | None:
+        """The bytes that the model has positions for; None: any number."""
+        return getattr(self, "max_length", None)
+
+    @property
     def max_bytes(self) -> int | None:
         """The bytes of a text that the model can read, whatever they are; None: any number."""
-        return getattr(self, "max_length", None)
+        return self.positions
 
     def require_multiple(self, name: str, of: str, factor: int = 1) -> None:
         """Raise UserError unless one field is a multiple of ``factor`` times another."""

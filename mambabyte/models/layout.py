@@ -8,7 +8,7 @@ from mambabyte.errors import UserError
 
 _LAYERS = re.compile(r"([A-Za-z])0*([0-9]+)\s*")
 _MOST = 10**4
-_SHOWN = 80  # characters of a layout in a message
+SHOWN = 80  # characters of a layout in a message
 
 
 def parse_layout(text: str, letters: str) -> list[str]:
@@ -27,12 +27,12 @@ def parse_layout(text: str, letters: str) -> list[str]:
         if group is None or group[1] not in letters or group[2] == "0":
             raise UserError(
                 f"a layout is letters of {', '.join(letters)}, each with a count, such as "
-                f"{letters[0]}4{letters[-1]}1; {text[:_SHOWN]!r} has {stripped[place:][:_SHOWN]!r}"
+                f"{letters[0]}4{letters[-1]}1; {text[:SHOWN]!r} has {stripped[place:][:SHOWN]!r}"
             )
         # Python reads no number of thousands of digits.
         layers += [group[1]] * min(int(group[2][:6]), _MOST + 1)
         place = group.end()
     if not 1 <= len(layers) <= _MOST:
         count = f"more than {_MOST}" if layers else "0"
-        raise UserError(f"the layout {text[:_SHOWN]!r} has {count} layers: from 1 to {_MOST} are possible")
+        raise UserError(f"the layout {text[:SHOWN]!r} has {count} layers: from 1 to {_MOST} are possible")
     return layers

@@ -22,7 +22,7 @@ from mambabyte.models.byte_lm import VOCABULARY, FlopsPerByte, State
 from mambabyte.models.hyperparameters import ByteLMConfig
 from mambabyte.models.layer_stack import LayerStack
 from mambabyte.models.layers import ResidualNorm
-from mambabyte.models.layout import parse_layout
+from mambabyte.models.layout import SHOWN, parse_layout
 from mambabyte.models.mixers.attention import AttentionConfig
 from mambabyte.models.mixers.blocks import H3Block, MambaBlock, PlainBlock
 from mambabyte.models.mixers.mixer import MixerConfig, MixerState, Place, SequenceMixer
@@ -71,7 +71,7 @@ class MixerStackConfig(ByteLMConfig):
 
     def _check_layout(self) -> None:
         """Raise UserError if the layout contradicts the other settings."""
-        letters, named = self._letters, f"model.layout={(self.layout or '')[:80]}"
+        letters, named = self._letters, f"model.layout={(self.layout or '')[:SHOWN]}"
         if self.layout is not None:
             if len(letters) > self.n_layer:
                 raise UserError(f"{named} has {len(letters)} layers: model.n_layer={self.n_layer} is too few")

@@ -181,7 +181,7 @@ def _check_parts(settings: TrainSettings, main_process: bool) -> None:
 
 def _check_lengths(settings: TrainSettings) -> None:
     """Raise UserError if the model has no positions for the run's windows, or for its samples."""
-    callbacks, length = settings.callbacks, getattr(settings.model, "max_length", None)
+    callbacks, length = settings.callbacks, settings.model.positions
     if length is not None and settings.context_length > length:
         raise UserError(
             f"context_length={settings.context_length:,} is more than model.max_length={length:,}, the bytes "
