@@ -54,6 +54,7 @@ from mambabyte.models.states import select_rows
 
 INITIALIZER_STD = 0.02
 _MOST_STAGES = 16
+_UNTRAINED_RATIO = 2.0  # positions that a chunk of a router with random weights has, about
 
 
 @dataclass
@@ -219,10 +220,10 @@ class Stage(nn.Module):
             return as_residual(self.residual_proj(encoded.to(self.residual_proj.weight.dtype)))
 
     def _most(self, counts: Tensor, length: int) -> int:
-        """The most chunks of any row, which the host has to know; where tensors have no data, as in estimates
-        of memory, those that there should be."""
+        """The most chunks of any row, which the host has to know. Tensors without data, of an estimate of
+        memory, have those that there should be, or those of the first steps if they are more."""
         if torch._subclasses.fake_tensor.is_fake(counts):
-            return math.ceil(length / self.ratio)
+            return math.ceil(length / min(self.ratio, _UNTRAINED_RATIO))
         return int(counts.max())
 
     def _inner(

@@ -62,6 +62,11 @@ def test_a_pass_on_fake_tensors_counts_what_real_ones_take(name: str, precision)
     assert expected == pytest.approx(live.peak, rel=0.1)
 
 
+def test_an_h_net_needs_memory_for_the_many_chunks_of_its_first_steps() -> None:
+    few, half = (replace(MODELS["hnet"], bytes_per_chunk=(size,)) for size in (6.0, 2.0))
+    assert peak_of_a_pass(few, SETTINGS, LENGTH, CPU) == peak_of_a_pass(half, SETTINGS, LENGTH, CPU)
+
+
 @pytest.mark.parametrize("trained", ["lora", "freeze"])
 def test_what_is_not_trained_has_no_gradient_and_no_optimizer(trained: str) -> None:
     config = MODELS["mambabyte"]
