@@ -150,6 +150,12 @@ def _windowed(
     """
     context_length, step, batch_size = protocol.context_length, protocol.step, protocol.batch_size
     last = np.array([len(document) - 1 for document in documents], dtype=np.int64)
+    known = model.config.positions
+    if known is not None and min(context_length, last.max(initial=0)) > known:
+        raise UserError(
+            f"context_length={context_length:,} is more than the {known:,} bytes that this {model.kind} has "
+            f"positions for: measure it with context_length={known} or less"
+        )
     counts = np.where(last > 0, 1 + -(-np.maximum(last - context_length, 0) // step), 0)
     owner = np.repeat(np.arange(len(documents)), counts)
     number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)

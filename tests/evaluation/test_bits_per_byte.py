@@ -12,7 +12,7 @@ from mambabyte.data import ByteCorpus
 from mambabyte.errors import UserError
 from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.evaluation.bits_per_byte import bootstrap_interval
-from mambabyte.models import ByteLM, HNetConfig, MambaByteConfig
+from mambabyte.models import ByteLM, HNetConfig, MambaByteConfig, MegaByteConfig
 
 
 def nats_of(model: ByteLM, context: list[int], byte: int) -> float:
@@ -212,3 +212,13 @@ def test_a_model_whose_state_grows_cannot_be_stateful(
     assert evaluate(model, corpus, Protocol("disjoint")).bytes == corpus.num_bytes
     with pytest.raises(UserError, match="that of H-Net grows"):
         evaluate(HNetConfig().build(), corpus, Protocol("stateful"))
+
+
+def test_windows_beyond_a_models_positions_are_refused_by_their_setting(corpus: ByteCorpus) -> None:
+    ones = dict.fromkeys(("n_layer", "n_head", "local_n_layer", "local_n_head"), 1)
+    model = MegaByteConfig(d_model=16, local_d_model=16, max_length=16, **ones).build()
+    with pytest.raises(UserError, match=r"context_length=32 is more than the 16 .* MegaByte .*=16 or less"):
+        evaluate(model, corpus, Protocol(context_length=32))
+    assert evaluate(model, corpus, Protocol(context_length=16)).bytes == corpus.num_bytes
+    short = ByteCorpus(np.arange(10, dtype=np.uint8), np.array([0, 10]), ["short"])
+    assert evaluate(model, short, Protocol(context_length=32)).bytes == 10
