@@ -29,6 +29,7 @@ from tournament_runs import RESULT, one_thread_of
 from tournament_space import MODELS
 
 CONTEXTS = tuple(2**power for power in range(8, 16))
+_TOO_LONG = "positions for"  # said by an evaluation in windows that are too long for the model
 _TOGETHER = 8192  # bytes that are read at a time, in one window or several
 
 
@@ -51,7 +52,7 @@ class Measurement:
 
     @cached_property
     def row(self) -> dict[str, Any]:
-        """Its row of the CSV; without a figure if the model cannot read windows so long."""
+        """Its row of the CSV; without a figure if the model has no positions for windows so long."""
         place = self.folder / f"context_{self.context_length}_{self.max_bytes}.json"
         if not place.exists():
             done = subprocess.run(
@@ -62,7 +63,10 @@ class Measurement:
             )
             if done.returncode:
                 said = (done.stderr.splitlines() or ["it says nothing"])[-1]
-                print(f"{self.folder}, {self.context_length}: {said}", file=sys.stderr)
+                fault = f"{self.folder}, {self.context_length}: {said}"
+                if _TOO_LONG not in said:
+                    raise SystemExit(fault)
+                print(fault, file=sys.stderr)
                 return self._row({"bits_per_byte": None, "bytes": None})
             written = place.with_suffix(".tmp")
             written.write_text(done.stdout)

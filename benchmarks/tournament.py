@@ -7,19 +7,20 @@
     python benchmarks/tournament.py --size 60m --processes 1 --runs runs/tournament_60m --out OUT   # on a GPU
 
 For each corpus and model: trials at equal compute over one search space (tournament_space.py), the first half
-at the same points for all and the rest chosen by Optuna; then the best point with seeds 1, 2, 3 at a larger
-equal compute; then the same at equal time. Trials and runs at equal compute are side by side, one thread
-each; a run at equal time has the machine to itself, also on one thread. Each run is a command of its own. A
-run that diverges counts as 8 bits per byte, those of guessing. The script may be stopped at any moment: the
-same call goes on, and a run that Ctrl-C or SIGTERM stopped resumes from its checkpoint. Needs
-`pip install "mambabyte[sweep]"`. Written are tournament.csv, tournament_curves.csv, tournament.png and
-tournament.md; paths are in the CSV as they are given.
+at the same points for all, a Latin hypercube, and the rest chosen by Optuna; then the best point with seeds
+1, 2, 3 at a larger equal compute; then the same at equal time. Trials and runs at equal compute are side by
+side, one thread each; a run at equal time has the machine to itself, also on one thread. Each run is a
+command of its own. A run that diverges counts as 8 bits per byte, those of guessing. The script may be
+stopped at any moment: the same call goes on, and a run that Ctrl-C or SIGTERM stopped resumes from its
+checkpoint. Needs `pip install "mambabyte[sweep]"`. Written are tournament.csv, tournament_curves.csv,
+tournament.png and tournament.md; paths are in the CSV as they are given.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import signal
 import sys
@@ -140,12 +141,14 @@ def search(plan: Plan, machine: Machine, corpus: str, name: str) -> Point:
     """Run the trials of a model on a corpus; the best point.
 
     All but the first half are chosen by a seeded TPE sampler (Bergstra et al., 2011) from the results so far,
-    so those of an earlier sitting lead to the same points again. It is asked here and not by Hydra's sweeper,
+    of which it calls the best quarter good (Optuna's tenth would be one or two trials), so those of an
+    earlier sitting lead to the same points again. It is asked here and not by Hydra's sweeper,
     because a width or a depth is several settings of some models.
     """
     import optuna
 
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=0))
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=0, gamma=lambda ended: math.ceil(ended / 4))
+    study = optuna.create_study(sampler=sampler)
     for job in first_trials(plan, corpus, name):
         study.enqueue_trial(vars(job.point))
     found, failed = [], 0

@@ -32,6 +32,9 @@ _BUDGETS = (  # of a kind of run: the option of tournament.py and the setting in
 _OURS = "mambabyte"
 _ROOT = Path(__file__).absolute().parents[1]
 _TITLE = "# A tournament of byte-level models on equal terms"
+_CLAIMS = """Papers claim that at equal compute MambaByte is ahead of gated S4D and MegaByte, and these of Transformers and
+Perceiver AR ([arXiv 2401.13660](https://arxiv.org/abs/2401.13660), tables 1 and 2, figure 1), and that H-Net is ahead of SpaceByte
+([arXiv 2507.07955](https://arxiv.org/abs/2507.07955), table 2). Here these models and an LSTM are tuned and trained on the same terms."""  # noqa: E501
 _HOW = """This page is written by
 ```bash
 python benchmarks/tournament.py --books FOLDER --out docs/benchmarks{page}{options}
@@ -39,7 +42,8 @@ python benchmarks/long_context.py --out docs/benchmarks{page}
 ```
 and, from the figures in [{results}]({link}{results}) alone, by the first with `--page`. FOLDER has parquet files in PG19's
 schema. The search space is in [tournament_space.py]({root}benchmarks/tournament_space.py), how it is searched at the top of
-[tournament.py]({root}benchmarks/tournament.py)."""  # noqa: E501, as these are lines of the page
+[tournament.py]({root}benchmarks/tournament.py).{changed}"""  # noqa: E501, as these are lines of the page
+_CHANGED = " Its ranges have changed since these runs, so the commands make others now."
 _GPU = """## On a GPU
 The same with models of some 60 million parameters on PG19 and `data=code`, and of some 350 million (*not run yet*):
 ```bash
@@ -52,12 +56,14 @@ _LIMITS = """## What this shows, and what it does not
 - Every model had the same number of trials over the same ranges at the same compute, and its best point the same new seeds. What a
   model alone has (MambaByte's states, MegaByte's patches, Perceiver AR's latents: a quarter of the context) is as in its YAML.
 - There is no band of parameters: at equal compute, a model's size is one of the things it may choose. A width of MegaByte,
-  SpaceByte and H-Net is that of their layers over bytes, those over patches are 1.5 times as wide, and each has half the depth.
+  SpaceByte and H-Net is that of their layers over bytes, those over patches are 1.5 times as wide, and each has half the depth: so none is below 2.
 - Compute is counted as in [models.md]({docs}models.md#flops-per-byte): attention with a whole context of keys, although causality
   halves it; SpaceByte and H-Net with the bytes per chunk that their YAML expects{measured}. Equal time asks the machine instead, and so the
   kernels; its runs have the best points of equal compute, which are not tuned again.
 - The best point of a short trial need not be the best of a longer run, least for models that learn slowly at first. Where most of
   the best points lie at the same end of a range, a wider range might have helped, and some models more than others.
+- So few trials of five settings leave much to chance: another search of the same size may find a better point for one model and a
+  worse one for another. Differences of a few hundredths mean little, whatever the seeds of the best points say.
 - A model is measured in windows of the context it chose (`disjoint`); `stateful` carries the state of a recurrent model
   through each document, which no other model here can do.
 - Trials are judged on a sample of the split that the runs are measured on. That flatters all of them, and all alike.
@@ -79,12 +85,13 @@ def page(results: Rows, lengths: Rows, out: Path, place: Path) -> str:
     link, root = _link(out, place), _link(_ROOT, place)
     names = {"link": link, "root": root, "docs": _link(_ROOT / "docs", place), "results": RESULTS}
     names |= {"measured": _measured(results), "options": _options(results)}
+    names["changed"] = "" if _of_these_ranges(results) else _CHANGED
     elsewhere = place.parent != out
     names["page"] = f" --page-file {os.path.relpath(place.absolute(), _ROOT)}" if elsewhere else ""
     if not results:
         return "\n\n".join([_TITLE, _HOW.format(**names), "Not run yet.", _GPU.format(**names)]) + "\n"
     blocks = [
-        f"{verdict(results)}\n\n{_TITLE}",
+        f"{verdict(results)}\n\n{_TITLE}\n{_CLAIMS}",
         _counts(results),
         f"![bits per byte against training FLOPs]({link}{FIGURE})\n\nDuring the runs at equal compute, on a "
         "sample of the validation bytes: the mean over the seeds, and their range.",
@@ -110,6 +117,16 @@ def _options(results: Rows) -> str:
             given = commands[0].partition(f"budget.{budget}=")[2].split()[0]
             said += f" --{option} {given.replace('e+', 'e')}"
     return said
+
+
+def _of_these_ranges(results: Rows) -> bool:
+    """Whether all trials lie within the ranges that their size has now."""
+    ranges = {"width": "widths", "depth": "depths", "batch_bytes": "batch_bytes"}
+    ranges["context_length"] = "context_lengths"
+    trials = _of(results, kind="trial")
+    return all(
+        row[key] in getattr(SIZES[row["size"]], values) for row in trials for key, values in ranges.items()
+    )
 
 
 def _link(target: Path, place: Path) -> str:
@@ -277,22 +294,21 @@ def _winners(results: Rows) -> str:
 
 
 def _space(results: Rows) -> str:
-    """The ranges, and how many of the best points lie at their ends."""
-    size, best = SIZES[results[0]["size"]], _best(results)
-    low, high = size.learning_rates
-    ranges = {
-        "width": ("width", size.widths),
-        "depth": ("depth", size.depths),
-        "bytes a step": ("batch_bytes", size.batch_bytes),
-        "context": ("context_length", size.context_lengths),
-    }
-    lines = ["**The search space**, the same for all\n", "| | | best points at the lowest | at the highest |"]
-    lines += ["|---|---|---:|---:|"]
-    for name, (key, values) in ranges.items():
-        ends = (sum(row[key] == end for row in best) for end in (min(values), max(values)))
+    """What was tried, and how many of the best points lie at its ends."""
+    trials, best = _of(results, kind="trial"), _best(results)
+    if not trials:
+        return ""
+    lines = ["**The search space**, the same for all: what was tried of it\n"]
+    lines += ["| | | best points at the lowest | at the highest |", "|---|---|---:|---:|"]
+    ranges = {"width": "width", "depth": "depth"}
+    ranges |= {"bytes a step, one window or more": "batch_bytes", "context": "context_length"}
+    for name, key in ranges.items():
+        values = sorted({row[key] for row in trials})
+        ends = (sum(row[key] == end for row in best) for end in (values[0], values[-1]))
         counts = " | ".join(f"{count} of {len(best)}" for count in ends)
         lines.append(f"| {name} | {', '.join(f'{value:,}' for value in values)} | {counts} |")
-    lines.append(f"| learning rate | {low:g} to {high:g}, on a logarithmic scale | | |")
+    rates = [row["learning_rate"] for row in trials]
+    lines.append(f"| learning rate | {min(rates):g} to {max(rates):g}, on a logarithmic scale | | |")
     return "\n".join(lines)
 
 

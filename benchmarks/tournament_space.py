@@ -60,24 +60,34 @@ class Size:
         return self.batch_bytes, self.context_lengths
 
     def drawn(self, count: int) -> list[Point]:
-        """The centre and points drawn evenly, the learning rate on a logarithmic scale: always the same."""
-        draws, (low, high) = random.Random(0), self.learning_rates
-        points = [self.centre]
-        while len(points) < count:
-            choices = [draws.choice(values) for values in (self.widths, self.depths)]
-            rate = rounded(low * (high / low) ** draws.random())
-            points.append(Point(*choices, rate, *map(draws.choice, self._bytes)))
-        return points[:count]
+        """The centre, and a Latin hypercube (McKay et al., 1979): each range is cut into as many parts as
+        there are other points, the learning rate's on a logarithmic scale, and each part has one point.
+        Always the same for a count."""
+        draws, (low, high), others = random.Random(0), self.learning_rates, max(0, count - 1)
+        rates = [rounded(low * (high / low) ** ((part + draws.random()) / others)) for part in range(others)]
+        ranges = [self.widths, self.depths, *self._bytes]
+        columns: list[list[Any]] = [
+            [values[part * len(values) // others] for part in range(others)] for values in ranges
+        ]
+        columns.insert(2, rates)
+        for column in columns:
+            draws.shuffle(column)
+        return [self.centre, *(_point(*values) for values in zip(*columns, strict=True))][:count]
 
     def suggested(self, trial: Any) -> Point:
         """What an Optuna trial suggests."""
-        return Point(
+        return _point(
             trial.suggest_categorical("width", self.widths),
             trial.suggest_categorical("depth", self.depths),
             rounded(trial.suggest_float("learning_rate", *self.learning_rates, log=True)),
             trial.suggest_categorical("batch_bytes", self.batch_bytes),
             trial.suggest_categorical("context_length", self.context_lengths),
         )
+
+
+def _point(width: int, depth: int, learning_rate: float, batch_bytes: int, context_length: int) -> Point:
+    """A step reads one window at least."""
+    return Point(width, depth, learning_rate, max(batch_bytes, context_length), context_length)
 
 
 def rounded(rate: float) -> float:
@@ -89,14 +99,14 @@ _ON_A_GPU = ("trainer.precision=bf16", "trainer.micro_batch_size=auto", "trainer
 SIZES = {
     "cpu": Size(
         "compute_matched",
-        widths=(32, 64, 96, 128),
+        widths=(16, 32, 48, 64),
         depths=(2, 4, 6),
         learning_rates=(1e-3, 3e-2),
-        batch_bytes=(2048, 4096, 8192),
-        context_lengths=(256, 512, 1024),
-        head_width=32,
-        trial_flops=1e12,
-        final_flops=4e12,
+        batch_bytes=(512, 1024, 2048),
+        context_lengths=(128, 256, 512, 1024),
+        head_width=16,
+        trial_flops=5e11,
+        final_flops=2e12,
         final_seconds=40,
         validate_bytes=65_536,
         evaluate_bytes=400_000,
@@ -181,6 +191,7 @@ def _hnet(size: Size, point: Point) -> list[str]:
         f"model.arch_layout=[m{half},[T{half}],m{half}]",
         f"model.d_model=[{point.width},{point.width * 3 // 2}]",
         f"model.d_intermediate=[0,{4 * point.width}]",
+        f"model.ssm_cfg.headdim={min(64, 2 * head)}",
         f"model.attn_cfg.num_heads=[{heads},{heads}]",
         f"model.attn_cfg.rotary_emb_dim=[{head // 2},{head * 3 // 4}]",
     ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,11 +50,17 @@ def planned(load, size: str, folder: Path, *overrides: str, trials: int = 4, **g
 def test_the_points_are_the_same_for_all_and_within_the_ranges(load) -> None:
     size = load("tournament_space").SIZES["cpu"]
     points = size.drawn(9)
-    assert points[:4] == size.drawn(4) and points[0] == size.centre and len(set(points)) == 9
+    assert points == size.drawn(9) and points[0] == size.centre and len(set(points)) == 9
     for point in points:
         assert point.width in size.widths and point.depth in size.depths
+        assert point.context_length <= point.batch_bytes in size.batch_bytes, "a step has one window at least"
         assert size.learning_rates[0] <= point.learning_rate <= size.learning_rates[1]
         assert point.learning_rate == float(f"{point.learning_rate:.3g}")
+    assert Counter(point.width for point in points[1:]) == dict.fromkeys(size.widths, 2)
+    assert set(Counter(point.depth for point in points[1:]).values()) == {2, 3}
+    parts = [8 * math.log(point.learning_rate / 1e-3) / math.log(30) for point in points[1:]]
+    assert sorted(map(int, parts)) == list(range(8)), "one rate in each part of the range"
+    assert size.drawn(1) == [size.centre] and len(size.drawn(2)) == 2
 
 
 @pytest.mark.parametrize(("size_name", "ends"), [("cpu", (0, -1)), ("60m", (0,)), ("350m", (-1,))])
@@ -87,7 +95,7 @@ def test_a_job_is_a_whole_command_of_its_own(load, tmp_path: Path) -> None:
         "mambabyte train experiment=compute_matched model=mambabyte budget.parameters=null "
     )
     assert f"data=hf data.path={tmp_path}/books data.windows=packed data.workers=0 seed=0 " in words
-    assert "budget.training_flops=1e+12" in words and words.endswith("runs/books/mambabyte/trial_00")
+    assert "budget.training_flops=5e+11" in words and words.endswith("runs/books/mambabyte/trial_00")
     settings = TrainSettings.compose(*jobs[0].command[2:])
     assert settings.callbacks.validate_every == jobs[0].steps
     assert settings.optimizer.warmup_steps == jobs[0].steps // 10
@@ -233,6 +241,21 @@ def _measures_longer_contexts(load, folder: Path, monkeypatch) -> None:
     assert "| MambaByte, state carried | 64 | 2.500 | 2.000 | 0.500 |" in page
 
 
+def test_only_a_window_beyond_a_models_positions_has_no_figure(load, tmp_path: Path, monkeypatch) -> None:
+    long_context = load("long_context")
+    each = long_context.Measurement(tmp_path, result("megabyte", "compute", 2.0), 4096, 500)
+
+    def fails(sentence: str) -> None:
+        done = SimpleNamespace(returncode=1, stderr=f"a warning\nmambabyte: {sentence}\n")
+        monkeypatch.setattr(long_context, "subprocess", SimpleNamespace(run=lambda *_, **__: done))
+
+    fails("no space is left on the device")
+    with pytest.raises(SystemExit, match="4096: mambabyte: no space is left"):
+        each.row  # noqa: B018, as it is computed when it is asked for
+    fails("context_length=4,096 is more than the 512 bytes that this MegaByte has positions for: lower it")
+    assert each.row["bits_per_byte"] is None
+
+
 def result(model: str, kind: str, bits: float, seed: int = 1, corpus: str = "books", **more) -> dict:
     row = {"size": "cpu", "corpus": corpus, "model": model, "kind": kind, "number": 0, "seed": seed}
     row |= {"width": 96, "depth": 4, "learning_rate": 0.004, "batch_bytes": 4096, "context_length": 512}
@@ -255,7 +278,10 @@ def result(model: str, kind: str, bits: float, seed: int = 1, corpus: str = "boo
 
 def made_up() -> list[dict]:
     trials = [result(name, "trial", 3.0) for name in ("mambabyte", "megabyte")]
-    trials += [result("lstm", "trial", 3.0, depth=2), result("lstm", "trial", 3.1, number=1, depth=6)]
+    trials += [
+        result("lstm", "trial", 3.0, depth=2),
+        result("lstm", "trial", 3.1, number=1, depth=6, width=128),
+    ]
     runs = [
         result("mambabyte", "compute", 2.10, stateful_bits_per_byte=2.05),
         result("mambabyte", "compute", 2.18, seed=2, stateful_bits_per_byte=2.15),
@@ -313,7 +339,8 @@ def test_the_page_is_made_of_the_csvs_alone(load, tmp_path: Path) -> None:
     assert "| **MambaByte** | 96 x 4 | 280,000 | 2.00 MB | 2.140 (2.100 to 2.180) | 2.100 |" in page
     assert "| LSTM | 96 x 4 | 280,000 | 2.00 MB | 5.100 (2.200 to 8.000) |  |" in page
     assert "| books | MegaByte | 0.004 | 4,096 | 512 | 3.000 | 3.000 | 1 |" in page
-    assert "| width | 32, 64, 96, 128 | 0 of 3 | 0 of 3 |" in page
+    assert "| width | 96, 128 | 3 of 3 | 0 of 3 |" in page
+    assert "Its ranges have changed since these runs" in page, "as no model is 96 wide any more"
     assert "| depth | 2, 4, 6 | 1 of 3 | 0 of 3 |" in page
     assert "| LSTM, state carried | 512 | 2.500 | - | 2.250 | 0.250 |" in page
     assert "| MegaByte | 512 | 2.500 | 2.400 | - |  |" in page
