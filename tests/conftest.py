@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import torch
 from mambabyte import commands
 from mambabyte.commands import train
 from mambabyte.training.settings import TrainSettings
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background job; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SENTENCE = "the quick brown fox jumps over the lazy dog, {} times a day. "
 
