@@ -14,7 +14,7 @@ import torch
 from mambabyte.data import ByteCorpus
 from mambabyte.evaluation import Protocol, evaluate
 from mambabyte.evaluation.protocols import FIRST_BYTE_NATS, scored_spans
-from mambabyte.models import LSTMConfig
+from mambabyte.models import ByteLMConfig, LSTMConfig
 from mambabyte.runs.metrics_csv import is_of_some_runs
 from mambabyte.training.callbacks import validation
 from mambabyte.training.callbacks.validation import Validation, spread_windows
@@ -72,6 +72,7 @@ def test_one_file_of_noise_does_not_stand_for_a_folder_of_texts(monkeypatch: pyt
     class Knows(torch.nn.Module):
         """Is sure that every byte is an "a"."""
 
+        config = ByteLMConfig()
         device = torch.device("cpu")
 
         def forward(self, bytes: torch.Tensor) -> torch.Tensor:
