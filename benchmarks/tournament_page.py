@@ -29,6 +29,12 @@ _BUDGETS = (  # of a kind of run: the option of tournament.py and the setting in
     ("compute", "final-flops", "training_flops"),
     ("time", "final-seconds", "training_seconds"),
 )
+_RANGES = (  # of the search space: the name on the page, the column, the field of `Size`
+    ("width", "width", "widths"),
+    ("depth", "depth", "depths"),
+    ("bytes a step, one window or more", "batch_bytes", "batch_bytes"),
+    ("context", "context_length", "context_lengths"),
+)
 _OURS = "mambabyte"
 _ROOT = Path(__file__).absolute().parents[1]
 _TITLE = "# A tournament of byte-level models on equal terms"
@@ -121,12 +127,8 @@ def _options(results: Rows) -> str:
 
 def _of_these_ranges(results: Rows) -> bool:
     """Whether all trials lie within the ranges that their size has now."""
-    ranges = {"width": "widths", "depth": "depths", "batch_bytes": "batch_bytes"}
-    ranges["context_length"] = "context_lengths"
     trials = _of(results, kind="trial")
-    return all(
-        row[key] in getattr(SIZES[row["size"]], values) for row in trials for key, values in ranges.items()
-    )
+    return all(row[key] in getattr(SIZES[row["size"]], field) for row in trials for _, key, field in _RANGES)
 
 
 def _link(target: Path, place: Path) -> str:
@@ -300,9 +302,7 @@ def _space(results: Rows) -> str:
         return ""
     lines = ["**The search space**, the same for all: what was tried of it\n"]
     lines += ["| | | best points at the lowest | at the highest |", "|---|---|---:|---:|"]
-    ranges = {"width": "width", "depth": "depth"}
-    ranges |= {"bytes a step, one window or more": "batch_bytes", "context": "context_length"}
-    for name, key in ranges.items():
+    for name, key, _ in _RANGES:
         values = sorted({row[key] for row in trials})
         ends = (sum(row[key] == end for row in best) for end in (values[0], values[-1]))
         counts = " | ".join(f"{count} of {len(best)}" for count in ends)

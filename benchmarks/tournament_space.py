@@ -63,7 +63,7 @@ class Size:
         """The centre, and a Latin hypercube (McKay et al., 1979): each range is cut into as many parts as
         there are other points, the learning rate's on a logarithmic scale, and each part has one point.
         Always the same for a count."""
-        draws, (low, high), others = random.Random(0), self.learning_rates, max(0, count - 1)
+        draws, (low, high), others = random.Random(0), self.learning_rates, count - 1
         rates = [rounded(low * (high / low) ** ((part + draws.random()) / others)) for part in range(others)]
         ranges = [self.widths, self.depths, *self._bytes]
         columns: list[list[Any]] = [
@@ -72,7 +72,7 @@ class Size:
         columns.insert(2, rates)
         for column in columns:
             draws.shuffle(column)
-        return [self.centre, *(_point(*values) for values in zip(*columns, strict=True))][:count]
+        return [self.centre, *(_point(*values) for values in zip(*columns, strict=True))]
 
     def suggested(self, trial: Any) -> Point:
         """What an Optuna trial suggests."""
