@@ -6,14 +6,14 @@
     python benchmarks/tournament.py --page --out docs/benchmarks [--page-file docs/comparison.md]
     python benchmarks/tournament.py --size 60m --processes 1 --runs runs/tournament_60m --out OUT   # on a GPU
 
-For each corpus and model: trials at equal compute over one search space (tournament_space.py), the first half
-at the same points for all, a Latin hypercube, and the rest chosen by Optuna; then the best point with seeds
-1, 2, 3 at a larger equal compute; then the same at equal time. Trials and runs at equal compute are side by
-side, one thread each; a run at equal time has the machine to itself, also on one thread. Each run is a
-command of its own. A run that diverges counts as 8 bits per byte, those of guessing. The script may be
-stopped at any moment: the same call goes on, and a run that Ctrl-C or SIGTERM stopped resumes from its
-checkpoint. Needs `pip install "mambabyte[sweep]"`. Written are tournament.csv, tournament_curves.csv,
-tournament.png and tournament.md; paths are in the CSV as they are given.
+For each corpus and model: trials at equal compute over one search space (tournament_space.py), the first
+third at the same points for all, a Latin hypercube, and the rest one step from the best so far; then the best
+point with seeds 1, 2, 3 at a larger equal compute; then the same at equal time. Trials and runs at equal
+compute are side by side, one thread each; a run at equal time has the machine to itself, also on one thread.
+Each run is a command of its own. A run that diverges counts as 8 bits per byte, those of guessing. The script
+may be stopped at any moment: the same call goes on, and a run that Ctrl-C or SIGTERM stopped resumes from its
+checkpoint. Written are tournament.csv, tournament_curves.csv, tournament.png and tournament.md; paths are in
+the CSV as they are given.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import shlex
 import signal
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tournament_page import CURVES, RESULTS, draw, page, read, write_curves, write_results
 from tournament_runs import RESULT, SEEDS, Failed, Job, Machine, Plan, Stopped, best_of, finals, first_trials
-from tournament_space import MODELS, SIZES, Point
+from tournament_space import MODELS, SIZES, Point, Size
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -46,7 +46,7 @@ def main() -> None:
     arguments.add_argument(
         "--books", type=Path, help="a folder of parquet files as PG19's, for the corpus books"
     )
-    arguments.add_argument("--trials", type=int, default=16, help="of each model on each corpus")
+    arguments.add_argument("--trials", type=int, default=12, help="of each model on each corpus")
     arguments.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the winners' runs")
     arguments.add_argument("--trial-flops", type=float, help="of training, of a trial")
     arguments.add_argument("--final-flops", type=float, help="of training, of a winner's run")
@@ -91,13 +91,6 @@ def main() -> None:
 
 def run(plan: Plan, options: argparse.Namespace) -> int:
     """Run what is unfinished, then write what is finished; the exit code."""
-    try:
-        import optuna
-    except ImportError as fault:
-        missing = "the trials are chosen by Optuna, which is missing"
-        raise SystemExit(f"{missing}: pip install 'mambabyte[sweep]'") from fault
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # as much is, in its version 2
     until = None if options.hours is None else time.monotonic() + 3600 * options.hours
     machine = Machine(until)
     before = {each: signal.signal(each, lambda *_: machine.stop()) for each in _STOPPING}
@@ -140,28 +133,45 @@ def run_all(plan: Plan, machine: Machine, processes: int) -> list[str]:
 def search(plan: Plan, machine: Machine, corpus: str, name: str) -> Point:
     """Run the trials of a model on a corpus; the best point.
 
-    All but the first half are chosen by a seeded TPE sampler (Bergstra et al., 2011) from the results so far,
-    of which it calls the best quarter good (Optuna's tenth would be one or two trials), so those of an
-    earlier sitting lead to the same points again. It is asked here and not by Hydra's sweeper,
-    because a width or a depth is several settings of some models.
+    The first third are at the same points for all models; each of the others changes one setting of the best
+    point so far by one step. A change that helped is tried again; otherwise a seeded draw says which. So the
+    trials of an earlier sitting lead to the same points again. (After so few trials a sampler such as TPE
+    has hardly begun to learn.)
     """
-    import optuna
-
-    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=0, gamma=lambda ended: math.ceil(ended / 4))
-    study = optuna.create_study(sampler=sampler)
-    for job in first_trials(plan, corpus, name):
-        study.enqueue_trial(vars(job.point))
-    found, failed = [], 0
+    draws = random.Random(0)
+    first = [job.point for job in first_trials(plan, corpus, name)]
+    found: dict[Point, float] = {}
+    helped: tuple[str, int] | None = None
+    failed = 0
     for number in range(plan.trials):
-        trial = study.ask()
-        job = plan.trial(corpus, name, number, plan.size.suggested(trial))
-        result = machine.finish(job)
-        study.tell(trial, result["bits_per_byte"])
-        found.append((result["bits_per_byte"], job.point))
+        if number < len(first):
+            move, point = None, first[number]
+        else:
+            move, point = next_step(plan.size, found, helped, draws)
+        result = machine.finish(plan.trial(corpus, name, number, point))
+        helped = move if result["bits_per_byte"] < min(found.values(), default=math.inf) else None
+        found[point] = result["bits_per_byte"]
         failed += result["outcome"] != "finished"
     if failed == plan.trials:
         raise Failed(f"{corpus}, {name}: none of its trials has a figure, so it has no best point")
-    return best_of(found)
+    return best_of([(bits, point) for point, bits in found.items()])
+
+
+def next_step(
+    size: Size, found: Mapping[Point, float], helped: tuple[str, int] | None, draws: random.Random
+) -> tuple[tuple[str, int], Point]:
+    """A move and the untried point to which it leads from the best one, or where all around that have been
+    tried, from the next best.
+
+    Raises:
+        Failed: the whole space around the points has been tried.
+    """
+    for start in sorted(found, key=lambda each: found[each]):
+        moves = {move: point for move, point in size.moves(start).items() if point not in found}
+        if moves:
+            move = helped if helped in moves else draws.choice(list(moves))
+            return move, moves[move]
+    raise Failed("there are more trials than points in the search space")
 
 
 def in_turns(calls: Iterable[Callable[[], object]], processes: int) -> list[str]:

@@ -199,8 +199,8 @@ def one_thread_of() -> str:
 
 
 def first_trials(plan: Plan, corpus: str, model: str) -> list[Job]:
-    """The trials at points that are the same for all models: half of them, rounded up."""
-    points = plan.size.drawn(math.ceil(plan.trials / 2))
+    """The trials at points that are the same for all models: a third of them, rounded up."""
+    points = plan.size.drawn(math.ceil(plan.trials / 3))
     return [plan.trial(corpus, model, number, point) for number, point in enumerate(points)]
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mambabyte.config.composition import config_dir
+
+RATE_STEP = 1.6  # of the learning rate, in the search
+_LISTED = ("width", "depth", "batch_bytes", "context_length")  # settings of which a size lists the values
 
 
 @dataclass(frozen=True)
@@ -67,22 +70,28 @@ class Size:
         rates = [rounded(low * (high / low) ** ((part + draws.random()) / others)) for part in range(others)]
         ranges = [self.widths, self.depths, *self._bytes]
         columns: list[list[Any]] = [
-            [values[part * len(values) // others] for part in range(others)] for values in ranges
+            [values[(2 * part + 1) * len(values) // (2 * others)] for part in range(others)]
+            for values in ranges
         ]
         columns.insert(2, rates)
         for column in columns:
             draws.shuffle(column)
         return [self.centre, *(_point(*values) for values in zip(*columns, strict=True))]
 
-    def suggested(self, trial: Any) -> Point:
-        """What an Optuna trial suggests."""
-        return _point(
-            trial.suggest_categorical("width", self.widths),
-            trial.suggest_categorical("depth", self.depths),
-            rounded(trial.suggest_float("learning_rate", *self.learning_rates, log=True)),
-            trial.suggest_categorical("batch_bytes", self.batch_bytes),
-            trial.suggest_categorical("context_length", self.context_lengths),
-        )
+    def moves(self, point: Point) -> dict[tuple[str, int], Point]:
+        """The points one step from a point: one setting a value lower or higher, the learning rate by a
+        factor of `RATE_STEP`, inside the ranges."""
+        found: dict[tuple[str, int], Point] = {}
+        for name, values in zip(_LISTED, (self.widths, self.depths, *self._bytes), strict=True):
+            place = values.index(getattr(point, name))
+            for step in (-1, 1):
+                if 0 <= place + step < len(values):
+                    found[name, step] = _point(**{**asdict(point), name: values[place + step]})
+        low, high = self.learning_rates
+        for step in (-1, 1):
+            rate = min(high, max(low, rounded(point.learning_rate * RATE_STEP**step)))
+            found["learning_rate", step] = replace(point, learning_rate=rate)
+        return {move: other for move, other in found.items() if other != point}
 
 
 def _point(width: int, depth: int, learning_rate: float, batch_bytes: int, context_length: int) -> Point:
@@ -97,17 +106,18 @@ def rounded(rate: float) -> float:
 _ON_A_CPU = ("trainer.accelerator=cpu", "trainer.threads=1", "trainer.precision=fp32")
 _ON_A_GPU = ("trainer.precision=bf16", "trainer.micro_batch_size=auto", "trainer.on_spike=skip")
 SIZES = {
+    # Of wider ranges (widths to 128, steps from 2,048 bytes), all best points lay at the lower ends.
     "cpu": Size(
         "compute_matched",
         widths=(16, 32, 48, 64),
         depths=(2, 4, 6),
-        learning_rates=(1e-3, 3e-2),
-        batch_bytes=(512, 1024, 2048),
+        learning_rates=(2e-3, 2e-2),
+        batch_bytes=(256, 512, 1024),
         context_lengths=(128, 256, 512, 1024),
         head_width=16,
-        trial_flops=5e11,
-        final_flops=2e12,
-        final_seconds=40,
+        trial_flops=4e11,
+        final_flops=1.2e12,
+        final_seconds=20,
         validate_bytes=65_536,
         evaluate_bytes=400_000,
         further=_ON_A_CPU,
