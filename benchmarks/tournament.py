@@ -35,6 +35,8 @@ from tournament_page import CURVES, RESULTS, draw, page, read, write_curves, wri
 from tournament_runs import RESULT, SEEDS, Failed, Job, Machine, Plan, Stopped, best_of, finals, first_trials
 from tournament_space import MODELS, SIZES, Point, Size
 
+from mambabyte.errors import UserError
+
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -46,7 +48,12 @@ def main() -> None:
     arguments.add_argument(
         "--books", type=Path, help="a folder of parquet files as PG19's, for the corpus books"
     )
-    arguments.add_argument("--trials", type=int, default=12, help="of each model on each corpus")
+    arguments.add_argument(
+        "--trials",
+        type=int,
+        default=12,
+        help="of each model on each corpus; another number needs another --runs",
+    )
     arguments.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the winners' runs")
     arguments.add_argument("--trial-flops", type=float, help="of training, of a trial")
     arguments.add_argument("--final-flops", type=float, help="of training, of a winner's run")
@@ -134,9 +141,9 @@ def search(plan: Plan, machine: Machine, corpus: str, name: str) -> Point:
     """Run the trials of a model on a corpus; the best point.
 
     The first third are at the same points for all models; each of the others changes one setting of the best
-    point so far by one step. A change that helped is tried again; otherwise a seeded draw says which. So the
-    trials of an earlier sitting lead to the same points again. (After so few trials a sampler such as TPE
-    has hardly begun to learn.)
+    point so far by one step. A change that gave a new best point is made once more; otherwise a seeded draw
+    chooses. So the trials of an earlier sitting lead to the same points again. (After so few trials a sampler
+    such as TPE has hardly begun to learn.)
     """
     draws = random.Random(0)
     first = [job.point for job in first_trials(plan, corpus, name)]
@@ -147,7 +154,10 @@ def search(plan: Plan, machine: Machine, corpus: str, name: str) -> Point:
         if number < len(first):
             move, point = None, first[number]
         else:
-            move, point = next_step(plan.size, found, helped, draws)
+            try:
+                move, point = next_step(plan.size, found, helped, draws)
+            except Failed as fault:
+                raise Failed(f"{corpus}, {name}: {fault}") from fault
         result = machine.finish(plan.trial(corpus, name, number, point))
         helped = move if result["bits_per_byte"] < min(found.values(), default=math.inf) else None
         found[point] = result["bits_per_byte"]
@@ -160,11 +170,10 @@ def search(plan: Plan, machine: Machine, corpus: str, name: str) -> Point:
 def next_step(
     size: Size, found: Mapping[Point, float], helped: tuple[str, int] | None, draws: random.Random
 ) -> tuple[tuple[str, int], Point]:
-    """A move and the untried point to which it leads from the best one, or where all around that have been
-    tried, from the next best.
+    """A move from the best point that has an untried neighbour, and that neighbour.
 
     Raises:
-        Failed: the whole space around the points has been tried.
+        Failed: no point has one.
     """
     for start in sorted(found, key=lambda each: found[each]):
         moves = {move: point for move, point in size.moves(start).items() if point not in found}
@@ -223,7 +232,10 @@ def print_commands(plan: Plan) -> None:
             known = [each for each in trials if each is not None]
             jobs += [plan.job_of(each) for each in known[len(jobs) :]]
             for job in jobs:
-                print(shlex.join(job.command))
+                try:
+                    print(shlex.join(job.command))
+                except UserError as fault:
+                    print(f"# {corpus}, {name}, trial {job.number} is refused: {fault}")
             if len(known) < plan.trials:
                 later = plan.trials - len(jobs)
                 print(f"# {corpus}, {name}: {later} more trials, which depend on these; then the best point")

@@ -127,8 +127,14 @@ def _options(results: Rows) -> str:
 
 def _of_these_ranges(results: Rows) -> bool:
     """Whether all trials lie within the ranges that their size has now."""
-    trials = _of(results, kind="trial")
-    return all(row[key] in getattr(SIZES[row["size"]], field) for row in trials for _, key, field in _RANGES)
+    for row in _of(results, kind="trial"):
+        size = SIZES[row["size"]]
+        low, high = size.learning_rates
+        if not low <= row["learning_rate"] <= high:
+            return False
+        if any(row[key] not in getattr(size, field) for _, key, field in _RANGES):
+            return False
+    return True
 
 
 def _link(target: Path, place: Path) -> str:
@@ -302,13 +308,14 @@ def _space(results: Rows) -> str:
         return ""
     lines = ["**The search space**, the same for all: what was tried of it\n"]
     lines += ["| | | best points at the lowest | at the highest |", "|---|---|---:|---:|"]
-    for name, key, _ in _RANGES:
+    for name, key in [*((name, key) for name, key, _ in _RANGES), ("learning rate", "learning_rate")]:
         values = sorted({row[key] for row in trials})
         ends = (sum(row[key] == end for row in best) for end in (values[0], values[-1]))
         counts = " | ".join(f"{count} of {len(best)}" for count in ends)
-        lines.append(f"| {name} | {', '.join(f'{value:,}' for value in values)} | {counts} |")
-    rates = [row["learning_rate"] for row in trials]
-    lines.append(f"| learning rate | {min(rates):g} to {max(rates):g}, on a logarithmic scale | | |")
+        said = ", ".join(f"{value:,}" for value in values)
+        if key == "learning_rate":
+            said = f"{values[0]:g} to {values[-1]:g}, on a logarithmic scale"
+        lines.append(f"| {name} | {said} | {counts} |")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mambabyte.config.composition import config_dir
 
-RATE_STEP = 1.6  # of the learning rate, in the search
+RATE_STEP = 1.6  # the factor of one step of the learning rate
 _LISTED = ("width", "depth", "batch_bytes", "context_length")  # settings of which a size lists the values
 
 
@@ -79,8 +79,9 @@ class Size:
         return [self.centre, *(_point(*values) for values in zip(*columns, strict=True))]
 
     def moves(self, point: Point) -> dict[tuple[str, int], Point]:
-        """The points one step from a point: one setting a value lower or higher, the learning rate by a
-        factor of `RATE_STEP`, inside the ranges."""
+        """The points one step from a point, by the setting that differs and its direction: to the next value
+        of its list, or a learning rate `RATE_STEP` times as high or as low, at most to the end of its range.
+        A context that is longer than a step lengthens the step to one window."""
         found: dict[tuple[str, int], Point] = {}
         for name, values in zip(_LISTED, (self.widths, self.depths, *self._bytes), strict=True):
             place = values.index(getattr(point, name))
@@ -106,7 +107,8 @@ def rounded(rate: float) -> float:
 _ON_A_CPU = ("trainer.accelerator=cpu", "trainer.threads=1", "trainer.precision=fp32")
 _ON_A_GPU = ("trainer.precision=bf16", "trainer.micro_batch_size=auto", "trainer.on_spike=skip")
 SIZES = {
-    # Of wider ranges (widths to 128, steps from 2,048 bytes), all best points lay at the lower ends.
+    # With widths from 32 and steps from 2,048 bytes, all best points had the smallest of both, and learning
+    # rates from 0.0035 to 0.013.
     "cpu": Size(
         "compute_matched",
         widths=(16, 32, 48, 64),
