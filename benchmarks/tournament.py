@@ -6,34 +6,32 @@
     python benchmarks/tournament.py --page --out docs/benchmarks [--page-file docs/comparison.md]
     python benchmarks/tournament.py --size 60m --processes 1 --runs runs/tournament_60m --out OUT   # on a GPU
 
-For each corpus and model: trials at equal compute over one search space (tournament_space.py), the first
-third at the same points for all, a Latin hypercube, and the rest one step from the best so far; then the best
-point with seeds 1, 2, 3 at a larger equal compute; then the same at equal time. Trials and runs at equal
-compute are side by side, one thread each; a run at equal time has the machine to itself, also on one thread.
-Each run is a command of its own. A run that diverges counts as 8 bits per byte, those of guessing. The script
-may be stopped at any moment: the same call goes on, and a run that Ctrl-C or SIGTERM stopped resumes from its
-checkpoint. Written are tournament.csv, tournament_curves.csv, tournament.png and tournament.md; paths are in
-the CSV as they are given.
+Each model is tuned by trials at equal compute over one search space (tournament_space.py,
+tournament_search.py); then its best point on each corpus is trained with seeds 1, 2, 3 at a larger equal
+compute, and then at equal time. Trials and runs at equal compute are side by side, one thread each; a run at
+equal time has the machine to itself, also on one thread. Each run is a command of its own. A run that
+diverges counts as 8 bits per byte, those of guessing. The script may be stopped at any moment: the same call
+goes on, and a run that Ctrl-C or SIGTERM stopped resumes from its checkpoint. Written are tournament.csv,
+tournament_curves.csv, tournament.png and tournament.md; paths are in the CSV as they are given.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import random
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tournament_page import CURVES, RESULTS, draw, page, read, write_curves, write_results
 from tournament_runs import RESULT, SEEDS, Failed, Job, Machine, Plan, Stopped, best_of, finals, first_trials
-from tournament_space import MODELS, SIZES, Point, Size
+from tournament_search import Search
+from tournament_space import MODELS, SIZES
 
 from mambabyte.errors import UserError
 
@@ -118,69 +116,28 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
 
 
 def run_all(plan: Plan, machine: Machine, processes: int) -> list[str]:
-    """Tune every model on every corpus, then run the best points; what failed, in sentences."""
-    pairs = [(corpus, name) for corpus in plan.corpora for name in plan.models]
-    winners: dict[tuple[str, str], Point] = {}
-
-    def tune(corpus: str, name: str) -> None:
-        winners[corpus, name] = search(plan, machine, corpus, name)
+    """Tune every model, then run its best point on every corpus; what failed, in sentences."""
+    searches = {name: Search(plan, machine, name) for name in plan.models}
+    faults = in_turns(
+        [
+            (lambda search=search, number=number: search.turn(number))
+            for number in range(len(plan.turns))
+            for search in searches.values()
+        ],
+        processes,
+    )
 
     def all_of(kind: str) -> Iterable[Callable[[], object]]:
         return [
             (lambda job=job: machine.finish(job))
-            for pair, point in sorted(winners.items(), key=lambda each: pairs.index(each[0]))
-            for job in finals(plan, *pair, point, kind)
+            for corpus in plan.corpora
+            for name, search in searches.items()
+            if search.ended
+            for job in finals(plan, corpus, name, search.best(corpus), kind)
         ]
 
-    faults = in_turns([(lambda pair=pair: tune(*pair)) for pair in pairs], processes)
     faults += in_turns(all_of("compute"), processes)
     return faults + in_turns(all_of("time"), 1)
-
-
-def search(plan: Plan, machine: Machine, corpus: str, name: str) -> Point:
-    """Run the trials of a model on a corpus; the best point.
-
-    The first third are at the same points for all models; each of the others changes one setting of the best
-    point so far by one step. A change that gave a new best point is made once more; otherwise a seeded draw
-    chooses. So the trials of an earlier sitting lead to the same points again. (After so few trials a sampler
-    such as TPE has hardly begun to learn.)
-    """
-    draws = random.Random(0)
-    first = [job.point for job in first_trials(plan, corpus, name)]
-    found: dict[Point, float] = {}
-    helped: tuple[str, int] | None = None
-    failed = 0
-    for number in range(plan.trials):
-        if number < len(first):
-            move, point = None, first[number]
-        else:
-            try:
-                move, point = next_step(plan.size, found, helped, draws)
-            except Failed as fault:
-                raise Failed(f"{corpus}, {name}: {fault}") from fault
-        result = machine.finish(plan.trial(corpus, name, number, point))
-        helped = move if result["bits_per_byte"] < min(found.values(), default=math.inf) else None
-        found[point] = result["bits_per_byte"]
-        failed += result["outcome"] != "finished"
-    if failed == plan.trials:
-        raise Failed(f"{corpus}, {name}: none of its trials has a figure, so it has no best point")
-    return best_of([(bits, point) for point, bits in found.items()])
-
-
-def next_step(
-    size: Size, found: Mapping[Point, float], helped: tuple[str, int] | None, draws: random.Random
-) -> tuple[tuple[str, int], Point]:
-    """A move from the best point that has an untried neighbour, and that neighbour.
-
-    Raises:
-        Failed: no point has one.
-    """
-    for start in sorted(found, key=lambda each: found[each]):
-        moves = {move: point for move, point in size.moves(start).items() if point not in found}
-        if moves:
-            move = helped if helped in moves else draws.choice(list(moves))
-            return move, moves[move]
-    raise Failed("there are more trials than points in the search space")
 
 
 def in_turns(calls: Iterable[Callable[[], object]], processes: int) -> list[str]:

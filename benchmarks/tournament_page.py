@@ -47,9 +47,9 @@ python benchmarks/tournament.py --books FOLDER --out docs/benchmarks{page}{optio
 python benchmarks/long_context.py --out docs/benchmarks{page}
 ```
 and, from the figures in [{results}]({link}{results}) alone, by the first with `--page`. FOLDER has parquet files in PG19's
-schema. The search space is in [tournament_space.py]({root}benchmarks/tournament_space.py), how it is searched at the top of
-[tournament.py]({root}benchmarks/tournament.py).{changed}"""  # noqa: E501, as these are lines of the page
-_CHANGED = " Its ranges have changed since these runs, so the commands make others now."
+schema. The search space is in [tournament_space.py]({root}benchmarks/tournament_space.py), the search in
+[tournament_search.py]({root}benchmarks/tournament_search.py).{changed}"""  # noqa: E501, as these are lines of the page
+_CHANGED = " The ranges have changed since these runs, so the commands make others now."
 _GPU = """## On a GPU
 The same with models of some 60 million parameters on PG19 and `data=code`, and of some 350 million (*not run yet*):
 ```bash

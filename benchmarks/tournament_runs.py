@@ -79,6 +79,15 @@ class Plan:
             tuple(options.overrides),
         )
 
+    @property
+    def turns(self) -> list[tuple[str, int]]:
+        """The turns of a search: the corpus of each, and how many trials it has had there at the end. The
+        last quarter of the first corpus waits for the other."""
+        first, *others = self.corpora
+        late = self.trials // 4 if others else 0
+        turns = [(first, self.trials - late), *((corpus, self.trials) for corpus in others)]
+        return [*turns, (first, self.trials)] if late else turns
+
     def trial(self, corpus: str, model: str, number: int, point: Point) -> Job:
         return Job(self, corpus, model, "trial", number, 0, point)
 
@@ -199,7 +208,10 @@ def one_thread_of() -> str:
 
 
 def first_trials(plan: Plan, corpus: str, model: str) -> list[Job]:
-    """The trials at points that are the same for all models: a third of them, rounded up."""
+    """The trials at points that are the same for all models: a third, rounded up, of those on the first
+    corpus."""
+    if corpus != next(iter(plan.corpora)):
+        return []
     points = plan.size.drawn(math.ceil(plan.trials / 3))
     return [plan.trial(corpus, model, number, point) for number, point in enumerate(points)]
 

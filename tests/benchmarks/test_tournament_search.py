@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,8 +72,20 @@ class Measured:
         return {"bits_per_byte": bits, "outcome": "finished" if bits < 8 else "diverged"}
 
 
+def searched(load, plan, bits, model: str = "lstm"):
+    """A search whose turns have ended, and the points of each turn."""
+    machine, points = Measured(bits), []
+    search = load("tournament_search").Search(plan, machine, model)
+    for number in range(len(plan.turns)):
+        begun = len(machine.jobs)
+        search.turn(number)
+        points.append([job.point for job in machine.jobs[begun:]])
+    assert search.ended
+    return search, machine.jobs, points
+
+
 def test_the_search_goes_on_from_the_best_point(load, planned, tmp_path: Path) -> None:
-    tournament, runs = load("tournament"), load("tournament_runs")
+    runs = load("tournament_runs")
     plan = planned("cpu", tmp_path, trials=24)
     wanted = replace(plan.size.centre, width=64, depth=2, context_length=128)
 
@@ -81,44 +94,77 @@ def test_the_search_goes_on_from_the_best_point(load, planned, tmp_path: Path) -
         away += abs(math.log(point.learning_rate / wanted.learning_rate))
         return 2 + away / 10 + math.log2(point.context_length / 128) / 10
 
-    found = [Measured(bits), Measured(bits)]
-    best = [tournament.search(plan, machine, "books", "lstm") for machine in found]
-    points = [[job.point for job in machine.jobs] for machine in found]
-    assert points[0] == points[1] and best[0] == best[1], "the same again"
-    assert len(points[0]) == len(set(points[0])) == 24 and [job.number for job in found[0].jobs] == [
-        *range(24)
-    ]
-    assert points[0][:8] == [job.point for job in runs.first_trials(plan, "books", "mambabyte")]
-    repeated = 0
-    around_of = plan.size.moves
+    assert plan.turns == [("books", 24)]
+    search, jobs, (points,) = searched(load, plan, bits)
+    again, _, others = searched(load, plan, bits)
+    assert others == [points] and again.best("books") == search.best("books"), "the same again"
+    assert len(points) == len(set(points)) == 24 and [job.number for job in jobs] == [*range(24)]
+    assert points[:8] == [job.point for job in runs.first_trials(plan, "books", "mambabyte")]
+    repeated, around = 0, plan.size.moves
     for number in range(8, 24):
-        before = min(points[0][:number], key=bits)
-        around = around_of(before).values()
-        assert points[0][number] in around or set(around) <= set(points[0][:number]), "one step from the best"
-        last = [move for move, point in around_of(before).items() if point == points[0][number]]
-        if last and bits(points[0][number]) < bits(before) and number < 23:
-            again = around_of(points[0][number]).get(last[0])
-            if again is not None and again not in points[0][:number]:
-                assert points[0][number + 1] == again, "a change that helped is made once more"
+        before, point = min(points[:number], key=bits), points[number]
+        moves = {other: move for move, other in around(before).items()}
+        assert point in moves or set(moves) <= set(points[:number]), "one step from the best"
+        if point in moves and bits(point) < bits(before) and number < 23:
+            more = around(point).get(moves[point])
+            if more is not None and more not in points[:number]:
+                assert points[number + 1] == more, "a change that gave a new best point is made once more"
                 repeated += 1
     assert repeated > 0
-    assert (best[0].width, best[0].depth, best[0].context_length) == (64, 2, 128)
+    best = search.best("books")
+    assert (best.width, best.depth, best.context_length) == (64, 2, 128)
+
+
+def test_the_corpora_take_turns(load, planned, tmp_path: Path) -> None:
+    plan = planned("cpu", tmp_path, trials=12, corpora=["books", "code"])
+    assert plan.turns == [("books", 9), ("code", 12), ("books", 12)]
+
+    def bits(point) -> float:
+        return 2 + abs(math.log(point.learning_rate / 2e-2)) + point.width / 1000 + point.depth / 100
+
+    _, jobs, (books, code, late) = searched(load, plan, bits)
+    assert [job.corpus for job in jobs] == ["books"] * 9 + ["code"] * 12 + ["books"] * 3
+    assert [job.number for job in jobs] == [*range(9), *range(12), *range(9, 12)]
+    assert code[0] == min(books, key=bits) and code[1] in plan.size.moves(code[0]).values()
+    assert min(code, key=bits) not in books and late[0] == min(code, key=bits)
+    assert late[1] in plan.size.moves(min(books + late[:1], key=bits)).values()
+    assert load("tournament_runs").first_trials(plan, "code", "lstm") == []
+    same = {**vars(plan), "corpora": {"code": plan.corpora["code"]}}
+    assert load("tournament_runs").first_trials(type(plan)(**same), "code", "lstm") != []
+
+
+def test_a_turn_waits_for_the_one_before_and_its_fault_ends_the_search(load, planned, tmp_path: Path) -> None:
+    runs, plan = load("tournament_runs"), planned("cpu", tmp_path, corpora=["books", "code"])
+    machine = Measured(lambda _: 2.0)
+    search = load("tournament_search").Search(plan, machine, "lstm")
+    with ThreadPoolExecutor(3) as pool:
+        ended = [pool.submit(search.turn, number) for number in (2, 1)]
+        assert not machine.jobs
+        search.turn(0)
+        assert [each.result(timeout=60) for each in ended] == [None, None]
+    assert [job.corpus for job in machine.jobs] == ["books"] * 3 + ["code"] * 4 + ["books"]
+
+    machine = Measured(lambda _: 8.0)
+    search = load("tournament_search").Search(plan, machine, "lstm")
     with pytest.raises(runs.Failed, match="books, lstm: none of its trials has a figure"):
-        tournament.search(plan, Measured(lambda _: 8.0), "books", "lstm")
+        search.turn(0)
+    search.turn(1)
+    search.turn(2)
+    assert len(machine.jobs) == 3 and not search.ended
 
 
 def test_a_step_that_helped_is_made_again_and_one_untried_is_found(load, tiny: str) -> None:
-    tournament, space = load("tournament"), load("tournament_space")
+    searching, space = load("tournament_search"), load("tournament_space")
     size, draws = space.SIZES["cpu"], random.Random(0)
-    move, point = tournament.next_step(size, {size.centre: 2.0}, ("width", 1), draws)
+    move, point = searching.next_step(size, {size.centre: 2.0}, ("width", 1), draws)
     assert move == ("width", 1) and point == replace(size.centre, width=48)
     around = {size.centre: 2.0, **dict.fromkeys(size.moves(size.centre).values(), 3.0)}
     second = replace(size.centre, depth=2)
     around[second] = 2.5
-    _, point = tournament.next_step(size, around, None, draws)
+    _, point = searching.next_step(size, around, None, draws)
     assert point not in around and point in size.moves(second).values(), "from the next best"
     size = space.SIZES[tiny]
     size = replace(size, learning_rates=(1e-3, 1e-3))
     found = {size.centre: 2.0, replace(size.centre, width=32): 2.0}
     with pytest.raises(load("tournament_runs").Failed, match="more trials than points"):
-        tournament.next_step(size, found, None, draws)
+        searching.next_step(size, found, None, draws)
