@@ -301,7 +301,7 @@ def test_the_page_is_made_of_the_csvs_alone(load, tmp_path: Path) -> None:
     assert "| LSTM | 96 x 4 | 280,000 | 2.00 MB | 5.100 (2.200 to 8.000) |  |" in page
     assert "| books | MegaByte | 0.004 | 4,096 | 512 | 3.000 | 3.000 | 1 |" in page
     assert "| width | 96, 128 | 3 of 3 | 0 of 3 |" in page
-    assert "Its ranges have changed since these runs" in page, "as no model is 96 wide any more"
+    assert "The ranges have changed since these runs" in page, "as no model is 96 wide any more"
     assert "| depth | 2, 4, 6 | 1 of 3 | 0 of 3 |" in page
     assert "| LSTM, state carried | 512 | 2.500 | - | 2.250 | 0.250 |" in page
     assert "| MegaByte | 512 | 2.500 | 2.400 | - |  |" in page
