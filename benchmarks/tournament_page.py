@@ -59,8 +59,9 @@ python benchmarks/tournament.py --size 350m --processes 1 --runs runs/tournament
 They tune and compare in the same way, with the ranges and budgets of their row in
 [tournament_space.py]({root}benchmarks/tournament_space.py); `--books FOLDER` trains on a copy of PG19's parquet files."""  # noqa: E501
 _LIMITS = """## What this shows, and what it does not
-- Every model had the same number of trials over the same ranges at the same compute, and its best point the same new seeds. What a
-  model alone has (MambaByte's states, MegaByte's patches, Perceiver AR's latents: a quarter of the context) is as in its YAML.
+- Every model had the same number of trials over the same ranges at the same compute, begun at the same points, and its best point
+  the same new seeds. What a model alone has (MambaByte's states, MegaByte's patches, Perceiver AR's latents: a quarter of the
+  context) is as in its YAML.
 - There is no band of parameters: at equal compute, a model's size is one of the things it may choose. A width of MegaByte,
   SpaceByte and H-Net is that of their layers over bytes, those over patches are 1.5 times as wide, and each has half the depth: so none is below 2.
 - Compute is counted as in [models.md]({docs}models.md#flops-per-byte): attention with a whole context of keys, although causality
