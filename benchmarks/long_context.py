@@ -1,4 +1,4 @@
-"""What the tournament's best models gain from a longer context, 256 to 32,768 bytes.
+"""What the tournament's best models gain from a longer context, 128 to 32,768 bytes.
 
     python benchmarks/long_context.py --out docs/benchmarks    # after benchmarks/tournament.py
     python benchmarks/long_context.py --list                   # only print the commands
@@ -28,7 +28,7 @@ from tournament_lengths import LENGTHS, write_lengths
 from tournament_runs import RESULT, one_thread_of
 from tournament_space import MODELS
 
-CONTEXTS = tuple(2**power for power in range(8, 16))
+CONTEXTS = tuple(2**power for power in range(7, 16))
 _TOO_LONG = "positions for"  # said by an evaluation in windows that are too long for the model
 _TOGETHER = 8192  # bytes that are read at a time, in one window or several
 

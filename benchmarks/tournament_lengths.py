@@ -50,12 +50,13 @@ def lengths_section(rows: Rows, link: str) -> str:
         f"| model | trained at | {' | '.join(f'{n:,}' for n in contexts)} | gain |",
         f"|---|---:|{'---:|' * len(contexts)}---:|",
     ]
-    for model, points in found.items():
+    for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model]
+        points = found.get(model, [])
         bits = dict(points)
         cells = [f"{bits[n]:.3f}" if n in bits else "-" for n in contexts]
         recurrent = bool(mine[0]["recurrent"])
-        gain = f"{points[0][1] - min(bits.values()):.3f}" if recurrent else ""
+        gain = f"{points[0][1] - min(bits.values()):.3f}" if recurrent and points else ""
         name = f"{MODELS[model].name}{', state carried' if recurrent else ''}"
         lines.append(f"| {name} | {mine[0]['trained_at']:,} | {' | '.join(cells)} | {gain} |")
     return "\n".join(lines)
