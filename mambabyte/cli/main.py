@@ -119,10 +119,11 @@ def run(argv: list[str], find: Find) -> int:
         return 0
     # Hydra records each sweep in a file. That of `train` belongs in its run_dir; the others leave none.
     scratch = Path(tempfile.gettempdir()) / f"mambabyte-sweep-{secrets.token_hex(8)}"  # made by a sweep alone
-    if name != "train" or "dry_run=true" in overrides:
+    resumable = name == "train" and "dry_run=true" not in overrides
+    if not resumable:
         overrides.insert(0, f"hydra.sweep.dir={quoted(str(scratch))}")
     try:
-        with raise_on_stop_signal() if name == "train" else nullcontext():
+        with raise_on_stop_signal() if resumable else nullcontext():
             run_hydra(name, command, overrides, flags)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -244,12 +244,12 @@ from tests.cli.conftest import fake
 mambabyte.config.composition.config_dir = lambda: pathlib.Path({conf!r})
 def run(settings):
     {body}
-sys.exit(main(["train"], lambda name: fake(name, run)))
+sys.exit(main(["train"] + {options!r}, lambda name: fake(name, run)))
 """
 
 
 def test_a_reader_that_leaves_early_is_no_error(conf):
-    code = TASK.format(conf=str(conf), body="[print('x' * 100) for _ in range(100_000)]")
+    code = TASK.format(conf=str(conf), options=[], body="[print('x' * 100) for _ in range(100_000)]")
     writer = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -279,7 +279,7 @@ def test_a_signal_outside_of_training_is_a_resumable_stop_and_a_second_one_the_e
         {waiting}""", 2),
     ):  # fmt: skip
         task = subprocess.Popen(
-            [sys.executable, "-c", TASK.format(conf=str(conf), body=body)],
+            [sys.executable, "-c", TASK.format(conf=str(conf), options=[], body=body)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -292,6 +292,20 @@ def test_a_signal_outside_of_training_is_a_resumable_stop_and_a_second_one_the_e
         said = f"mambabyte: stopped by {number.name} outside of training, so no step is lost"
         assert task.stderr.read().startswith(said if signals == 1 else "")
         assert task.wait(timeout=30) == (75 if signals == 1 else 128 + number)
+
+
+def test_a_dry_run_that_is_stopped_says_nothing_of_resuming(conf):
+    code = TASK.format(
+        conf=str(conf), options=["--dry-run"], body="print('ready', flush=True); time.sleep(30)"
+    )
+    task = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert task.stdout and task.stderr
+    assert task.stdout.readline() == "ready\n"
+    task.send_signal(signal.SIGTERM)
+    assert task.stderr.read() == ""
+    assert task.wait(timeout=30) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(
