@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mambabyte.errors import UserError
+
 
 def write_rows(rows: Iterable[dict[str, Any]], columns: Sequence[str], path: Path) -> None:
     with path.open("w", newline="") as file:
@@ -19,6 +21,9 @@ def read_rows(path: Path, words: Collection[str], whole: Collection[str] = ()) -
     """The rows of a file, none if there is none: columns of words as they are, whole numbers, and numbers.
 
     An empty cell that is no word is None.
+
+    Raises:
+        UserError: the file is cut off, a row is not whole, or a number is none.
     """
     if not path.exists():
         return []
@@ -30,5 +35,17 @@ def read_rows(path: Path, words: Collection[str], whole: Collection[str] = ()) -
             return None
         return int(cell) if column in whole else float(cell)
 
+    text = path.read_text()
+    if text and not text.endswith("\n"):
+        raise UserError(f"{path} is cut off in its last line")
     with path.open(newline="") as file:
-        return [{key: value(key, cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+        reader = csv.DictReader(file)
+        rows = []
+        for row in reader:
+            try:
+                if None in row or None in row.values():  # more cells than columns, or fewer
+                    raise ValueError
+                rows.append({key: value(key, cell) for key, cell in row.items()})
+            except ValueError as fault:
+                raise UserError(f"{path}, line {reader.line_num}: this is no whole row of figures") from fault
+        return rows

@@ -25,8 +25,11 @@ from typing import Any
 
 from tournament import write_page
 from tournament_lengths import LENGTHS, write_lengths
-from tournament_runs import RESULT, one_thread_of
+from tournament_runs import RESULT, one_thread_of, result_of
 from tournament_space import MODELS
+
+from mambabyte.cli.faults import sentence
+from mambabyte.errors import UserError
 
 CONTEXTS = tuple(2**power for power in range(7, 16))
 _TOO_LONG = "positions for"  # said by an evaluation in windows that are too long for the model
@@ -117,11 +120,14 @@ def measurements(options: argparse.Namespace) -> Sequence[Measurement]:
         for seed in options.seeds:
             folder = options.runs / options.corpus / model / f"compute_{seed}"
             if (folder / RESULT).exists():
-                result = json.loads((folder / RESULT).read_text())
+                result = result_of(folder / RESULT)
                 if result["outcome"] == "finished":
                     found += [Measurement(folder, result, n, options.max_bytes) for n in options.contexts]
     return found
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UserError, OSError) as fault:
+        raise SystemExit(f"long_context.py: {sentence(fault) or fault}") from None

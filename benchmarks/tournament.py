@@ -18,7 +18,7 @@ tournament_curves.csv, tournament.png and tournament.md; paths are in the CSV as
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import shlex
 import signal
 import sys
@@ -29,10 +29,23 @@ from pathlib import Path
 from typing import Any
 
 from tournament_page import CURVES, RESULTS, draw, page, read, write_curves, write_results
-from tournament_runs import RESULT, SEEDS, Failed, Job, Machine, Plan, Stopped, best_of, finals, first_trials
+from tournament_runs import (
+    RESULT,
+    SEEDS,
+    Failed,
+    Job,
+    Machine,
+    Plan,
+    Stopped,
+    best_of,
+    finals,
+    first_trials,
+    result_of,
+)
 from tournament_search import Search
 from tournament_space import MODELS, SIZES
 
+from mambabyte.cli.faults import sentence
 from mambabyte.errors import UserError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -48,16 +61,20 @@ def main() -> None:
     )
     arguments.add_argument(
         "--trials",
-        type=int,
+        type=positive_int,
         default=12,
         help="of each model on each corpus; another number needs another --runs",
     )
     arguments.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the winners' runs")
-    arguments.add_argument("--trial-flops", type=float, help="of training, of a trial")
-    arguments.add_argument("--final-flops", type=float, help="of training, of a winner's run")
-    arguments.add_argument("--final-seconds", type=float, help="of training, of a winner's run at equal time")
-    arguments.add_argument("--processes", type=int, default=2, help="runs side by side, but for equal time")
-    arguments.add_argument("--hours", type=float, help="start no run after so many")
+    arguments.add_argument("--trial-flops", type=positive, help="of training, of a trial")
+    arguments.add_argument("--final-flops", type=positive, help="of training, of a winner's run")
+    arguments.add_argument(
+        "--final-seconds", type=positive, help="of training, of a winner's run at equal time"
+    )
+    arguments.add_argument(
+        "--processes", type=positive_int, default=2, help="runs side by side, but for equal time"
+    )
+    arguments.add_argument("--hours", type=positive, help="start no run after so many")
     arguments.add_argument("--runs", type=Path, default=Path("runs/tournament"), help="where the runs go")
     arguments.add_argument("--out", type=Path, help="folder for the CSVs, the figure and the page")
     arguments.add_argument("--page-file", type=Path, help="the page; OUT/tournament.md if it is left out")
@@ -75,8 +92,6 @@ def main() -> None:
         arguments.error("--books says where the books are; or choose --corpora code")
     if options.plan and options.size != "cpu":
         arguments.error("--plan times steps on this CPU, so it is for --size cpu alone")
-    if min(options.trials, options.processes) < 1:
-        arguments.error("--trials and --processes are 1 or more")
     plan = Plan.of(options)
     for name in options.models:
         if MODELS[name].missing:
@@ -91,11 +106,41 @@ def main() -> None:
         if options.out is None:
             arguments.error("--out says where the figures go")
         options.out.mkdir(parents=True, exist_ok=True)
+        check(plan)
         raise SystemExit(run(plan, options))
 
 
+def positive(word: str) -> float:
+    """A number above 0, of an option."""
+    number = float(word)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{word} is no number above 0")
+    return number
+
+
+def positive_int(word: str) -> int:
+    """A whole number above 0, of an option."""
+    if int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word} is no whole number above 0")
+    return int(word)
+
+
+def check(plan: Plan) -> None:
+    """See that every model can be trained at the centre of the search space, before anything is.
+
+    Raises:
+        UserError: one cannot, with these budgets and further settings.
+    """
+    for corpus in plan.corpora:
+        for name in plan.models:
+            try:
+                _ = plan.trial(corpus, name, 0, plan.size.centre).command
+            except UserError as fault:
+                raise UserError(f"{corpus}, {name}: {fault}") from fault
+
+
 def run(plan: Plan, options: argparse.Namespace) -> int:
-    """Run what is unfinished, then write what is finished; the exit code."""
+    """Run what is unfinished, then write what is finished, if anything is; the exit code."""
     until = None if options.hours is None else time.monotonic() + 3600 * options.hours
     machine = Machine(until)
     before = {each: signal.signal(each, lambda *_: machine.stop()) for each in _STOPPING}
@@ -104,10 +149,10 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-    results = finished(options.runs)
-    write_results(results, options.out / RESULTS)
-    write_curves(results, options.out / CURVES)
-    write_page(options.out, options.page_file)
+    if results := finished(options.runs):
+        write_results(results, options.out / RESULTS)
+        write_curves(results, options.out / CURVES)
+        write_page(options.out, options.page_file)
     for fault in faults:
         print(fault, file=sys.stderr)
     if machine.ended:
@@ -159,7 +204,7 @@ def in_turns(calls: Iterable[Callable[[], object]], processes: int) -> list[str]
 
 def finished(runs: Path) -> list[dict[str, Any]]:
     """The results of all runs of a folder that have ended, in a fixed order."""
-    found = [json.loads(path.read_text()) for path in runs.glob(f"*/*/*/{RESULT}")]
+    found = [result_of(path) for path in runs.glob(f"*/*/*/{RESULT}")]
     models, kinds = list(MODELS), ["trial", "compute", "time"]
     return sorted(
         found,
@@ -171,7 +216,14 @@ def finished(runs: Path) -> list[dict[str, Any]]:
 
 
 def write_page(out: Path, place: Path | None) -> None:
+    """Draw and write from the CSVs.
+
+    Raises:
+        UserError: they have no result.
+    """
     results, curves, lengths = read(out)
+    if not results:
+        raise UserError(f"there is no result in {out / RESULTS}")
     draw(results, curves, lengths, out)
     place = place or out / "tournament.md"
     place.write_text(page(results, lengths, out, place))
@@ -204,4 +256,7 @@ def print_commands(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UserError, OSError) as fault:
+        raise SystemExit(f"tournament.py: {sentence(fault) or fault}") from None

@@ -96,8 +96,6 @@ def page(results: Rows, lengths: Rows, out: Path, place: Path) -> str:
     names["changed"] = "" if _of_these_ranges(results) else _CHANGED
     elsewhere = place.parent != out
     names["page"] = f" --page-file {os.path.relpath(place.absolute(), _ROOT)}" if elsewhere else ""
-    if not results:
-        return "\n\n".join([_TITLE, _HOW.format(**names), "Not run yet.", _GPU.format(**names)]) + "\n"
     blocks = [
         f"{verdict(results)}\n\n{_TITLE}\n{_CLAIMS}",
         _counts(results),

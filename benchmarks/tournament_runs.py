@@ -251,19 +251,23 @@ class Machine:
 
         Raises:
             Stopped: before it ended. Failed: it has no result.
+            UserError: its result cannot be read.
         """
+        refusal, command = "", []
         try:
             command = job.command
         except UserError as fault:  # a model may refuse a place of the search space
             if job.kind != "trial":
                 raise Failed(f"{_named(job)}: {fault}") from fault
-            return _kept(job, job.row(f"refused: {fault}", []))
+            refusal = f"refused: {fault}"
         place = job.folder / RESULT
-        if place.exists():
-            found = json.loads(place.read_text())
+        found = result_of(place) if place.exists() else None
+        if found and found["command"]:  # that of a refused trial has none, and is made again
             if found["command"] != shlex.join(command):
                 raise Failed(f"{job.folder} holds a run of other settings: choose another folder by --runs")
             return found
+        if refusal:
+            return _kept(job, job.row(refusal, command))
         if self.ended is None and self._until is not None and time.monotonic() > self._until:
             self.ended = "the hours are over"
         return _kept(job, job.row(self._outcome(job, command), command))
@@ -294,6 +298,21 @@ class Machine:
             return "diverged"
         lines = [line for line in said.splitlines() if line.strip()] or ["it says nothing"]
         raise Failed(f"{_named(job)} failed with code {process.returncode}: {lines[-1]}")
+
+
+def result_of(place: Path) -> dict[str, Any]:
+    """The result in a run's folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        found = json.loads(place.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not {"command", "outcome", "bits_per_byte"} <= found.keys():
+        raise UserError(f"{place} is no result of a run: remove its folder, and the run is made again")
+    return found
 
 
 def _kept(job: Job, result: dict[str, Any]) -> dict[str, Any]:

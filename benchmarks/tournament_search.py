@@ -27,6 +27,7 @@ class Search:
         self._plan, self._machine, self._model = plan, machine, model
         self._found: dict[str, dict[Point, float]] = {corpus: {} for corpus in plan.corpora}
         self._figures = dict.fromkeys(plan.corpora, 0)  # trials that have one
+        self._outcome = ""  # of the latest trial
         self._turns = 0  # that have ended
         self._fault = False
         self._changed = threading.Condition()
@@ -76,8 +77,10 @@ class Search:
             helped = move if best is None or result["bits_per_byte"] < best else None
             found[point] = result["bits_per_byte"]
             self._figures[corpus] += result["outcome"] == "finished"
+            self._outcome = result["outcome"]
         if not self._figures[corpus]:
-            raise Failed(f"{corpus}, {self._model}: none of its trials has a figure, so it has no best point")
+            why = f"none of its trials has a figure, so it has no best point; the last: {self._outcome}"
+            raise Failed(f"{corpus}, {self._model}: {why}")
 
     def _step(
         self, corpus: str, helped: tuple[str, int] | None, draws: random.Random
