@@ -23,7 +23,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tournament import write_page
+from tournament import positive_int, write_page
+from tournament_csv import RESULTS
 from tournament_lengths import LENGTHS, write_lengths
 from tournament_runs import RESULT, one_thread_of, result_of
 from tournament_space import MODELS
@@ -74,7 +75,10 @@ class Measurement:
             written = place.with_suffix(".tmp")
             written.write_text(done.stdout)
             written.replace(place)
-        return self._row(json.loads(place.read_text()))
+        try:
+            return self._row(json.loads(place.read_text()))
+        except (ValueError, TypeError, KeyError) as fault:
+            raise UserError(f"{place} is no measurement: remove it, and it is made again") from fault
 
     def _row(self, found: dict[str, Any]) -> dict[str, Any]:
         row = {key: self.result[key] for key in ("corpus", "model", "seed")}
@@ -89,9 +93,11 @@ def main() -> None:
     arguments.add_argument("--runs", type=Path, default=Path("runs/tournament"), help="of the tournament")
     arguments.add_argument("--corpus", default="books")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[1], help="those of the tournament's runs")
-    arguments.add_argument("--contexts", type=int, nargs="+", default=list(CONTEXTS))
-    arguments.add_argument("--max-bytes", type=int, default=2**18, help="of the validation split, its first")
-    arguments.add_argument("--processes", type=int, default=2)
+    arguments.add_argument("--contexts", type=positive_int, nargs="+", default=list(CONTEXTS))
+    arguments.add_argument(
+        "--max-bytes", type=positive_int, default=2**18, help="of the validation split, its first"
+    )
+    arguments.add_argument("--processes", type=positive_int, default=2)
     arguments.add_argument("--out", type=Path, help="folder for the CSV, the figure and the page")
     arguments.add_argument("--page-file", type=Path, help="the page; OUT/tournament.md if it is left out")
     arguments.add_argument("--list", action="store_true", help="only print the commands")
@@ -106,9 +112,10 @@ def main() -> None:
         return
     if options.out is None:
         arguments.error("--out says where the figures go")
+    if not (options.out / RESULTS).exists():
+        arguments.error(f"{options.out} has no {RESULTS}, which the page is written from too")
     with ThreadPoolExecutor(options.processes) as pool:
         rows = list(pool.map(lambda each: each.row, found))
-    options.out.mkdir(parents=True, exist_ok=True)
     write_lengths(rows, options.out / LENGTHS)
     write_page(options.out, options.page_file)
 

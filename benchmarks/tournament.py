@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import shlex
 import signal
 import sys
@@ -28,7 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tournament_page import CURVES, RESULTS, draw, page, read, write_curves, write_results
+from tournament_csv import CURVES, KINDS, RESULTS, read, write_curves, write_results
+from tournament_page import draw, page
 from tournament_runs import (
     RESULT,
     SEEDS,
@@ -49,6 +51,7 @@ from mambabyte.cli.faults import sentence
 from mambabyte.errors import UserError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+_RUN = re.compile(r"trial_\d+|(compute|time)_\d+")  # the name of a run's folder
 
 
 def main() -> None:
@@ -62,10 +65,10 @@ def main() -> None:
     arguments.add_argument(
         "--trials",
         type=positive_int,
-        default=12,
+        default=13,
         help="of each model on each corpus; another number needs another --runs",
     )
-    arguments.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the winners' runs")
+    arguments.add_argument("--seeds", type=seed, nargs="+", default=list(SEEDS), help="of the winners' runs")
     arguments.add_argument("--trial-flops", type=positive, help="of training, of a trial")
     arguments.add_argument("--final-flops", type=positive, help="of training, of a winner's run")
     arguments.add_argument(
@@ -92,10 +95,13 @@ def main() -> None:
         arguments.error("--books says where the books are; or choose --corpora code")
     if options.plan and options.size != "cpu":
         arguments.error("--plan times steps on this CPU, so it is for --size cpu alone")
+    if options.page_file is not None and not options.page_file.absolute().parent.is_dir():
+        arguments.error(f"there is no folder for --page-file {options.page_file}")
     plan = Plan.of(options)
     for name in options.models:
         if MODELS[name].missing:
             print(f"{name} is left out: this version has no model={name}", file=sys.stderr)
+    check(plan)
     if options.list:
         print_commands(plan)
     elif options.plan:
@@ -106,8 +112,14 @@ def main() -> None:
         if options.out is None:
             arguments.error("--out says where the figures go")
         options.out.mkdir(parents=True, exist_ok=True)
-        check(plan)
         raise SystemExit(run(plan, options))
+
+
+def seed(word: str) -> int:
+    """A seed, of an option."""
+    if int(word) < 0:
+        raise argparse.ArgumentTypeError(f"{word} is no seed: they begin at 0")
+    return int(word)
 
 
 def positive(word: str) -> float:
@@ -194,7 +206,7 @@ def in_turns(calls: Iterable[Callable[[], object]], processes: int) -> list[str]
             call()
         except Stopped:
             pass
-        except Failed as fault:
+        except (Failed, UserError) as fault:
             faults.append(str(fault))
 
     with ThreadPoolExecutor(processes) as pool:
@@ -204,8 +216,8 @@ def in_turns(calls: Iterable[Callable[[], object]], processes: int) -> list[str]
 
 def finished(runs: Path) -> list[dict[str, Any]]:
     """The results of all runs of a folder that have ended, in a fixed order."""
-    found = [result_of(path) for path in runs.glob(f"*/*/*/{RESULT}")]
-    models, kinds = list(MODELS), ["trial", "compute", "time"]
+    found = [result_of(path) for path in runs.glob(f"*/*/*/{RESULT}") if _RUN.fullmatch(path.parent.name)]
+    models, kinds = list(MODELS), list(KINDS)
     return sorted(
         found,
         key=lambda each: (

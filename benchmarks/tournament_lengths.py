@@ -39,13 +39,15 @@ def lengths_section(rows: Rows, link: str) -> str:
         return ""
     contexts = sorted({row["context_length"] for row in rows})
     corpus, measured = rows[0]["corpus"], max(row["bytes"] or 0 for row in rows)
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
     lines = [
         "## Long context\n",
-        f"Bits per byte of the same {measured:,} bytes of {corpus}, in windows of each length (`disjoint`), "
-        "by the best points of equal compute. A recurrent model carries its state through a window, and its "
-        "gain from the first column to its best is in the last. The others have not been trained on "
-        "positions beyond the context they chose, and what they lose there says that and no more. A dash: "
-        "the model has no such positions.\n",
+        f"Bits per byte of the first {measured:,} validation bytes of {corpus}, which differ from the mean "
+        "of the split, in windows of each length (`disjoint`), by the best points of equal compute, "
+        f"seed {seeds}. The last column is the gain from the first to the best. A recurrent model carries "
+        "its state through a window. None has been trained on windows longer than the context it chose: "
+        "what a model without a state loses beyond it says that and no more. A dash: the tournament gives "
+        "the model only as many positions as the context it chose.\n",
         f"![bits per byte against the context]({link}{LENGTHS_FIGURE})\n",
         f"| model | trained at | {' | '.join(f'{n:,}' for n in contexts)} | gain |",
         f"|---|---:|{'---:|' * len(contexts)}---:|",
@@ -56,7 +58,7 @@ def lengths_section(rows: Rows, link: str) -> str:
         bits = dict(points)
         cells = [f"{bits[n]:.3f}" if n in bits else "-" for n in contexts]
         recurrent = bool(mine[0]["recurrent"])
-        gain = f"{points[0][1] - min(bits.values()):.3f}" if recurrent and points else ""
+        gain = f"{points[0][1] - min(bits.values()):.3f}" if len(points) > 1 else ""
         name = f"{MODELS[model].name}{', state carried' if recurrent else ''}"
         lines.append(f"| {name} | {mine[0]['trained_at']:,} | {' | '.join(cells)} | {gain} |")
     return "\n".join(lines)
@@ -88,7 +90,11 @@ def draw_lengths(rows: Rows, folder: Path) -> None:
     spread = max(seen) - min(seen)
     axes.set_ylim(min(seen) - 0.1 * spread - 0.02, max(seen) + 0.8 * spread + 0.02)
     axes.set_xscale("log", base=2)
-    axes.set(xlabel="context, bytes", ylabel="bits per byte", title="dashed: longer than in training")
+    axes.set(
+        xlabel="context, bytes",
+        ylabel="bits per byte",
+        title="dashed: longer than in training, without a state",
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(folder / LENGTHS_FIGURE, dpi=130)
@@ -99,5 +105,10 @@ def write_lengths(rows: Rows, path: Path) -> None:
 
 
 def read_lengths(path: Path) -> list[dict[str, Any]]:
-    """The rows of a long_context.csv; none if there is no such file."""
-    return read_rows(path, _WORDS, whole=set(LENGTH_COLUMNS) - {*_WORDS, "bits_per_byte"})
+    """The rows of a long_context.csv; none if there is no such file.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    whole = set(LENGTH_COLUMNS) - {*_WORDS, "bits_per_byte"}
+    return read_rows(path, _WORDS, whole, LENGTH_COLUMNS)

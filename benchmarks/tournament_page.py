@@ -1,28 +1,21 @@
-"""The CSVs, the figure and the page of benchmarks/tournament.py."""
+"""The figure and the page of benchmarks/tournament.py."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
 
-from csv_rows import read_rows, write_rows
-from tournament_lengths import LENGTHS, draw_lengths, lengths_section, read_lengths
+from tournament_csv import CURVES, KINDS, RESULTS
+from tournament_lengths import LENGTHS, draw_lengths, lengths_section
+from tournament_runs import SEEDS
 from tournament_space import MODELS, SIZES
+from tournament_text import CHANGED, CLAIMS, GPU, HISTORY, HOW, LIMITS, TITLE
 
 Rows = Sequence[dict[str, Any]]
-RESULTS, CURVES, FIGURE = "tournament.csv", "tournament_curves.csv", "tournament.png"
-RESULT_COLUMNS = (
-    *("size", "corpus", "model", "kind", "number", "seed", "width", "depth", "learning_rate"),
-    *("batch_bytes", "context_length", "parameters", "steps", "bytes_trained", "training_flops"),
-    *("measured_flops", "training_seconds", "bits_per_byte", "stateful_bits_per_byte", "outcome"),
-    *("machine", "command"),
-)
-CURVE_COLUMNS = ("corpus", "model", "seed", "training_flops", "bits_per_byte")
-_WORDS = ("size", "corpus", "model", "kind", "outcome", "machine", "command")
-_WHOLE = ("number", "seed", "width", "depth", "batch_bytes", "context_length", "parameters", "steps")
+FIGURE = "tournament.png"
 _KINDS = {"compute": "equal compute", "time": "equal time"}
 _BUDGETS = (  # of a kind of run: the option of tournament.py and the setting in the run's command
     ("trial", "trial-flops", "training_flops"),
@@ -35,48 +28,13 @@ _RANGES = (  # of the search space: the name on the page, the column, the field 
     ("bytes a step, one window or more", "batch_bytes", "batch_bytes"),
     ("context", "context_length", "context_lengths"),
 )
+_CORPORA = ("books", "code")
+_EQUAL = (
+    "Every model had the same number of trials over the same ranges at the same compute, and its best point "
+    "the same new seeds."
+)
 _OURS = "mambabyte"
 _ROOT = Path(__file__).absolute().parents[1]
-_TITLE = "# A tournament of byte-level models on equal terms"
-_CLAIMS = """Papers claim that at equal compute MambaByte is ahead of gated S4D and MegaByte, and these of Transformers and
-Perceiver AR ([arXiv 2401.13660](https://arxiv.org/abs/2401.13660), tables 1 and 2, figure 1), and that H-Net is ahead of SpaceByte
-([arXiv 2507.07955](https://arxiv.org/abs/2507.07955), table 2). Here these models and an LSTM are tuned and trained on the same terms."""  # noqa: E501
-_HOW = """This page is written by
-```bash
-python benchmarks/tournament.py --books FOLDER --out docs/benchmarks{page}{options}
-python benchmarks/long_context.py --out docs/benchmarks{page}
-```
-and, from the figures in [{results}]({link}{results}) alone, by the first with `--page`. FOLDER has parquet files in PG19's
-schema. The search space is in [tournament_space.py]({root}benchmarks/tournament_space.py), the search in
-[tournament_search.py]({root}benchmarks/tournament_search.py).{changed}"""  # noqa: E501, as these are lines of the page
-_CHANGED = " The ranges have changed since these runs, so the commands make others now."
-_GPU = """## On a GPU
-The same with models of some 60 million parameters on PG19 and `data=code`, and of some 350 million (*not run yet*):
-```bash
-python benchmarks/tournament.py --size 60m --processes 1 --runs runs/tournament_60m --out OUT
-python benchmarks/tournament.py --size 350m --processes 1 --runs runs/tournament_350m --out OUT
-```
-They tune and compare in the same way, with the ranges and budgets of their row in
-[tournament_space.py]({root}benchmarks/tournament_space.py); `--books FOLDER` trains on a copy of PG19's parquet files."""  # noqa: E501
-_LIMITS = """## What this shows, and what it does not
-- Every model had the same number of trials over the same ranges at the same compute, begun at the same points, and its best point
-  the same new seeds. What a model alone has (MambaByte's states, MegaByte's patches, Perceiver AR's latents: a quarter of the
-  context) is as in its YAML.
-- There is no band of parameters: at equal compute, a model's size is one of the things it may choose. A width of MegaByte,
-  SpaceByte and H-Net is that of their layers over bytes, those over patches are 1.5 times as wide, and each has half the depth: so none is below 2.
-- Compute is counted as in [models.md]({docs}models.md#flops-per-byte): attention with a whole context of keys, although causality
-  halves it; SpaceByte and H-Net with the bytes per chunk that their YAML expects{measured}. Equal time asks the machine instead, and so the
-  kernels; its runs have the best points of equal compute, which are not tuned again.
-- The best point of a short trial need not be the best of a longer run, least for models that learn slowly at first. Where most of
-  the best points lie at the same end of a range, a wider range might have helped, and some models more than others.
-- So few trials of five settings leave much to chance: another search of the same size may find a better point for one model and a
-  worse one for another. Differences of a few hundredths mean little, whatever the seeds of the best points say. A search before
-  this one, of steps from 2,048 bytes, had gated S4D ahead of MambaByte on code: 1.913 to 1.929 bits per byte, after 2e12 FLOPs.
-- A model is measured in windows of the context it chose (`disjoint`); `stateful` carries the state of a recurrent model
-  through each document, which no other model here can do.
-- Trials are judged on a sample of the split that the runs are measured on. That flatters all of them, and all alike.
-- The models are small and see a few megabytes: nothing here says how they compare at a hundred times the size.
-"""  # noqa: E501
 
 
 class Place(NamedTuple):
@@ -91,13 +49,17 @@ class Place(NamedTuple):
 def page(results: Rows, lengths: Rows, out: Path, place: Path) -> str:
     """The whole page as Markdown, for the file ``place``, of figures in the folder ``out``."""
     link, root = _link(out, place), _link(_ROOT, place)
-    names = {"link": link, "root": root, "docs": _link(_ROOT / "docs", place), "results": RESULTS}
-    names |= {"measured": _measured(results), "options": _options(results)}
-    names["changed"] = "" if _of_these_ranges(results) else _CHANGED
+    docs = _ROOT / "docs"
+    names = {"link": link, "root": root, "docs": _link(docs, place), "results": RESULTS, "curves": CURVES}
+    names |= {"measured": _measured(results), "warmup": _warmup(results), "options": _options(results)}
+    names["lengths"] = f"[{LENGTHS}]({link}{LENGTHS})" if lengths else f"{LENGTHS}, if there is one,"
+    names["changed"] = "" if _of_these_ranges(results) else CHANGED
+    names["history"] = HISTORY if place.absolute().is_relative_to(docs) else ""
+    names["terms"] = _unequal(results) or _EQUAL
     elsewhere = place.parent != out
     names["page"] = f" --page-file {os.path.relpath(place.absolute(), _ROOT)}" if elsewhere else ""
     blocks = [
-        f"{verdict(results)}\n\n{_TITLE}\n{_CLAIMS}",
+        f"{verdict(results)}\n\n{TITLE}\n{CLAIMS}",
         _counts(results),
         f"![bits per byte against training FLOPs]({link}{FIGURE})\n\nDuring the runs at equal compute, on a "
         "sample of the validation bytes: the mean over the seeds, and their range.",
@@ -105,24 +67,71 @@ def page(results: Rows, lengths: Rows, out: Path, place: Path) -> str:
         _winners(results),
         _space(results),
         lengths_section(lengths, link),
-        _LIMITS.format(**names),
-        "## How to repeat it\n" + _HOW.format(**names),
-        _GPU.format(**names),
+        LIMITS.format(**names),
+        "## How to repeat it\n" + HOW.format(**names),
+        GPU.format(**names),
     ]
     return "\n\n".join(block.strip() for block in blocks if block) + "\n"
 
 
+def _unequal(results: Rows) -> str:
+    """Which models have fewer trials or seeds than others, in a sentence; empty if none has."""
+    had = {
+        (model, corpus): tuple(len(_of(results, model=model, corpus=corpus, kind=kind)) for kind in KINDS)
+        for model in _in_order(results, "model")
+        for corpus in _in_order(results, "corpus")
+    }
+    most = tuple(max(counts) for counts in zip(*had.values(), strict=True))
+    fewer = [
+        f"{_name(model)} on {corpus} {', '.join(map(str, counts))}"
+        for (model, corpus), counts in had.items()
+        if counts != most
+    ]
+    if not fewer:
+        return ""
+    counted = "trials, runs at equal compute and runs at equal time"
+    usual = ", ".join(map(str, most))
+    return f"The terms are not equal: of {counted} there are {usual}, but of {'; '.join(fewer)}."
+
+
 def _options(results: Rows) -> str:
     """The options of the tournament by which its runs were made, as words of its command."""
-    said = ""
+    said = "" if results[0]["size"] == "cpu" else f" --size {results[0]['size']}"
+    if (corpora := _in_order(results, "corpus")) != list(_CORPORA):
+        said += f" --corpora {' '.join(corpora)}"
+    if (models := _in_order(results, "model")) != list(MODELS):
+        said += f" --models {' '.join(models)}"
     if trials := [row["number"] for row in results if row["kind"] == "trial"]:
         said += f" --trials {max(trials) + 1}"
+    seeds = sorted({row["seed"] for row in results if row["kind"] != "trial"})
+    if seeds and tuple(seeds) != SEEDS:
+        said += f" --seeds {' '.join(map(str, seeds))}"
     for kind, option, budget in _BUDGETS:
         commands = [row["command"] for row in results if row["kind"] == kind and row["command"]]
-        if commands:
-            given = commands[0].partition(f"budget.{budget}=")[2].split()[0]
+        if given := _setting(commands[0], f"budget.{budget}") if commands else "":
             said += f" --{option} {given.replace('e+', 'e')}"
-    return said
+    command = next((row["command"] for row in results if row["command"]), "")
+    further = command.partition(" data.windows=packed ")[2].partition(" seed=")
+    return f"{said} -- {further[0]}" if further[1] and further[0] else said
+
+
+def _setting(command: str, name: str) -> str:
+    """The value that a command gives a setting, the last if there are several; empty if it gives none."""
+    return ([""] + [word[len(name) + 1 :] for word in command.split() if word.startswith(f"{name}=")])[-1]
+
+
+def _warmup(results: Rows) -> str:
+    """That of the runs at equal time, whose steps nobody knows beforehand."""
+    shares = [
+        float(_setting(row["command"], "optimizer.warmup_steps")) / row["steps"]
+        for row in _of(results, kind="time")
+        if row["steps"] and _setting(row["command"], "optimizer.warmup_steps")
+    ]
+    if not shares:
+        return ""
+    least, most = min(shares), max(shares)
+    share = f"{least:.0%} to {most:.0%} of theirs"
+    return f", and their learning rate rises over as many steps as a trial's: {share}"
 
 
 def _of_these_ranges(results: Rows) -> bool:
@@ -168,13 +177,17 @@ def verdict(results: Rows) -> str:
             close = rival.highest >= ours.lowest if rank else ours.highest >= rival.lowest
             said = f"on {corpus} at {words}, {ours.mean:.3f} bits per byte against {_name(rival.model)}'s "
             said += f"{rival.mean:.3f}" + (", within the spread of the seeds" if close else "")
-            (lost if rank else won).append(f"{_ordinal(rank + 1)} of {len(order)} {said}" if rank else said)
+            if rank or rival.mean == ours.mean:
+                lost.append(f"{_ordinal(rank + 1) if rank else 'no better than 1st'} of {len(order)} {said}")
+            else:
+                won.append(said)
+    unequal = " The terms are not equal: see the end of this page." if _unequal(results) else ""
     if not won and not lost:
         return "**MambaByte has not been compared yet.**"
     if not lost:
-        return f"**MambaByte is ahead of all {len(others)} others**: {'; '.join(won)}."
+        return f"**MambaByte is ahead of all {len(others)} others**: {'; '.join(won)}.{unequal}"
     also = f" It is ahead {'; '.join(won)}." if won else ""
-    return f"**MambaByte loses**: it is {'; '.join(lost)}.{also}"
+    return f"**MambaByte loses**: it is {'; '.join(lost)}.{also}{unequal}"
 
 
 def _ordinal(number: int) -> str:
@@ -198,16 +211,18 @@ def _counts(results: Rows) -> str:
     here = _in_order(results, "model")
     missing = [model.name for choice, model in MODELS.items() if choice not in here]
     seconds = sum(row["training_seconds"] or 0 for row in results)
+    given = next((_setting(row["command"], "trainer.precision") for row in results if row["command"]), "")
+    precision = f", all in {given}" if given else ""
     budgets = {
         "compute": f"{_flops(_of(results, kind='compute'))} FLOPs",
-        "time": f"{_seconds(results)} s of training on one thread",
+        "time": f"{_seconds(results)} s of training{' on one thread' if results[0]['size'] == 'cpu' else ''}",
     }
     ran = " or ".join(words for kind, words in budgets.items() if _of(results, kind=kind))
     said = [
         f"{len(here)} models on {' and '.join(_in_order(results, 'corpus'))}: {len(trials)} trials of "
         f"{_flops(trials)} training FLOPs each, then {len(runs)} runs of the best points"
         + (f", with {ran}." if ran else "."),
-        f"{results[0]['machine']}; {seconds / 3600:.1f} hours of training in all.",
+        f"{results[0]['machine']}{precision}; {seconds / 3600:.1f} hours of training in all.",
     ]
     missing += [
         f"{corpus} at {words}"
@@ -221,6 +236,9 @@ def _counts(results: Rows) -> str:
     if bad:
         count = f"{len(bad)} of the {len(results)} runs"
         said.append(f"{count} diverged or were refused by the model, and count as 8 bits.")
+    most = next((_setting(row["command"], "callbacks.evaluate_bytes") for row in runs if row["command"]), "")
+    if most.isdigit():
+        said.append(f"Bits per byte are those of the first {int(most):,} bytes of the validation split.")
     return " ".join(said)
 
 
@@ -316,6 +334,10 @@ def _space(results: Rows) -> str:
         if key == "learning_rate":
             said = f"{values[0]:g} to {values[-1]:g}, on a logarithmic scale"
         lines.append(f"| {name} | {said} | {counts} |")
+    deeper = [row for row in best if row["depth"] != min(row["depth"] for row in trials)]
+    if deeper and 2 * len(deeper) <= len(best):
+        names = " and ".join(f"{_name(row['model'])} on {row['corpus']}" for row in deeper)
+        lines.append(f"\nThe best points that are not at the lowest depth: {names}.")
     return "\n".join(lines)
 
 
@@ -350,28 +372,3 @@ def _draw_curves(curves: Rows, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=130)
-
-
-def write_results(results: Rows, path: Path) -> None:
-    _write(results, RESULT_COLUMNS, path)
-
-
-def write_curves(results: Rows, path: Path) -> None:
-    """The validations during the runs at equal compute."""
-    points: Iterable[dict[str, Any]] = (
-        {**row, "training_flops": flops, "bits_per_byte": bits}
-        for row in results
-        if row["kind"] == "compute"
-        for flops, bits in row["curve"]
-    )
-    _write(list(points), CURVE_COLUMNS, path)
-
-
-def _write(rows: Rows, columns: Sequence[str], path: Path) -> None:
-    write_rows([{key: row[key] for key in columns if key in row} for row in rows], columns, path)
-
-
-def read(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of the CSVs: results, curves, lengths; none of a file that is not there."""
-    results, curves = (read_rows(folder / name, _WORDS, _WHOLE) for name in (RESULTS, CURVES))
-    return results, curves, read_lengths(folder / LENGTHS)

@@ -61,7 +61,9 @@ class Plan:
     @classmethod
     def of(cls, options: argparse.Namespace) -> Plan:
         given = {key: getattr(options, key) for key in ("trial_flops", "final_flops", "final_seconds")}
-        size = replace(SIZES[options.size], **{key: value for key, value in given.items() if value})
+        size = replace(
+            SIZES[options.size], **{key: value for key, value in given.items() if value is not None}
+        )
         books = ("data=hf", f"data.path={options.books}") if options.books else ("data=pg19",)
         code = ("data=stdlib",) if options.size == "cpu" else ("data=code",)
         if options.size != "cpu":
@@ -72,21 +74,22 @@ class Plan:
             options.size,
             size,
             {name: (*chosen[name], "data.windows=packed") for name in options.corpora},
-            tuple(name for name in options.models if not MODELS[name].missing),
+            tuple(name for name in dict.fromkeys(options.models) if not MODELS[name].missing),
             options.trials,
-            tuple(options.seeds),
+            tuple(dict.fromkeys(options.seeds)),
             options.runs,
             tuple(options.overrides),
         )
 
     @property
     def turns(self) -> list[tuple[str, int]]:
-        """The turns of a search: the corpus of each, and how many trials it has had there at the end. The
-        last quarter of the first corpus waits for the other."""
-        first, *others = self.corpora
-        late = self.trials // 4 if others else 0
-        turns = [(first, self.trials - late), *((corpus, self.trials) for corpus in others)]
-        return [*turns, (first, self.trials)] if late else turns
+        """The turns of a search: the corpus of each, and how many trials it has had there at the end. After
+        the first turn on every corpus each has one of a quarter of the trials, and one of a single trial."""
+        if len(self.corpora) == 1:
+            return [(corpus, self.trials) for corpus in self.corpora]
+        late = self.trials // 4
+        ends = [self.trials - late - 1, self.trials - 1, self.trials]
+        return [(corpus, end) for end in sorted({max(1, end) for end in ends}) for corpus in self.corpora]
 
     def trial(self, corpus: str, model: str, number: int, point: Point) -> Job:
         return Job(self, corpus, model, "trial", number, 0, point)
@@ -208,11 +211,11 @@ def one_thread_of() -> str:
 
 
 def first_trials(plan: Plan, corpus: str, model: str) -> list[Job]:
-    """The trials at points that are the same for all models: a third, rounded up, of those on the first
+    """The trials at points that are the same for all models: a quarter, rounded up, of those on the first
     corpus."""
     if corpus != next(iter(plan.corpora)):
         return []
-    points = plan.size.drawn(math.ceil(plan.trials / 3))
+    points = plan.size.drawn(math.ceil(plan.trials / 4))
     return [plan.trial(corpus, model, number, point) for number, point in enumerate(points)]
 
 

@@ -13,12 +13,12 @@ from tournament_space import Point, Size
 class Search:
     """The trials of one model, on all corpora.
 
-    The first turn is on the first corpus and begins with the points that are the same for all models. The
-    second is on the other corpus and begins at the best point of the first; the third is on the first again
-    and begins at the best point of the second. Every further trial changes one setting of the best point on
-    its corpus by one step: a change that gave a new best point is made once more, otherwise a seeded draw
-    chooses. So the trials of an earlier sitting lead to the same points again. (After a dozen trials a
-    sampler such as TPE has hardly begun to learn.)
+    The first turn is on the first corpus and begins with the points that are the same for all models. Every
+    later turn begins at the best point of the turn before, which was on another corpus: so what is found on
+    one is tried on the other. Every further trial changes one setting of the best point on its corpus by
+    one step: a change that gave a new best point is made once more, otherwise a seeded draw chooses. So the
+    trials of an earlier sitting lead to the same points again. (After a dozen trials a sampler such as TPE
+    has hardly begun to learn.)
 
     ended: whether all turns have, without a fault.
     """

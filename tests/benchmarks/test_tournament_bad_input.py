@@ -32,6 +32,7 @@ def call(load, monkeypatch, tmp_path: Path):
         *(("--trials", word) for word in ("0", "-1", "many")),
         *(("--processes", word) for word in ("0", "1.5")),
         *(("--trial-flops", word) for word in ("-1", "0", "nan", "inf")),
+        *(("--seeds", word) for word in ("-1", "x")),
         *(("--final-flops", "0"), ("--final-seconds", "0"), ("--hours", "-1")),
     ],
 )
@@ -98,6 +99,7 @@ def test_a_page_without_results_is_not_written(load, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("seed\n1\n", "lacks the columns model"),
         ("model,seed\nlstm,1\nlstm,", "is cut off in its last line"),
         ("model,seed\nlstm,1\nlstm\n", "line 3: this is no whole row"),
         ("model,seed\nlstm,1,2\n", "line 2: this is no whole row"),
@@ -108,7 +110,44 @@ def test_rows_that_are_not_whole_are_named(load, tmp_path: Path, text: str, said
     path = tmp_path / "figures.csv"
     path.write_text(text)
     with pytest.raises(UserError, match=said):
-        load("csv_rows").read_rows(path, words=("model",))
+        load("csv_rows").read_rows(path, words=("model",), columns=("model", "seed"))
+
+
+ROWS = "cpu,books,lstm,trial,0,0,,,,,,,,,,,,{bits},,finished,m,c\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        *(
+            (ROWS.format(bits=bits), "line 2: books, lstm, trial, 0, 0 is no")
+            for bits in ("nan", "-1", "inf", "")
+        ),
+        (ROWS.format(bits=2).replace("lstm", "gpt"), "line 2: books, gpt, trial, 0, 0 is no result"),
+        (ROWS.format(bits=2).replace("trial", "trail"), "is no result of a tournament"),
+        (2 * ROWS.format(bits=2), "line 3: books, lstm, trial, 0, 0 is there twice"),
+    ],
+)
+def test_results_that_no_tournament_writes_are_named(load, tmp_path: Path, rows: str, said: str) -> None:
+    csvs = load("tournament_csv")
+    (tmp_path / csvs.RESULTS).write_text(",".join(csvs.RESULT_COLUMNS) + "\n" + rows)
+    with pytest.raises(UserError, match=said):
+        csvs.read(tmp_path)
+
+
+def test_a_copied_folder_among_the_runs_is_no_run(load, tmp_path: Path) -> None:
+    folder = tmp_path / "books" / "lstm" / "trial_00.bak"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    assert load("tournament").finished(tmp_path) == []
+
+
+@pytest.mark.parametrize("words", ["--contexts 0", "--contexts -5", "--max-bytes 0", "--processes 0"])
+def test_lengths_that_are_none_are_refused(load, monkeypatch, words: str, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["long_context.py", *words.split()])
+    with pytest.raises(SystemExit):
+        load("long_context").main()
+    assert "is no whole number above 0" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:

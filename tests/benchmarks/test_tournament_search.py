@@ -99,9 +99,9 @@ def test_the_search_goes_on_from_the_best_point(load, planned, tmp_path: Path) -
     again, _, others = searched(load, plan, bits)
     assert others == [points] and again.best("books") == search.best("books"), "the same again"
     assert len(points) == len(set(points)) == 24 and [job.number for job in jobs] == [*range(24)]
-    assert points[:8] == [job.point for job in runs.first_trials(plan, "books", "mambabyte")]
+    assert points[:6] == [job.point for job in runs.first_trials(plan, "books", "mambabyte")]
     repeated, around = 0, plan.size.moves
-    for number in range(8, 24):
+    for number in range(6, 24):
         before, point = min(points[:number], key=bits), points[number]
         moves = {other: move for move, other in around(before).items()}
         assert point in moves or set(moves) <= set(points[:number]), "one step from the best"
@@ -116,33 +116,50 @@ def test_the_search_goes_on_from_the_best_point(load, planned, tmp_path: Path) -
 
 
 def test_the_corpora_take_turns(load, planned, tmp_path: Path) -> None:
-    plan = planned("cpu", tmp_path, trials=12, corpora=["books", "code"])
-    assert plan.turns == [("books", 9), ("code", 12), ("books", 12)]
+    plan = planned("cpu", tmp_path, trials=13, corpora=["books", "code"])
+    assert plan.turns == [(corpus, end) for end in (9, 12, 13) for corpus in ("books", "code")]
 
     def bits(point) -> float:
-        return 2 + abs(math.log(point.learning_rate / 2e-2)) + point.width / 1000 + point.depth / 100
+        away = abs(math.log(point.learning_rate / 2e-2)) + point.width / 1000 + point.depth / 100
+        return 2 + away + math.log2(point.context_length) / 10 + math.log2(point.batch_bytes) / 10
 
-    _, jobs, (books, code, late) = searched(load, plan, bits)
-    assert [job.corpus for job in jobs] == ["books"] * 9 + ["code"] * 12 + ["books"] * 3
-    assert [job.number for job in jobs] == [*range(9), *range(12), *range(9, 12)]
-    assert code[0] == min(books, key=bits) and code[1] in plan.size.moves(code[0]).values()
-    assert min(code, key=bits) not in books and late[0] == min(code, key=bits)
-    assert late[1] in plan.size.moves(min(books + late[:1], key=bits)).values()
+    _, jobs, turns = searched(load, plan, bits)
+    assert [job.corpus for job in jobs] == [
+        corpus for count in (9, 3, 1) for corpus in ["books"] * count + ["code"] * count
+    ]
+    assert [job.number for job in jobs] == [*range(9), *range(9), *[9, 10, 11] * 2, 12, 12]
+    tried = {"books": list(turns[0]), "code": []}
+    exchanged = 0
+    for points, (corpus, _), (before, _) in zip(turns[1:], plan.turns[1:], plan.turns, strict=False):
+        found = min(tried[before], key=bits)
+        if found not in tried[corpus]:
+            assert points[0] == found, "what is found on one corpus is tried on the other"
+            exchanged += 1
+        tried[corpus] += points
+    assert exchanged >= 2
     assert load("tournament_runs").first_trials(plan, "code", "lstm") == []
     same = {**vars(plan), "corpora": {"code": plan.corpora["code"]}}
     assert load("tournament_runs").first_trials(type(plan)(**same), "code", "lstm") != []
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3, 4, 5])
+def test_few_trials_are_enough_for_turns(planned, tmp_path: Path, trials: int) -> None:
+    plan = planned("cpu", tmp_path, trials=trials, corpora=["books", "code"])
+    for corpus in ("books", "code"):
+        ends = [end for each, end in plan.turns if each == corpus]
+        assert ends == sorted(set(ends)) and ends[0] > 0 and ends[-1] == trials
 
 
 def test_a_turn_waits_for_the_one_before_and_its_fault_ends_the_search(load, planned, tmp_path: Path) -> None:
     runs, plan = load("tournament_runs"), planned("cpu", tmp_path, corpora=["books", "code"])
     machine = Measured(lambda _: 2.0)
     search = load("tournament_search").Search(plan, machine, "lstm")
-    with ThreadPoolExecutor(3) as pool:
-        ended = [pool.submit(search.turn, number) for number in (2, 1)]
+    with ThreadPoolExecutor(6) as pool:
+        ended = [pool.submit(search.turn, number) for number in range(5, 0, -1)]
         assert not machine.jobs
         search.turn(0)
-        assert [each.result(timeout=60) for each in ended] == [None, None]
-    assert [job.corpus for job in machine.jobs] == ["books"] * 3 + ["code"] * 4 + ["books"]
+        assert [each.result(timeout=60) for each in ended] == [None] * 5
+    assert [job.corpus for job in machine.jobs] == [*["books"] * 2, *["code"] * 2, *["books", "code"] * 2]
 
     machine = Measured(lambda _: 8.0)
     search = load("tournament_search").Search(plan, machine, "lstm")
@@ -150,7 +167,7 @@ def test_a_turn_waits_for_the_one_before_and_its_fault_ends_the_search(load, pla
         search.turn(0)
     search.turn(1)
     search.turn(2)
-    assert len(machine.jobs) == 3 and not search.ended
+    assert len(machine.jobs) == 2 and not search.ended
 
 
 def test_a_step_that_helped_is_made_again_and_one_untried_is_found(load, tiny: str) -> None:
