@@ -26,6 +26,7 @@ class StatusLine(tqdm):
 
     def __init__(self, first_after: float = 0.0, **settings: Any) -> None:
         self._terminal = sys.stderr.isatty()
+        self._printed = -1  # the count on the last plain line
         # keeps tqdm's cursor movements out of log files
         file = sys.stderr if self._terminal else io.StringIO()
         how = {"delay": first_after, "mininterval": first_after, "miniters": 1, "dynamic_ncols": True}
@@ -43,6 +44,11 @@ class StatusLine(tqdm):
             self.mininterval = 0.1 if self._terminal else 10.0
             if self._terminal:
                 return super().display(text[: self.width], pos)  # a longer one would leave torn rows
+            if (
+                self._printed == self.n == self.total
+            ):  # tqdm shows the end twice: as it is reached, and as it closes
+                return True
+            self._printed = self.n
             print(text, file=sys.stderr, flush=True)
         return True
 

@@ -53,6 +53,17 @@ def test_a_line_every_ten_seconds_without_a_terminal(wait, capsys) -> None:
     assert capsys.readouterr().err.count("\n") == 1, "where it ended"
 
 
+def test_the_end_is_one_line_without_a_terminal(wait, capsys) -> None:
+    progress = Progress("disjoint", 1000)
+    wait(5)
+    progress.show(500)
+    wait(20)
+    progress.show(1000)
+    progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert ["50%" in lines[0], "100%" in lines[1], len(lines)] == [True, True, 2]
+
+
 def test_without_a_total_there_is_no_share(wait, capsys) -> None:
     progress = Progress("inspecting", None)
     wait(4)
