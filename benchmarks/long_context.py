@@ -23,13 +23,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tournament import positive_int, write_page
+from script import positive_int, run_script, seed_number
+from tournament import write_page
 from tournament_csv import RESULTS
 from tournament_lengths import LENGTHS, write_lengths
 from tournament_runs import RESULT, one_thread_of, result_of
 from tournament_space import MODELS
 
-from mambabyte.cli.faults import sentence
 from mambabyte.errors import UserError
 
 CONTEXTS = tuple(2**power for power in range(7, 16))
@@ -92,7 +92,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--runs", type=Path, default=Path("runs/tournament"), help="of the tournament")
     arguments.add_argument("--corpus", default="books")
-    arguments.add_argument("--seeds", type=int, nargs="+", default=[1], help="those of the tournament's runs")
+    arguments.add_argument(
+        "--seeds", type=seed_number, nargs="+", default=[1], help="those of the tournament's runs"
+    )
     arguments.add_argument("--contexts", type=positive_int, nargs="+", default=list(CONTEXTS))
     arguments.add_argument(
         "--max-bytes", type=positive_int, default=2**18, help="of the validation split, its first"
@@ -134,7 +136,4 @@ def measurements(options: argparse.Namespace) -> Sequence[Measurement]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as fault:
-        raise SystemExit(f"long_context.py: {sentence(fault) or fault}") from None
+    run_script("long_context.py", main)

@@ -18,8 +18,6 @@ tournament_curves.csv, tournament.png and tournament.md; paths are in the CSV as
 from __future__ import annotations
 
 import argparse
-import math
-import re
 import shlex
 import signal
 import sys
@@ -29,10 +27,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from script import positive, positive_int, run_script, seed_number
 from tournament_csv import CURVES, KINDS, RESULTS, read, write_curves, write_results
 from tournament_page import draw, page
 from tournament_runs import (
+    CORPORA,
     RESULT,
+    RUN_NAME,
     SEEDS,
     Failed,
     Job,
@@ -47,18 +48,16 @@ from tournament_runs import (
 from tournament_search import Search
 from tournament_space import MODELS, SIZES
 
-from mambabyte.cli.faults import sentence
 from mambabyte.errors import UserError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
-_RUN = re.compile(r"trial_\d+|(compute|time)_\d+")  # the name of a run's folder
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--size", choices=SIZES, default="cpu", help="what is searched, and what it costs")
     arguments.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    arguments.add_argument("--corpora", nargs="+", choices=("books", "code"), default=["books", "code"])
+    arguments.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
     arguments.add_argument(
         "--books", type=Path, help="a folder of parquet files as PG19's, for the corpus books"
     )
@@ -68,7 +67,9 @@ def main() -> None:
         default=13,
         help="of each model on each corpus; another number needs another --runs",
     )
-    arguments.add_argument("--seeds", type=seed, nargs="+", default=list(SEEDS), help="of the winners' runs")
+    arguments.add_argument(
+        "--seeds", type=seed_number, nargs="+", default=list(SEEDS), help="of the winners' runs"
+    )
     arguments.add_argument("--trial-flops", type=positive, help="of training, of a trial")
     arguments.add_argument("--final-flops", type=positive, help="of training, of a winner's run")
     arguments.add_argument(
@@ -113,28 +114,6 @@ def main() -> None:
             arguments.error("--out says where the figures go")
         options.out.mkdir(parents=True, exist_ok=True)
         raise SystemExit(run(plan, options))
-
-
-def seed(word: str) -> int:
-    """A seed, of an option."""
-    if int(word) < 0:
-        raise argparse.ArgumentTypeError(f"{word} is no seed: they begin at 0")
-    return int(word)
-
-
-def positive(word: str) -> float:
-    """A number above 0, of an option."""
-    number = float(word)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{word} is no number above 0")
-    return number
-
-
-def positive_int(word: str) -> int:
-    """A whole number above 0, of an option."""
-    if int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word} is no whole number above 0")
-    return int(word)
 
 
 def check(plan: Plan) -> None:
@@ -216,7 +195,7 @@ def in_turns(calls: Iterable[Callable[[], object]], processes: int) -> list[str]
 
 def finished(runs: Path) -> list[dict[str, Any]]:
     """The results of all runs of a folder that have ended, in a fixed order."""
-    found = [result_of(path) for path in runs.glob(f"*/*/*/{RESULT}") if _RUN.fullmatch(path.parent.name)]
+    found = [result_of(path) for path in runs.glob(f"*/*/*/{RESULT}") if RUN_NAME.fullmatch(path.parent.name)]
     models, kinds = list(MODELS), list(KINDS)
     return sorted(
         found,
@@ -268,7 +247,4 @@ def print_commands(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as fault:
-        raise SystemExit(f"tournament.py: {sentence(fault) or fault}") from None
+    run_script("tournament.py", main)

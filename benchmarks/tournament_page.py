@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tournament_csv import CURVES, KINDS, RESULTS
 from tournament_lengths import LENGTHS, draw_lengths, lengths_section
-from tournament_runs import SEEDS
+from tournament_runs import CORPORA, SEEDS
 from tournament_space import MODELS, SIZES
 from tournament_text import CHANGED, CLAIMS, GPU, HISTORY, HOW, LIMITS, TITLE
 
@@ -28,7 +28,6 @@ _RANGES = (  # of the search space: the name on the page, the column, the field 
     ("bytes a step, one window or more", "batch_bytes", "batch_bytes"),
     ("context", "context_length", "context_lengths"),
 )
-_CORPORA = ("books", "code")
 _EQUAL = (
     "Every model had the same number of trials over the same ranges at the same compute, and its best point "
     "the same new seeds."
@@ -97,7 +96,7 @@ def _unequal(results: Rows) -> str:
 def _options(results: Rows) -> str:
     """The options of the tournament by which its runs were made, as words of its command."""
     said = "" if results[0]["size"] == "cpu" else f" --size {results[0]['size']}"
-    if (corpora := _in_order(results, "corpus")) != list(_CORPORA):
+    if (corpora := _in_order(results, "corpus")) != list(CORPORA):
         said += f" --corpora {' '.join(corpora)}"
     if (models := _in_order(results, "model")) != list(MODELS):
         said += f" --models {' '.join(models)}"

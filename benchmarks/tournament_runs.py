@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -24,7 +25,9 @@ from tournament_space import MODELS, SIZES, Point, Size, described, settings_of
 from mambabyte.errors import UserError
 from mambabyte.runs.run import Run, read_run
 
+CORPORA = ("books", "code")
 SEEDS = (1, 2, 3)
+RUN_NAME = re.compile(r"trial_\d+|(compute|time)_\d+")  # of a run's folder
 RESULT = "result.json"  # of a run that has ended, in its folder
 GUESSING = 8.0  # bits per byte of a trial that has none: those of a model that knows nothing
 _ALONE = threading.Lock()  # Hydra composes in one thread at a time, and so are models built

@@ -26,8 +26,7 @@ class Search:
     def __init__(self, plan: Plan, machine: Machine, model: str) -> None:
         self._plan, self._machine, self._model = plan, machine, model
         self._found: dict[str, dict[Point, float]] = {corpus: {} for corpus in plan.corpora}
-        self._figures = dict.fromkeys(plan.corpora, 0)  # trials that have one
-        self._outcome = ""  # of the latest trial
+        self._outcomes: dict[str, list[str]] = {corpus: [] for corpus in plan.corpora}
         self._turns = 0  # that have ended
         self._fault = False
         self._changed = threading.Condition()
@@ -76,10 +75,10 @@ class Search:
             best = found.get(self.best(corpus)) if found else None
             helped = move if best is None or result["bits_per_byte"] < best else None
             found[point] = result["bits_per_byte"]
-            self._figures[corpus] += result["outcome"] == "finished"
-            self._outcome = result["outcome"]
-        if not self._figures[corpus]:
-            why = f"none of its trials has a figure, so it has no best point; the last: {self._outcome}"
+            self._outcomes[corpus].append(result["outcome"])
+        if "finished" not in self._outcomes[corpus]:
+            last = self._outcomes[corpus][-1]
+            why = f"none of its trials has a figure, so it has no best point; the last: {last}"
             raise Failed(f"{corpus}, {self._model}: {why}")
 
     def _step(
